@@ -1,0 +1,162 @@
+"""The command line: a preset, a mode, a settings file, then single settings, in that order.
+
+tyro reads the arguments and writes the help from the fields of `config.py`; what it finds wrong becomes one sentence.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn, TypeVar
+
+import tyro
+
+from dgpo_core import config_io
+from dgpo_core.config import Config, RewardTerm
+from dgpo_core.errors import UserError
+
+Settings = TypeVar("Settings")
+
+_rewards = tyro.constructors.ConstructorRegistry()
+
+
+@_rewards.primitive_rule
+def _read_rewards(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    if info.type != tuple[RewardTerm, ...]:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME[=WEIGHT],...",
+        instance_from_str=lambda args: config_io.read_rewards(args[0], "--reward"),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [config_io.show_rewards(value)],
+    )
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Train a diffusion model by Direct Group Preference Optimization."""
+
+    preset: str = ""
+    """The preset to start from."""
+    mode: Literal["", "1", "2a", "2b"] = ""
+    """1: roll-outs with CFG; 2a: CFG-free, frozen reference; 2b: CFG-free, moving reference; over preset and file."""
+    config: str = ""
+    """A YAML file of settings, such as a run's config.yaml, laid over the preset."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def parse_args(
+    argv: Sequence[str] | None = None, default_preset: str = "quickstart", prog: str = "python -m dgpo_core.train"
+) -> Config:
+    """The validated settings of a training command; its run name is resolved.
+
+    `default_preset` is taken where neither `--preset` nor `--config` is given; `--resume` without them takes the
+    settings of the run that it resumes. Raises UserError for anything wrong with the arguments, and SystemExit(0) after
+    printing `--help`.
+    """
+    argv = _arguments(argv)
+    chosen, base = _start(argv, default_preset, prog)
+    defaults = CommandLine(chosen.preset, chosen.mode, chosen.config, base)
+    description = (
+        f"{CommandLine.__doc__}\n\nPresets: {', '.join(config_io.preset_names())}.\nPreset, --config, --mode and single"
+        " settings are laid over each other in this order."
+    )
+    config = parse(CommandLine, argv, prog, description, defaults).settings
+    config = replace(config, name=config.name or (Path(chosen.config).stem if chosen.config else "run"))
+    config_io.validate(config)
+    return config
+
+
+def parse(
+    kind: type[Settings],
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str | None = None,
+    default: Settings | None = None,
+) -> Settings:
+    """An instance of the dataclass `kind` from command-line arguments (default: the process's).
+
+    Raises UserError for whatever tyro finds wrong, in one sentence, and SystemExit(0) after printing `--help`.
+    """
+    argv = _arguments(argv)
+    _refuse_unknown(kind, argv)
+    printed = io.StringIO()
+    arguments = {} if default is None else {"default": default}
+    try:
+        with contextlib.ExitStack() as redirections:
+            redirections.enter_context(contextlib.redirect_stderr(printed))
+            if not {"-h", "--help"} & set(argv):
+                # tyro frames and colours its errors as fits the terminal that stdout is: a buffer gets plain text
+                redirections.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            return tyro.cli(
+                kind,
+                prog=prog,
+                description=description,
+                args=argv,
+                use_underscores=True,
+                registry=_rewards,
+                **arguments,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_sentence(printed.getvalue(), prog)) from None
+
+
+def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argparse.Namespace, Config]:
+    """What decides the defaults of all other options, and those defaults."""
+    reader = _StartReader(prog=prog, add_help=False, allow_abbrev=False)
+    for option in ("--preset", "--mode", "--config", "--name", "--output"):
+        reader.add_argument(option, default="")
+    reader.add_argument("--resume", action="store_true")
+    chosen, _ = reader.parse_known_args(argv)
+    saved = Path(chosen.output or Config().output, chosen.name or default_preset, "config.yaml")
+    resumed = chosen.resume and not chosen.preset and not chosen.config and os.path.exists(saved)
+    if resumed:
+        chosen.config = str(saved)
+    chosen.preset = chosen.preset or ("" if chosen.config else default_preset)
+    base = config_io.load_preset(chosen.preset) if chosen.preset else Config()
+    if chosen.config:
+        base = config_io.load_yaml(chosen.config, base)
+    if resumed:
+        base = replace(base, output=str(saved.parents[1]), name=saved.parent.name)  # it may have been moved
+    if chosen.mode:
+        base = config_io.apply_mode(base, chosen.mode)
+    return chosen, base
+
+
+class _StartReader(argparse.ArgumentParser):
+    """Reads the few options that must be known before tyro reads all."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}.")
+
+
+def _arguments(argv: Sequence[str] | None) -> list[str]:
+    return list(sys.argv[1:] if argv is None else argv)
+
+
+def _refuse_unknown(kind: type, argv: Sequence[str]) -> None:
+    known = {"help"}
+    for name, hint in config_io.setting_types(kind).items():
+        name = name.removeprefix("settings.")
+        group, dot, leaf = name.rpartition(".")
+        known |= {name, f"{group}{dot}no_{leaf}"} if hint is bool else {name}
+    for token in argv:
+        name = token[2:].partition("=")[0].replace("-", "_")
+        if token.startswith("--") and name not in known:
+            raise UserError(f"There is no option --{name}{config_io.suggest(name, known, '--')}")
+
+
+def _one_sentence(printed: str, prog: str) -> str:
+    """The message that tyro prints: what stands between the line under its title and the next line."""
+    lines = [line.strip() for line in printed.splitlines()]
+    rules = [i for i, line in enumerate(lines) if line and not line.strip("-")] + [len(lines)]
+    message = [line for line in lines[rules[0] + 1 : rules[min(1, len(rules) - 1)]] if line]
+    text = " ".join(message).removesuffix(".") or f"The arguments cannot be read, see {prog} --help"
+    return f"{text[:1].upper()}{text[1:]}."

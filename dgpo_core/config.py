@@ -1,0 +1,239 @@
+"""Every setting of a run, once: type, default, allowed range and documentation.
+
+The line under a field is its help on the command line (`python -m dgpo_core.train --help`). The `Annotated` range is
+what `config_io.validate` enforces. Defaults suit SD3.5-M in mode 1 (roll-outs with CFG, training without) on a 12 GB
+card; they are the paper's or the official config's unless the line says otherwise. The files in `presets/` override.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+EMBEDDED = "embedded"
+"""Instead of a path: what ships inside the package (the demo model, its training and its held-out prompts)."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The allowed values of a number (or of each number of a tuple): `low <= x <= high`, or `low < x` if `open_low`,
+    `x < high` if `open_high`."""
+
+    low: float = float("-inf")
+    high: float = float("inf")
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is allowed; NaN and the infinities never are."""
+        above = self.low < value if self.open_low else self.low <= value
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and abs(value) != float("inf")
+
+    def __str__(self) -> str:
+        low = f"greater than {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        high = f"less than {self.high:g}" if self.open_high else f"at most {self.high:g}"
+        return " and ".join(text for text, edge in ((low, self.low), (high, self.high)) if abs(edge) != float("inf"))
+
+
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, open_low=True)]
+NotNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+BelowOne = Annotated[float, Range(0, 1, open_high=True)]
+Guidance = Annotated[float, Range(1, 100)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The diffusion model that is trained."""
+
+    path: str = EMBEDDED
+    """A diffusers folder, a hub id or a single .safetensors checkpoint; 'embedded' is the demo model in the package."""
+    family: str = "auto"
+    """Architecture: sd15, sdxl, sd3, flux; 'auto' reads it from the model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the frozen base; 'auto' is bfloat16 on a GPU and float32 on a CPU. The LoRA is always float32."""
+    height: CountOrZero = 0
+    """Image height in pixels; 0 is the model's own."""
+    width: CountOrZero = 0
+    """Image width in pixels; 0 is the model's own."""
+    device: str = "auto"
+    """Where to run: cpu, cuda, cuda:1, mps; 'auto' takes the first accelerator there is."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The adapter that learns."""
+
+    rank: Count = 32
+    """Rank of the LoRA matrices (paper 32, official code 64), at least 1."""
+    alpha: Positive = 64.0
+    """LoRA scale numerator: the update is multiplied by alpha / rank (official code: 2 * rank), above 0."""
+    dropout: BelowOne = 0.0
+    """Dropout on the LoRA input while training, 0 to below 1."""
+    targets: tuple[str, ...] = ()
+    """Suffixes of the module names that get a LoRA; none given = the family's default (all attention projections)."""
+    init: str = ""
+    """A LoRA file (.safetensors) to continue from; empty starts from a fresh one."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The prompts."""
+
+    prompts: str = EMBEDDED
+    """Training prompts: a .txt (one per line) or .jsonl ({"prompt": ..., metadata}) file; 'embedded' is the demo's."""
+    held_out: str = EMBEDDED
+    """Prompts for evaluation, disjoint from the training prompts, same formats; empty: no evaluation on any."""
+    groups_per_iteration: Count = 8
+    """Prompts (= groups, the paper's P) per iteration over all processes, at least 1 (paper 8, '24 is better')."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How the images of an iteration are drawn."""
+
+    solver: str = "dpmpp_2m"
+    """ODE solver: euler, heun, dpmpp_2m, unipc for flow models; ddim, plms, euler, dpmpp_2m, unipc for others."""
+    steps: Annotated[int, Range(1, 1000)] = 10
+    """Solver steps per image, 1 to 1000."""
+    cfg: Guidance = 4.5
+    """Classifier-free guidance scale while drawing, 1 to 100; 1 is no guidance."""
+    group_size: Annotated[int, Range(2)] = 24
+    """Images per prompt (the paper's G), at least 2: the update compares the images of a group with each other."""
+    batch: CountOrZero = 8
+    """Images per forward; bounds memory, does not change the result; 0 draws the whole iteration at once."""
+    negative_prompt: str = ""
+    """Prompt of the unguided branch where cfg > 1."""
+    on_policy_steps: CountOrZero = 200
+    """Optimiser steps after which the fast EMA draws instead of the current weights (GenEval: 500)."""
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """One reward of the sum."""
+
+    name: str
+    weight: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """From rewards to weights."""
+
+    advantage_std: Literal["group", "global"] = "group"
+    """Divide (reward - group mean) by the standard deviation of the group or of all samples of the iteration."""
+    advantage_clamp: Positive = 5.0
+    """Advantages are clamped to plus or minus this, above 0."""
+    beta: Positive = 100.0
+    """Sharpness of the group preference, above 0 (mode 1 and 2a: 10 to 100; mode 2b: 2000 to 5000)."""
+    logit_scaling: Literal["official", "paper"] = "official"
+    """'paper' keeps the factor beta in the gradient; 'official' drops it, as the authors' code does."""
+    clip: NotNegative = 1e-2
+    """PPO-style clip of exp(d_old - d) around 1, at least 0; 0 is off (mode 1: 1e-3 to 1e-2, 2: 1e-5 to 1e-4)."""
+    kl_weight: NotNegative = 0.02
+    """Weight of the mean squared distance to the reference's prediction, at least 0."""
+    kl_cfg: Guidance = 1.0
+    """Guidance scale of the reference in the KL term, 1 to 100; 1 is no guidance (mode 2a: 4.5)."""
+    reference: Literal["frozen", "old"] = "frozen"
+    """The reference policy: the base model without adapter, or the fast EMA of the adapter (mode 2b)."""
+    timesteps: Count = 4
+    """Noise levels per sample and iteration (the paper's M), at least 1."""
+    timestep_source: Literal["rollout", "uniform"] = "rollout"
+    """Draw them from the roll-out's own timesteps without replacement, or uniformly from [t_min, 1]."""
+    t_min: NotNegative = 7.0
+    """Timestep clip: a noise level below 1 under which nothing is trained, or how many first roll-out steps; 0: off."""
+    micro_batch: Count = 4
+    """Samples per training forward; bounds memory, does not change the result, at least 1."""
+    lr: Positive = 3e-4
+    """Learning rate of AdamW, above 0."""
+    weight_decay: NotNegative = 1e-4
+    """Weight decay of AdamW, at least 0."""
+    betas: Annotated[tuple[float, float], Range(0, 1, open_high=True)] = (0.9, 0.999)
+    """Moment decays of AdamW, each 0 to below 1."""
+    max_grad_norm: NotNegative = 1.0
+    """The gradient is scaled down to this norm, at least 0; 0 switches it off."""
+    ema_fast_max: BelowOne = 0.3
+    """Largest decay of the fast EMA (the 'old' policy), 0 to below 1."""
+    ema_fast_rate: NotNegative = 0.001
+    """The fast EMA's decay grows by this per optimiser step until ema_fast_max, at least 0."""
+    ema_slow: BelowOne = 0.9
+    """Decay of the slow EMA, which is evaluated and saved, 0 to below 1."""
+    ema_slow_every: Count = 8
+    """Optimiser steps between two updates of the slow EMA, at least 1."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How the gain is measured, always with seeds that training never uses."""
+
+    every: CountOrZero = 50
+    """Iterations between two evaluations on held-out prompts; 0 evaluates only before and after."""
+    images: CountOrZero = 64
+    """Images per evaluation during the training."""
+    final_images: CountOrZero = 512
+    """Images of the measurement before and after, for base and adapter each; 0 leaves it out."""
+    reward: str = ""
+    """The reward that measures the gain; empty is the sum that is trained."""
+    batch: CountOrZero = 8
+    """Images per forward; bounds memory; 0 draws all at once."""
+    solver: str = ""
+    """Solver of the evaluation; empty is the roll-out's."""
+    steps: Annotated[int, Range(1, 1000)] = 14
+    """Solver steps of the evaluation, 1 to 1000 (official config 14, the paper's table 40)."""
+    cfg: Guidance = 4.5
+    """Guidance scale of the evaluation, 1 to 100; 1 is no guidance."""
+    weights: Literal["ema", "current"] = "ema"
+    """Evaluate and save the slow EMA of the adapter, or its current weights."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What a killed run can go on from."""
+
+    every: Count = 10
+    """Iterations between two checkpoints, at least 1; there is always one at the end."""
+    keep: Count = 2
+    """Newest checkpoints to keep, at least 1."""
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Memory against time."""
+
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: much less memory, about a third more time per update."""
+    compile: bool = False
+    """torch.compile the backbone: a slow start, then faster iterations."""
+    offload: bool = True
+    """Keep the text encoders and the VAE off the accelerator while they are not in use."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run of DGPO."""
+
+    name: str = ""
+    """Name of the run folder; empty takes the preset's name, or 'run' where there is no preset."""
+    output: str = "runs"
+    """Folder in which run folders are made."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    iterations: Count = 1000
+    """Iterations (= optimiser steps) in all, at least 1; a resumed run may raise it."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder of this name."""
+    reward: tuple[RewardTerm, ...] = (RewardTerm("shapes_graded"),)
+    """Rewards and their weights: NAME or NAME=WEIGHT, separated by commas, such as pickscore=1.0,clip_score=0.5."""
+    combine: Literal["sum", "normalised"] = "sum"
+    """Add the weighted rewards as they are, or each divided by its standard deviation within the iteration."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)

@@ -1,0 +1,336 @@
+"""Settings to and from dicts, YAML files and presets; their validation; what a resumed run may change."""
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dgpo_core.config import Config, Range, RewardTerm
+from dgpo_core.errors import UserError
+
+MODES = ("1", "2a", "2b")
+"""The official README's three modes; `presets/modes/` holds what each one sets."""
+
+PERSONAL = ("name", "output", "resume")
+"""Where a run lives and how it was started: no part of what it computes."""
+
+RESUMABLE = (*PERSONAL, "iterations", "rollout.batch", "training.micro_batch", "evaluation.batch")
+"""What `--resume` may change besides the groups below: iterations (only up) and what only trades memory for time."""
+
+RESUMABLE_GROUPS = ("checkpoint.", "memory.", "model.device")
+
+
+def suggest(name: str, known: Collection[str], mark: str = "") -> str:
+    """How a sentence about an unknown `name` ends: with the nearest known name, or with all where none is near.
+
+    `mark` is put before a name, such as the dashes of an option.
+    """
+    same_leaf = [candidate for candidate in known if candidate.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = same_leaf or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f", did you mean {' or '.join(mark + candidate for candidate in near)}?"
+    return f"; known: {', '.join(sorted(known))}." if len(known) <= 15 else "."
+
+
+# --- dicts -----------------------------------------------------------------------------------------------------------
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings as plain data for YAML and JSON, without `resume`, which says how the run was started."""
+    plain = _plain(asdict(config))
+    del plain["resume"]
+    return plain
+
+
+def from_dict(values: Mapping[str, Any], base: Config | None = None, source: str = "settings") -> Config:
+    """`base` (default: `Config()`) with `values` laid over it; nested groups may be partial.
+
+    Raises UserError, starting with `source`, for an unknown key (naming the nearest) or a value of the wrong type.
+    """
+    return _read_group(base or Config(), values, "", source)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _read_group(base: Any, values: Any, prefix: str, source: str) -> Any:
+    if not isinstance(values, Mapping):
+        where = prefix.rstrip(".") or "the file"
+        raise UserError(f"{source}: {where} must hold 'name: value' lines, not {_show(values)}.")
+    hints = _hints(type(base))
+    changes = {}
+    for key, value in values.items():
+        if key not in hints:
+            known = [prefix + name for name in hints] if prefix else list(setting_types())
+            raise UserError(f"{source}: there is no setting {prefix}{key}{suggest(f'{prefix}{key}', known)}")
+        current = getattr(base, key)
+        if is_dataclass(current):
+            changes[key] = _read_group(current, value, f"{prefix}{key}.", source)
+        else:
+            changes[key] = _read_value(hints[key], value, f"{source}: {prefix}{key}")
+    return replace(base, **changes)
+
+
+def _read_value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _read_value(arguments[0], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where} must be one of {', '.join(arguments)}, not {_show(value)}.")
+        return value
+    if arguments and arguments[0] is RewardTerm:
+        return read_rewards(value, where)
+    if origin is tuple:
+        return _read_tuple(arguments, value, where)
+    if hint is float and not isinstance(value, bool) and isinstance(value, (int, float, str)):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        except ValueError:
+            pass
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    kind = {float: "a number", int: "a whole number", bool: "true or false", str: "text (put it in quotes)"}[hint]
+    raise UserError(f"{where} must be {kind}, not {_show(value)}.")
+
+
+def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{where} must be a list, not {_show(value)}.")
+    if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+        raise UserError(f"{where} must hold {len(arguments)} values, not {len(value)}.")
+    return tuple(_read_value(arguments[0], item, where) for item in value)
+
+
+def read_rewards(value: Any, where: str = "reward") -> tuple[RewardTerm, ...]:
+    """Rewards from `"a=1.0,b=0.5"`, from `{a: 1.0, b: 0.5}` or from a list of `{name, weight, options}`."""
+    if isinstance(value, str):
+        return tuple(_read_reward(item.strip(), where) for item in value.split(",") if item.strip())
+    if isinstance(value, Mapping):
+        return tuple(_read_reward({"name": name, "weight": weight}, where) for name, weight in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_read_reward(item, where) for item in value)
+    raise UserError(f"{where} must be NAME=WEIGHT,... or a list of rewards, not {_show(value)}.")
+
+
+def _read_reward(item: Any, where: str) -> RewardTerm:
+    if isinstance(item, str):
+        name, equals, weight = item.partition("=")
+        item = {"name": name.strip(), "weight": weight.strip()} if equals else {"name": name}
+    if not isinstance(item, Mapping) or not item.get("name"):
+        raise UserError(f"{where} must give each reward a name, as in pickscore=1.0, not {_show(item)}.")
+    known = [field.name for field in fields(RewardTerm)]
+    for key in item:
+        if key not in known:
+            raise UserError(f"{where}: a reward has no {key}{suggest(str(key), known)}")
+    options = item.get("options") or {}
+    if not isinstance(options, Mapping):
+        raise UserError(f"{where}: the options of {item['name']} must be 'name: value' lines, not {_show(options)}.")
+    weight = _read_value(float, item.get("weight", 1.0), f"{where}: the weight of {item['name']}")
+    return RewardTerm(_read_value(str, item["name"], where), weight, dict(options))
+
+
+def show_rewards(rewards: tuple[RewardTerm, ...]) -> str:
+    """`"a=1.0,b=0.5"`: what `read_rewards` reads, without options."""
+    return ",".join(f"{term.name}={term.weight:g}" for term in rewards)
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@cache
+def _hints(group: type) -> dict[str, Any]:
+    return typing.get_type_hints(group, include_extras=True)
+
+
+@cache
+def setting_types(group: type = Config, prefix: str = "") -> Mapping[str, Any]:
+    """Every setting's dotted name, such as `training.lr`, and its annotation."""
+    found: dict[str, Any] = {}
+    for name, hint in _hints(group).items():
+        group_or_type = getattr(hint, "__origin__", hint)  # what Annotated wraps
+        nested = is_dataclass(group_or_type)
+        found |= setting_types(group_or_type, f"{prefix}{name}.") if nested else {prefix + name: hint}
+    return types.MappingProxyType(found)
+
+
+# --- YAML and presets ------------------------------------------------------------------------------------------------
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved settings as a YAML file that `load_yaml` and `--config` read back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def load_yaml(path: str | Path, base: Config | None = None) -> Config:
+    """Settings from the file at `path`, laid over `base`. Raises UserError for whatever is wrong with the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"There is no settings file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The settings file {path} cannot be read: {error}.") from None
+    return _from_yaml(text, base, str(path))
+
+
+def preset_names() -> list[str]:
+    """What `--preset` takes."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _presets().iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_preset(name: str, base: Config | None = None) -> Config:
+    """The preset `name`, laid over `base`; its run is called after it. Raises UserError for an unknown name."""
+    if name not in preset_names():
+        raise UserError(f"There is no preset {name}{suggest(name, preset_names())}")
+    config = _from_yaml(_presets().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), base, f"preset {name}")
+    return replace(config, name=name)
+
+
+def apply_mode(config: Config, mode: str) -> Config:
+    """`config` with the settings of mode 1, 2a or 2b (roll-outs with or without CFG, frozen or moving reference)."""
+    if mode not in MODES:
+        raise UserError(f"There is no mode {mode}; known: {', '.join(MODES)}.")
+    text = _presets().joinpath("modes", f"mode-{mode}.yaml").read_text(encoding="utf-8")
+    return _from_yaml(text, config, f"mode {mode}")
+
+
+def _presets() -> Traversable:
+    return files("dgpo_core").joinpath("presets")
+
+
+def _from_yaml(text: str, base: Config | None, source: str) -> Config:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{source}{line}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    return from_dict({} if values is None else values, base, source)
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+def validate(config: Config) -> None:
+    """Raises UserError for the first number out of its range or combination that cannot work.
+
+    Names of rewards, solvers, models and files are checked by those who know them.
+    """
+    if config.rollout.group_size < 2:
+        raise UserError(
+            f"rollout.group_size is {config.rollout.group_size} but must be at least 2: DGPO learns from comparing the"
+            " images of one prompt with each other, and one image has nothing to be compared with."
+        )
+    for name, hint in setting_types().items():
+        _check_range(name, hint, _get(config, name))
+    _check_names(config)
+    _check_timesteps(config)
+
+
+def _get(config: Config, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _check_range(name: str, hint: Any, value: Any) -> None:
+    ranges = [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Range)]
+    if typing.get_origin(hint) is float or hint is float:
+        ranges.append(Range())
+    for allowed in ranges:
+        for number in value if isinstance(value, tuple) else (value,):
+            if not allowed.holds(number):
+                raise UserError(f"{name} is {number:g} but must be {allowed}.")
+
+
+def _check_names(config: Config) -> None:
+    if not config.data.prompts:
+        raise UserError("There are no training prompts: give --data.prompts FILE (.txt or .jsonl).")
+    if not config.reward:
+        raise UserError("There is no reward: give --reward NAME.")
+    names = [term.name for term in config.reward]
+    for term in config.reward:
+        if names.count(term.name) > 1:
+            raise UserError(f"The reward {term.name} is given more than once; give it once, with its weight.")
+        if term.weight == 0 or not Range().holds(term.weight):
+            raise UserError(f"The weight of the reward {term.name} must be a number other than 0, not {term.weight:g}.")
+    bad = set('/\\:*?"<>|\0') & set(config.name)
+    if bad or config.name.strip(" .") != config.name:
+        raise UserError(f"The run name {config.name!r} cannot be a folder name; use letters, digits, '-', '_' and '.'.")
+    for side in ("height", "width"):
+        if getattr(config.model, side) % 8:
+            raise UserError(f"model.{side} is {getattr(config.model, side)} but must be a multiple of 8.")
+
+
+def _check_timesteps(config: Config) -> None:
+    training, steps = config.training, config.rollout.steps
+    if training.t_min >= 1:
+        if training.t_min != int(training.t_min) or training.t_min > steps:
+            raise UserError(
+                f"training.t_min is {training.t_min:g} but must be a noise level below 1 or a whole number of"
+                f" roll-out steps, at most rollout.steps ({steps})."
+            )
+        if training.timestep_source == "uniform":
+            raise UserError(
+                f"training.t_min is {training.t_min:g} roll-out steps, but with training.timestep_source uniform it"
+                " must be a noise level below 1."
+            )
+    there_are = int(training.t_min) if training.t_min >= 1 else steps
+    if training.timestep_source == "rollout" and training.timesteps > there_are:
+        raise UserError(
+            f"training.timesteps is {training.timesteps} but only {there_are} roll-out steps may be trained on"
+            " (rollout.steps, training.t_min)."
+        )
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+def differences(saved: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """What a resumed run may not change but `new` does: dotted name -> its value in `saved` and in `new`."""
+    old, now = _training_settings(saved), _training_settings(new)
+    return {name: (old[name], now[name]) for name in now if old[name] != now[name]}
+
+
+def fingerprint(config: Config) -> str:
+    """A short hash of everything that `differences` compares, for checkpoints to carry.
+
+    Settings at their default do not enter, so that one added by a later version leaves it as it is.
+    """
+    changed = differences(Config(), config)
+    text = json.dumps([[name, value] for name, (_, value) in sorted(changed.items())])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _training_settings(config: Config) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in _flatten(to_dict(config))
+        if name not in RESUMABLE and not name.startswith(RESUMABLE_GROUPS)
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

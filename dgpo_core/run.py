@@ -1,0 +1,278 @@
+"""A run's folder on disk: whole files or none, one writer at a time, and nothing lost but the last half-written line.
+
+`runs/<name>/` holds config.yaml, metrics.jsonl, reward.png, samples/, lora.safetensors, checkpoints/ and summary.json.
+"""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from safetensors import SafetensorError
+
+from dgpo_core import config_io
+from dgpo_core.config import Config
+from dgpo_core.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+TEMPORARY = ".tmp"
+"""Suffix of files that are being written; one that is left over belongs to a killed process and means nothing."""
+
+FOLDERS = ("samples", "checkpoints")
+
+
+def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], object]) -> None:
+    """Writes `path` so that it holds, at every moment, either what it held before or all of `content`.
+
+    `content` is the data, or a function that writes them to the path it is given (in the same folder, with the same
+    suffix). On failure nothing is left behind; what the system refused (permission, a full disk) raises UserError.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{TEMPORARY}{path.suffix}")
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # the data before the name: a crash must not leave a name without data
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"Cannot write {path}: {_reason(error)}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text[:1].lower() + text[1:].rstrip(".")
+
+
+class Run:
+    """The folder of one run, locked against a second process for as long as this object is open.
+
+    Made by `open`; use it as a context manager, or `close` it.
+    """
+
+    def __init__(self, folder: Path, lock: int) -> None:
+        self.folder = folder
+        self._lock = lock
+        self._metrics: int | None = None
+
+    config_path = property(lambda self: self.folder / "config.yaml")
+    metrics_path = property(lambda self: self.folder / "metrics.jsonl")
+    reward_png = property(lambda self: self.folder / "reward.png")
+    lora_path = property(lambda self: self.folder / "lora.safetensors")
+    summary_path = property(lambda self: self.folder / "summary.json")
+    samples = property(lambda self: self.folder / "samples")
+    checkpoints = property(lambda self: self.folder / "checkpoints")
+
+    # --- opening -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def check(config: Config) -> None:
+        """Raises the UserError that `open` would, before a model is loaded; writes nothing."""
+        folder = Path(config.output, config.name)
+        if not config.resume:
+            _refuse_occupied(folder)
+        elif not os.path.isdir(folder):
+            raise UserError(f"There is no run to resume in {folder}: check --name and --output, or leave out --resume.")
+        elif os.path.exists(folder / "config.yaml"):
+            _check_same(folder, config)
+        elif not _is_vacant(folder):
+            raise UserError(f"{folder} is not the folder of a run (it has no config.yaml): check --name and --output.")
+
+    @classmethod
+    def open(cls, config: Config) -> "Run":
+        """The folder `config.output`/`config.name`: a new one, or the one of the run that `config.resume` goes on with.
+
+        A run that was killed before it wrote anything starts afresh. Afterwards config.yaml holds `config`. Raises
+        UserError, and leaves everything as it was, if there is a run already, or none to resume, or one with settings
+        that differ in what a resumed run may not change, or if the folder cannot be written or is in use.
+        """
+        cls.check(config)
+        folder = Path(config.output, config.name)
+        made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+        try:
+            run = cls(folder, _open_locked(folder))
+            try:
+                cls.check(config)  # another process may have been faster
+                run._prepare(config)
+            except UserError:
+                run.close()
+                _remove_leftovers(folder)
+                raise
+        except UserError:
+            _remove_empty(made)
+            raise
+        return run
+
+    def _prepare(self, config: Config) -> None:
+        _remove_temporary(self.folder)
+        for name in FOLDERS:
+            _make_folder(self.folder / name)
+        write_atomic(self.config_path, config_io.to_yaml(config))
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Writes `value` to `path`, atomically; NaN and the infinities become null."""
+        write_atomic(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Adds one line to metrics.jsonl, in one write. `record` holds the number of its `iteration`."""
+        line = (json.dumps(_finite(record), ensure_ascii=False) + "\n").encode()
+        try:
+            if self._metrics is None:
+                self._metrics = os.open(self.metrics_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            written = os.write(self._metrics, line)
+        except OSError as error:
+            raise UserError(f"Cannot write {self.metrics_path}: {_reason(error)}.") from error
+        if written < len(line):
+            raise UserError(f"Cannot write {self.metrics_path}: the disk is full.")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl; a line that a killed process left half-written is skipped."""
+        if not self.metrics_path.exists():
+            return []
+        records = []
+        for line in self.metrics_path.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    records.append(record)
+        return records
+
+    def truncate_metrics(self, iteration: int) -> None:
+        """Drops the records after `iteration`, the one a resumed run starts from (-1: all), and half-written lines."""
+        kept = [record for record in self.read_metrics() if record.get("iteration", 0) <= iteration]
+        self._close_metrics()
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        write_atomic(self.metrics_path, "".join(lines))
+
+    # --- closing -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Lets another process have the folder; may be called again."""
+        self._close_metrics()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            os.close(self._metrics)
+            self._metrics = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open_locked(folder: Path) -> int:
+    """The descriptor of the locked lock file. The system lets go of it when the process ends, however it ends."""
+    _make_folder(folder)
+    path = folder / ".lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {_reason(error)}.") from error
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if fcntl is None or isinstance(error, BlockingIOError):
+            os.close(handle)
+            raise UserError(f"Another process is running in {folder}: wait for it or pass another --name.") from None
+        # else a file system that knows no locks: better unguarded than not at all
+    return handle
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {path}: {_reason(error)}.") from error
+
+
+def _check_same(folder: Path, config: Config) -> None:
+    path = folder / "config.yaml"
+    saved = config_io.load_yaml(path)
+    changed = config_io.differences(saved, config)
+    if changed:
+        (name, (was, now)), *others = changed.items()
+        more = f" (and {len(others)} more: {', '.join(other for other, _ in others[:3])})" if others else ""
+        raise UserError(
+            f"Cannot resume {folder}: {name} was {was!r} and is now {now!r}{more}; resume with the run's own"
+            f" settings (--config {path}) or start a new run with another --name."
+        )
+    if config.iterations < saved.iterations:
+        raise UserError(
+            f"Cannot resume {folder}: iterations was {saved.iterations} and is now {config.iterations}; a"
+            " resumed run may have more iterations, not fewer."
+        )
+
+
+def _refuse_occupied(folder: Path) -> None:
+    if os.path.exists(folder / "config.yaml"):
+        raise UserError(f"There is a run in {folder} already: pass --resume to go on with it, or another --name.")
+    if os.path.lexists(folder) and not _is_vacant(folder):
+        raise UserError(f"{folder} exists and is not the folder of a run: pass another --name or --output.")
+
+
+def _is_vacant(folder: Path) -> bool:
+    """Whether there is nothing in `folder` but what an `open` that was killed may have left."""
+    return os.path.isdir(folder) and all(
+        _is_temporary(path) or path.name == ".lock" or (path.is_dir() and path.name in FOLDERS)
+        for path in folder.rglob("*")
+    )
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and TEMPORARY in path.suffixes
+
+
+def _remove_temporary(folder: Path) -> None:
+    for path in folder.rglob(".*"):
+        if _is_temporary(path):
+            path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    if _is_vacant(folder):
+        _remove_temporary(folder)
+        (folder / ".lock").unlink(missing_ok=True)
+        _remove_empty([folder / name for name in FOLDERS])
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
