@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.run import write_atomic
+from dgpo_core.files import write_atomic
 
 FORMAT = "dgpo-checkpoint-1"
 _NAME = re.compile(r"step_(\d{6,})\.safetensors")

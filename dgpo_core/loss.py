@@ -1,8 +1,8 @@
 """The DGPO objective (arXiv 2510.08425), one function per equation.
 
-Symbols: d_i is a sample's denoising error under the current policy, d_ref and d_old the same under the reference
-and the old policy; A_i its advantage; s_g the group's logit; beta the sharpness of the preference. Shapes: [P, G] per sample,
-[P] per group.
+Symbols: d_i is a sample's denoising error under the current policy, d_ref and d_old the same under the reference and
+the old policy; A_i its advantage; s_g the group's logit; beta the sharpness of the preference. Shapes: [P, G] per
+sample, [P] per group.
 """
 
 from typing import Literal

@@ -7,17 +7,15 @@ import contextlib
 import json
 import math
 import os
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from safetensors import SafetensorError
-
 from dgpo_core import config_io
 from dgpo_core.config import Config
 from dgpo_core.errors import UserError
+from dgpo_core.files import TEMPORARY, reason, write_atomic
 
 try:
     import fcntl
@@ -25,38 +23,7 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
-TEMPORARY = ".tmp"
-"""Suffix of files that are being written; one that is left over belongs to a killed process and means nothing."""
-
 FOLDERS = ("samples", "checkpoints")
-
-
-def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], object]) -> None:
-    """Writes `path` so that it holds, at every moment, either what it held before or all of `content`.
-
-    `content` is the data, or a function that writes them to the path it is given (in the same folder, with the same
-    suffix). On failure nothing is left behind; what the system refused (permission, a full disk) raises UserError.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{TEMPORARY}{path.suffix}")
-    try:
-        if callable(content):
-            content(temporary)
-        else:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # the data before the name: a crash must not leave a name without data
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"Cannot write {path}: {_reason(error)}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text[:1].lower() + text[1:].rstrip(".")
 
 
 class Run:
@@ -138,7 +105,7 @@ class Run:
                 self._metrics = os.open(self.metrics_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             written = os.write(self._metrics, line)
         except OSError as error:
-            raise UserError(f"Cannot write {self.metrics_path}: {_reason(error)}.") from error
+            raise UserError(f"Cannot write {self.metrics_path}: {reason(error)}.") from error
         if written < len(line):
             raise UserError(f"Cannot write {self.metrics_path}: the disk is full.")
 
@@ -191,7 +158,7 @@ def _open_locked(folder: Path) -> int:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {_reason(error)}.") from error
+        raise UserError(f"Cannot write {path}: {reason(error)}.") from error
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -209,7 +176,7 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"Cannot make the folder {path}: {_reason(error)}.") from error
+        raise UserError(f"Cannot make the folder {path}: {reason(error)}.") from error
 
 
 def _check_same(folder: Path, config: Config) -> None:

@@ -15,7 +15,8 @@ import pytest
 from dgpo_core import config_io
 from dgpo_core.config import Config
 from dgpo_core.errors import UserError
-from dgpo_core.run import Run, write_atomic
+from dgpo_core.files import write_atomic
+from dgpo_core.run import Run
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX limits and signals")
 
@@ -186,7 +187,7 @@ def test_a_killed_process_leaves_no_lock(config: Config, tmp_path: Path) -> None
 def test_a_file_is_whole_whenever_its_writer_is_killed(tmp_path: Path, delay: float) -> None:
     path = tmp_path / "file.bin"
     script = (
-        "import itertools, sys; from dgpo_core.run import write_atomic\n"
+        "import itertools, sys; from dgpo_core.files import write_atomic\n"
         "for number in itertools.count():\n"
         "    write_atomic(sys.argv[1], bytes([number % 256]) * 1_000_000)\n"
         "    if not number: print('started', flush=True)\n"
