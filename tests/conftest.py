@@ -1,20 +1,59 @@
-"""What all tests share: nothing is downloaded, nothing opens a window, and a config that is quick to spell."""
+"""What all tests share: nothing is downloaded, nothing opens a window, one thread, and a tiny model made once."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tiny models, threads cost more than they bring
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dgpo_core.config import Config
+from dgpo_core.policy.pipeline import DiffusersPolicy
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """The default settings of a run called `test` in a folder of the test's own."""
     return replace(Config(), name="test", output=str(tmp_path / "runs"))
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD3 with random weights, in diffusers format."""
+    import tiny
+
+    return tiny.save("sd3", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def _loaded(sd3_folder: Path) -> DiffusersPolicy:
+    from dgpo_core.policy import load_policy
+
+    return load_policy(sd3_folder, rank=4, alpha=8.0)
+
+
+@pytest.fixture
+def policy(_loaded: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch) -> Iterator[DiffusersPolicy]:
+    """The tiny SD3 with adapters as fresh and with no prompt encoded; whatever a test does to it is undone."""
+    states = {name: _loaded.adapter_state(name) for name in ("current", "old", "ema")}
+    before = {name: {key: p.detach().clone() for key, p in state.items()} for name, state in states.items()}
+    monkeypatch.setattr(_loaded, "_conds", {})
+    yield _loaded
+    for name, state in states.items():
+        for key, parameter in state.items():
+            parameter.data.copy_(before[name][key])
+            parameter.grad = None
+
+
+@pytest.fixture
+def rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the rewards of `bright.py` known by name."""
+    import bright
+
+    bright.register(monkeypatch.setitem)

@@ -1,0 +1,137 @@
+"""Three LoRA adapters on one frozen network: "current" (trained), "old" (fast EMA) and "ema" (slow EMA).
+
+They are peft adapters put there by diffusers' `add_adapter`. A switch sets two attributes per layer and copies nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from dgpo_core.errors import UserError
+from dgpo_core.policy.base import AdapterName
+from dgpo_core.seeds import derive_seed, noise
+
+NAMES: tuple[AdapterName, ...] = ("current", "old", "ema")
+
+
+class Adapters:
+    """Adds the three adapters to `model` (a diffusers network), freezes everything else and switches between them.
+
+    rank >= 1; alpha > 0: the branch is scaled by alpha / rank; dropout 0..1, on "current" alone; targets: the ends of
+    module names (`to_q`, `to_out.0`). A is normal with deviation 1 / rank and B zero (peft's "gaussian"), drawn from
+    `seed` per module and on the CPU: the start is the same on every device. The parameters are float32 on any base.
+
+    Raises UserError where no module matches the targets or a number is out of range.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
+    ) -> None:
+        from peft.tuners.lora import LoraLayer  # imported late, here and below: it takes seconds
+
+        _check(rank, alpha, dropout, targets)
+        self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, tuple(targets)
+        model.requires_grad_(False)
+        for name in NAMES:
+            _add(model, name, rank, alpha, dropout if name == "current" else 0.0, targets)
+        self._layers = {key: m for key, m in model.named_modules() if isinstance(m, LoraLayer)}
+        self._states = {name: self._collect(name) for name in NAMES}
+        self._dropouts = [m.lora_dropout["current"] for m in self._layers.values()]
+        self._switches = [vars(m) for m in self._layers.values()]
+        self.train(False)  # peft's new layers come in training mode
+        self._reset(seed)
+        self._active: AdapterName | None = "current"
+        self._activate("current")
+
+    @property
+    def active(self) -> AdapterName | None:
+        """The adapter that forwards use now; None: the base alone."""
+        return self._active
+
+    def state(self, name: AdapterName) -> dict[str, Parameter]:
+        """The live parameters of one adapter: `<module>.lora_A.weight`, `<module>.lora_B.weight`."""
+        return dict(self._states[name])
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Copies the tensors (keys of `state`, all of them) into all three adapters."""
+        with torch.no_grad():
+            for name in NAMES:
+                for key, parameter in self._states[name].items():
+                    parameter.copy_(state[key])
+
+    @contextmanager
+    def using(self, name: AdapterName | None) -> Iterator[None]:
+        """Switches for the length of the block, then back to what was active before."""
+        before = self._active
+        self._activate(name)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def train(self, mode: bool) -> None:
+        """Dropout of "current" on or off."""
+        for dropout in self._dropouts:
+            dropout.train(mode)
+
+    def _activate(self, name: AdapterName | None) -> None:
+        # peft's own set_adapter / enable_adapters also flip requires_grad of every parameter ("current" would lose its
+        # gradients while another adapter is on), and nn.Module.__setattr__ costs more than the switch: write the two
+        # attributes that peft's forward reads.
+        for attributes in self._switches:
+            attributes["_disable_adapters"] = name is None
+            if name is not None:
+                attributes["_active_adapter"] = [name]
+        self._active = name
+
+    def _collect(self, name: AdapterName) -> dict[str, Parameter]:
+        """The adapter's parameters as float32 leaves; only those of "current" require a gradient."""
+        state: dict[str, Parameter] = {}
+        for key, layer in self._layers.items():
+            for part in ("lora_A", "lora_B"):
+                linear = getattr(layer, part)[name].float()
+                linear.requires_grad_(name == "current")
+                state[f"{key}.{part}.weight"] = linear.weight
+        return state
+
+    def _reset(self, seed: int) -> None:
+        with torch.no_grad():
+            for key, first in self._states["current"].items():
+                value = torch.zeros(first.shape)
+                if key.endswith("lora_A.weight"):
+                    value = noise(derive_seed(seed, "lora", key), tuple(first.shape)) / self.rank
+                for name in NAMES:
+                    self._states[name][key].copy_(value)
+
+
+def _check(rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+    if rank < 1:
+        raise UserError(f"The LoRA rank must be at least 1, not {rank}.")
+    if not alpha > 0:
+        raise UserError(f"The LoRA alpha must be above 0, not {alpha}.")
+    if not 0 <= dropout < 1:
+        raise UserError(f"The LoRA dropout must be at least 0 and below 1, not {dropout}.")
+    if not targets:
+        raise UserError("The LoRA has no target modules: leave `targets` out for the default or name some.")
+
+
+def _add(model: Any, name: str, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), init_lora_weights="gaussian"
+    )
+    try:
+        # peft draws an init that is replaced, and warns of a second adapter: the caller's RNG and ears are left alone
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model.add_adapter(config, adapter_name=name)
+    except ValueError as error:  # peft: "Target modules ... not found in the base model"
+        raise UserError(f"No layer of the model can carry a LoRA on the targets {', '.join(targets)}.") from error

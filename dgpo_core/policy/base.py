@@ -1,0 +1,156 @@
+"""What the trainer sees of a model: `Policy`, its prompt conditioning `Cond`, and classifier-free guidance.
+
+Nothing here knows diffusers or peft, so that a policy on another engine can be written against the same interface.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from dgpo_core.prediction import Prediction
+from dgpo_core.solvers import Solver
+
+AdapterName = Literal["current", "old", "ema"]
+
+
+@dataclass(frozen=True, eq=False)
+class Cond:
+    """The conditioning of B prompts: named tensors, each with a leading batch dimension B."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return next(iter(self.tensors.values())).shape[0]
+
+    def expand(self, n: int) -> Cond:
+        """Every row n times, rows of one prompt side by side: B -> B*n. For B = 1 this is a view, no copy."""
+        if len(self) == 1:
+            return Cond({k: v.expand(n, *v.shape[1:]) for k, v in self.tensors.items()})
+        return Cond({k: v.repeat_interleave(n, dim=0) for k, v in self.tensors.items()})
+
+    def select(self, index: Tensor | Sequence[int] | slice) -> Cond:
+        """The rows `index`."""
+        index = index if isinstance(index, slice | Tensor) else torch.as_tensor(index, dtype=torch.long)
+        return Cond({k: v[index.to(v.device) if isinstance(index, Tensor) else index] for k, v in self.tensors.items()})
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cond:
+        """Moved and, floating-point tensors only, cast."""
+        return Cond({k: v.to(device, dtype if v.is_floating_point() else None) for k, v in self.tensors.items()})
+
+    @staticmethod
+    def cat(conds: Sequence[Cond]) -> Cond:
+        """One after the other along the batch."""
+        if len(conds) == 1:
+            return conds[0]
+        return Cond({k: torch.cat([c.tensors[k] for c in conds]) for k in conds[0].tensors})
+
+
+class Policy(ABC):
+    """A text-to-image model with three LoRA adapters on one frozen base.
+
+    The adapters: "current" is trained, "old" is its fast EMA, "ema" the slow one; None is the base, the reference.
+    All three start equal. Only "current" has parameters that require a gradient.
+
+    family: "sd15", "sdxl", "sd3", "flux", ...; scheduler_config: the checkpoint's; dtype: of the frozen base (the
+    adapters are float32 always).
+    """
+
+    family: str
+    prediction: Prediction
+    scheduler_config: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def default_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, that the model was made for."""
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of an image of height x width pixels. Raises UserError if the size does not fit."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> list[Cond]:
+        """One Cond with B = 1 per prompt. A text is encoded once per run, and the same whatever texts are beside it."""
+
+    def is_encoded(self, prompts: Sequence[str]) -> bool:
+        """Whether `encode` would need no text encoder for these prompts."""
+        return False
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """One forward of the network with the active adapter and no CFG: x_t [B,C,h,w], t [B] -> float32 [B,C,h,w]."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B,C,h,w] -> images [B,3,H,W], float32, 0..1."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images [B,3,H,W] in 0..1 -> latents [B,C,h,w], float32: the mode of the VAE's posterior, scaled."""
+
+    @abstractmethod
+    def solver(self, name: str, steps: int, height: int, width: int, shift: float | None = None) -> Solver:
+        """A deterministic solver on this model's noise levels for images of height x width pixels."""
+
+    @abstractmethod
+    def using(self, name: AdapterName | None) -> AbstractContextManager[None]:
+        """Inside the block `predict` uses this adapter (None: the base alone); no weight is copied.
+
+        A backward with gradient checkpointing recomputes the forward with the adapter that is active *then*: call it
+        where the same adapter is active.
+        """
+
+    @abstractmethod
+    def train(self, mode: bool = True) -> None:
+        """Switches the LoRA dropout of "current" on (for the forwards that are trained) or off (everywhere else)."""
+
+    @abstractmethod
+    def trainable(self) -> dict[str, Parameter]:
+        """The parameters of "current" by name; the names are those of `adapter_state`."""
+
+    @abstractmethod
+    def adapter_state(self, name: AdapterName) -> dict[str, Tensor]:
+        """The live parameters of one adapter, the same keys for all three; write into them with `copy_` or `lerp_`."""
+
+    @abstractmethod
+    def save_lora(
+        self, path: str | Path, metadata: Mapping[str, str] | None = None, name: AdapterName = "current"
+    ) -> None:
+        """Writes one adapter atomically to a .safetensors file in diffusers format."""
+
+    def text_encoders_to(self, device: torch.device | str) -> None:  # noqa: B027 - nothing to do is a fine default
+        """Moves the text encoders; nothing to do where there are none."""
+
+    def vae_to(self, device: torch.device | str) -> None:  # noqa: B027 - nothing to do is a fine default
+        """Moves the VAE; nothing to do where there is none."""
+
+    def enable_gradient_checkpointing(self) -> None:  # noqa: B027 - nothing to do is a fine default
+        """Trades time for memory in the backward."""
+
+    def compile(self) -> None:  # noqa: B027 - nothing to do is a fine default
+        """Compiles the network with torch.compile."""
+
+
+def guided(policy: Policy, x_t: Tensor, t: Tensor, cond: Cond, uncond: Cond | None, scale: float) -> Tensor:
+    """Classifier-free guidance, `u + scale (c - u)`, in one forward of 2B; scale 1 is a plain prediction of B.
+
+    x_t [B,C,h,w], t [B], cond and uncond of B rows each (uncond may have one row).
+    """
+    if scale == 1.0 or uncond is None:
+        return policy.predict(x_t, t, cond)
+    if len(uncond) != len(cond):
+        uncond = uncond.expand(len(cond))
+    both = policy.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), Cond.cat([uncond, cond]))
+    u, c = both.chunk(2)
+    return u + scale * (c - u)

@@ -1,0 +1,318 @@
+"""`DiffusersPolicy`: a policy on a diffusers pipeline and peft. A family's file says only what is its own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from dgpo_core.errors import UserError
+from dgpo_core.policy import lora_file
+from dgpo_core.policy.adapters import Adapters
+from dgpo_core.policy.base import AdapterName, Cond, Policy
+from dgpo_core.prediction import Prediction
+from dgpo_core.solvers import Solver, make_solver
+
+# Images decoded or encoded at once hold at most this many pixels (8 of 512 x 512): the VAE's peak memory is bounded.
+_VAE_PIXELS = 8 * 512 * 512
+# A prompt of SD3 with T5 takes 2.7 MB: past this much host memory the oldest are dropped, and encoded again if needed.
+_CACHE_BYTES = 16 * 2**30
+
+
+class DiffusersPolicy(Policy):
+    """The shared part of all families; see `Policy` for what the methods promise.
+
+    pipe: the loaded pipeline, its modules already in `dtype` on `device`; adapters are added to its network here.
+    guidance: embedded guidance scale, for networks that have one (Flux dev). offload: text encoders and VAE stay on the
+    CPU and come to the device only while they work.
+    """
+
+    pipeline_classes: ClassVar[tuple[str, ...]]
+    """`_class_name`s in model_index.json that belong to this family; the first is the one that is built."""
+    network_name: ClassVar[str]
+    """The pipeline's attribute, and the prefix of the LoRA's keys: "transformer" or "unet"."""
+    targets: ClassVar[tuple[str, ...]]
+    """Default LoRA targets: all q, k, v and out projections of the image stream and of the text stream."""
+    architecture: ClassVar[str]
+    """`modelspec.architecture` of the LoRA, without its "/lora"."""
+    base_version: ClassVar[str]
+    """`ss_base_model_version` of the LoRA."""
+    text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    patch: ClassVar[int] = 1
+    """Latent height and width are multiples of this."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        targets: Sequence[str] | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int,
+        guidance: float = 3.5,
+        offload: bool = False,
+    ) -> None:
+        self.pipe, self.dtype, self.device, self.guidance, self.offload = pipe, dtype, device, guidance, offload
+        self.network: nn.Module = getattr(pipe, self.network_name)
+        self.scheduler_config: dict[str, Any] = dict(pipe.scheduler.config)
+        for module in pipe.components.values():
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval()
+                if device.type == "cpu":
+                    _own_memory(module)
+        if dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False):
+            pipe.vae.to(dtype=torch.float32)  # SDXL's VAE overflows in float16
+        self.network.to(device)
+        if not offload:
+            self.text_encoders_to(device)
+            self.vae_to(device)
+        self.adapters = Adapters(
+            self.network, rank=rank, alpha=alpha, dropout=dropout, targets=targets or self.targets, seed=seed
+        )
+        self.prediction: Prediction = self._prediction()
+        self._conds: dict[str, Cond] = {}
+        self._constants: dict[tuple[Any, ...], Tensor] = {}
+        self._conds_bytes = 0
+        self._factor: int = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+        self._channels: int = pipe.vae.config.latent_channels
+
+    # --- what a family says ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _prediction(self) -> Prediction:
+        """The prediction that the checkpoint was trained for."""
+
+    @abstractmethod
+    def _encode(self, text: str) -> dict[str, Tensor]:
+        """The conditioning of one prompt, each tensor with a leading 1."""
+
+    @abstractmethod
+    def _forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """The network on x [B,C,h,w] in `dtype`, t [B] float32."""
+
+    def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
+        """Further arguments of `make_solver`: mu, sigmas."""
+        return {}
+
+    def _constant(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        """A tensor that depends on the shapes alone, made once, on the device and in the dtype of the network."""
+        if key not in self._constants:
+            self._constants[key] = make().to(self.device, self.dtype)
+        return self._constants[key]
+
+    # --- prompts -----------------------------------------------------------------------------------------------------
+
+    def is_encoded(self, prompts: Sequence[str]) -> bool:
+        return all(text in self._conds for text in prompts)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[Cond]:
+        new = [text for text in dict.fromkeys(prompts) if text not in self._conds]
+        if new:
+            self._require_text_encoders()
+            with self._at_work(self.text_encoders_to):
+                for text in new:  # one at a time: an embedding must not depend on the prompts around it
+                    self._remember(text, {k: v.to("cpu", self.dtype) for k, v in self._encode(text).items()})
+        conds = {text: self._conds[text].to(self.device) for text in dict.fromkeys(prompts)}
+        self._forget(keep=len(conds))
+        return [conds[text] for text in prompts]
+
+    def _require_text_encoders(self) -> None:
+        missing = [n for n in self.text_encoder_names if getattr(self.pipe, n, None) is None]
+        if missing:
+            raise UserError(
+                f"The model has no {' and no '.join(missing)}, so it cannot read prompts: load a whole one."
+            )
+
+    def _remember(self, text: str, tensors: dict[str, Tensor]) -> None:
+        self._conds[text] = Cond(tensors)
+        self._conds_bytes += _bytes(self._conds[text])
+
+    def _forget(self, keep: int) -> None:
+        """Drops the oldest prompts where the cache has grown out of all proportion, but not the latest `keep`."""
+        while self._conds_bytes > _CACHE_BYTES and len(self._conds) > keep:
+            self._conds_bytes -= _bytes(self._conds.pop(next(iter(self._conds))))
+
+    # --- the network -------------------------------------------------------------------------------------------------
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self._forward(x_t.to(self.dtype), t, cond.tensors).float()
+
+    def solver(self, name: str, steps: int, height: int, width: int, shift: float | None = None) -> Solver:
+        options = self._solver_options(steps, self.latent_shape(height, width))
+        return make_solver(name, self.scheduler_config, self.prediction, steps, shift=shift, **options)
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.network.enable_gradient_checkpointing()
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compiles the repeated blocks one by one: much faster to compile than the whole, and as fast to run."""
+        # Every adapter, with and without gradients, is a graph of each kind of block: past torch's limit of 8 it would
+        # fall back to eager without a word.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, 64)
+        repeated = set(getattr(self.network, "_repeated_blocks", None) or ()) | {"JointTransformerBlock"}
+        for module in self.network.modules():
+            if type(module).__name__ in repeated:
+                module.compile(backend=backend)
+
+    # --- the VAE -----------------------------------------------------------------------------------------------------
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        unit = self._factor * self.patch
+        if height < unit or width < unit or height % unit or width % unit:
+            raise UserError(
+                f"Images of this model have a height and width of multiples of {unit}, not {height} x {width}."
+            )
+        return self._channels, height // self._factor, width // self._factor
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, that the model was made for."""
+        side: int = getattr(self.pipe, "default_sample_size", 0) or self.network.config.sample_size
+        return self._factor * side, self._factor * side
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        scale, shift = self._latent_scale()
+
+        def chunk(z: Tensor) -> Tensor:
+            image = vae.decode((z / scale + shift).to(vae.dtype), return_dict=False)[0]
+            return (image.float() / 2 + 0.5).clamp_(0, 1)
+
+        with self._at_work(self.vae_to):
+            return _in_chunks(chunk, latents, latents.shape[-2] * latents.shape[-1] * self._factor**2)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        scale, shift = self._latent_scale()
+
+        def chunk(image: Tensor) -> Tensor:
+            z = vae.encode((image * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
+            return (z - shift) * scale
+
+        with self._at_work(self.vae_to):
+            return _in_chunks(chunk, images, images.shape[-2] * images.shape[-1])
+
+    def _latent_scale(self) -> tuple[Tensor | float, Tensor | float]:
+        """(scale, shift): latent = (z - shift) * scale; per channel where the VAE says so (some SDXL VAEs do)."""
+        config = self.pipe.vae.config
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is None or std is None:
+            return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
+        mean, std = (torch.tensor(v, device=self.device, dtype=torch.float32).view(1, -1, 1, 1) for v in (mean, std))
+        return config.scaling_factor / std, mean
+
+    # --- adapters ----------------------------------------------------------------------------------------------------
+
+    def using(self, name: AdapterName | None) -> AbstractContextManager[None]:
+        return self.adapters.using(name)
+
+    def train(self, mode: bool = True) -> None:
+        self.adapters.train(mode)
+
+    def trainable(self) -> dict[str, Parameter]:
+        return self.adapters.state("current")
+
+    def adapter_state(self, name: AdapterName) -> dict[str, Tensor]:
+        return dict(self.adapters.state(name))
+
+    @property
+    def lora_scale(self) -> float:
+        """What the LoRA branch is multiplied by: alpha / rank."""
+        return self.adapters.alpha / self.adapters.rank
+
+    def load_lora(self, lora: str | Path | lora_file.LoraFile) -> None:
+        """Starts all three adapters from a LoRA in diffusers format; UserError if it does not fit."""
+        if not isinstance(lora, lora_file.LoraFile):
+            lora = lora_file.read(lora)
+        layers = frozenset(name for name, _ in self.network.named_modules())
+        state = self.adapters.state("current")
+        self.adapters.load(lora_file.fit(lora, self.network_name, state, self.lora_scale, layers))
+
+    def save_lora(
+        self, path: str | Path, metadata: Mapping[str, str] | None = None, name: AdapterName = "current"
+    ) -> None:
+        architecture, base_version = self._labels()
+        header = lora_file.describe(
+            architecture=architecture,
+            base_version=base_version,
+            rank=self.adapters.rank,
+            alpha=self.adapters.alpha,
+            prediction=self.prediction.name,
+            extra=metadata or {},
+        )
+        lora_file.write(path, self.network_name, self.adapter_state(name), self.lora_scale, header)
+
+    def _labels(self) -> tuple[str, str]:
+        """`modelspec.architecture` of the base and `ss_base_model_version`."""
+        return self.architecture, self.base_version
+
+    # --- off the accelerator -----------------------------------------------------------------------------------------
+
+    def text_encoders_to(self, device: torch.device | str) -> None:
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            module = getattr(self.pipe, name, None)
+            if module is not None:
+                module.to(device)
+
+    def vae_to(self, device: torch.device | str) -> None:
+        self.pipe.vae.to(device)
+
+    @contextmanager
+    def _at_work(self, move: Callable[[torch.device | str], None]) -> Iterator[None]:
+        """With `offload`, modules are on the device inside the block and on the CPU outside."""
+        if not self.offload:
+            yield
+            return
+        move(self.device)
+        try:
+            yield
+        finally:
+            move("cpu")
+
+
+def _own_memory(module: nn.Module) -> None:
+    """Copies weights that are views of a mapped file to memory of their own.
+
+    There they are aligned, which a matrix product's last bits depend on: the same weights give the same image whatever
+    file they came from; and a file that is replaced during the run does no harm.
+    """
+    for parameter in module.parameters():
+        if parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
+
+
+def _bytes(cond: Cond) -> int:
+    return sum(v.nbytes for v in cond.tensors.values())
+
+
+def _in_chunks(f: Callable[[Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:
+    """f over the batch, a bounded number of images at once."""
+    rows = max(1, _VAE_PIXELS // pixels)
+    if len(batch) <= rows:
+        return f(batch)
+    return torch.cat([f(part) for part in batch.split(rows)])
+
+
+def dynamic_mu(config: Mapping[str, Any], latent: tuple[int, int, int], patch: int, max_shift: float = 1.16) -> float:
+    """The exponent of the dynamic shift for a latent (C, h, w): a line in the number of image tokens.
+
+    Source: `calculate_shift` of diffusers' SD3 and Flux pipelines (whose defaults of max_shift differ).
+    """
+    tokens = (latent[1] // patch) * (latent[2] // patch)
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    slope = (top - base) / (high - low)
+    return tokens * slope + (base - slope * low)

@@ -1,0 +1,228 @@
+"""Tiny random pipelines of every family, made on the spot: nothing is downloaded and a forward takes milliseconds."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
+
+from dgpo_core.policy import load_policy
+from dgpo_core.policy.pipeline import DiffusersPolicy
+
+SIZE = 32
+"""Height and width of the images, pixels: latents of 16 x 16 (the tiny VAEs halve once)."""
+MAX_TOKENS = 16
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """A real CLIP byte-pair tokenizer with a vocabulary of letters and three merges."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,."
+    words = [*letters, *(c + "</w>" for c in letters), "re", "red</w>", "blue</w>", "bl", "ue</w>"]
+    vocab = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    merges = ["#version: 0.2", "r e", "re d</w>", "b l", "u e</w>", "bl ue</w>"]
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS)
+
+
+def _clip(tok: CLIPTokenizer, cls: type = CLIPTextModel, width: int = 32) -> Any:
+    config = CLIPTextConfig(
+        vocab_size=len(tok),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=width,
+        bos_token_id=tok.bos_token_id,
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+    )
+    return cls(config)
+
+
+def _vae(channels: int, shift: float | None = None) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=channels,
+        sample_size=SIZE,
+        scaling_factor=1.5,
+        shift_factor=shift,
+        mid_block_add_attention=False,
+    )
+
+
+def sd3(folder: Path, **scheduler: Any) -> StableDiffusion3Pipeline:
+    """SD3 without T5; two blocks, so that the last one (no `to_add_out`) and an ordinary one are both there."""
+    torch.manual_seed(0)
+    tok = tokenizer(folder / "tok")
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        caption_projection_dim=16,
+        pooled_projection_dim=64,
+        pos_embed_max_size=16,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+        vae=_vae(4, shift=0.1),
+        text_encoder=_clip(tok, CLIPTextModelWithProjection),
+        tokenizer=tok,
+        text_encoder_2=_clip(tok, CLIPTextModelWithProjection),
+        tokenizer_2=tok,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def _unet(sdxl: bool) -> UNet2DConditionModel:
+    extra: dict[str, Any] = {}
+    if sdxl:
+        extra = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 32,
+            "use_linear_projection": True,
+        }
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64 if sdxl else 32,
+        attention_head_dim=4,
+        **extra,
+    )
+
+
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def sd15(folder: Path, **scheduler: Any) -> StableDiffusionPipeline:
+    """SD1.5; pass `prediction_type="v_prediction"` for a v model."""
+    torch.manual_seed(0)
+    tok = tokenizer(folder / "tok")
+    return StableDiffusionPipeline(
+        unet=_unet(sdxl=False),
+        scheduler=DDIMScheduler(**{**_BETAS, "clip_sample": False, "set_alpha_to_one": False, **scheduler}),
+        vae=_vae(4),
+        text_encoder=_clip(tok),
+        tokenizer=tok,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl(folder: Path, **scheduler: Any) -> StableDiffusionXLPipeline:
+    """SDXL, with Euler's scheduler config as SDXL base has it."""
+    torch.manual_seed(0)
+    tok = tokenizer(folder / "tok")
+    return StableDiffusionXLPipeline(
+        unet=_unet(sdxl=True),
+        scheduler=EulerDiscreteScheduler(**{**_BETAS, "timestep_spacing": "leading", **scheduler}),
+        vae=_vae(4),
+        text_encoder=_clip(tok),
+        tokenizer=tok,
+        text_encoder_2=_clip(tok, CLIPTextModelWithProjection),
+        tokenizer_2=tok,
+        add_watermarker=False,
+    )
+
+
+def flux(folder: Path, **scheduler: Any) -> FluxPipeline:
+    """Flux dev (with embedded guidance); CLIP's tokenizer stands in for T5's."""
+    torch.manual_seed(0)
+    tok = tokenizer(folder / "tok")
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+    )
+    t5 = T5Config(
+        vocab_size=len(tok), d_model=32, d_ff=32, d_kv=8, num_heads=4, num_layers=1, tie_word_embeddings=False
+    )  # fmt: skip
+    dynamic = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 256}
+    return FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{**dynamic, **scheduler}),
+        vae=_vae(4, shift=0.1),
+        text_encoder=_clip(tok),
+        tokenizer=tok,
+        text_encoder_2=T5EncoderModel(t5),
+        tokenizer_2=tok,
+    )
+
+
+BUILDERS = {"sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux": flux}
+
+
+def save(family: str, folder: Path, **scheduler: Any) -> Path:
+    """Builds a tiny pipeline and saves it in diffusers format; the folder to load."""
+    path = folder / family
+    BUILDERS[family](folder, **scheduler).save_pretrained(path)
+    return path
+
+
+@functools.cache
+def folder(family: str) -> Path:
+    """The saved tiny model of a family, made once for all tests; they only read it."""
+    root = Path(tempfile.mkdtemp(prefix="dgpo-tiny-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return save(family, root)
+
+
+@functools.cache
+def shared(family: str) -> DiffusersPolicy:
+    """A policy of a family, of rank 2 and with a fresh adapter, for the tests that leave it as it was."""
+    return load_policy(folder(family), rank=2)
