@@ -1,0 +1,318 @@
+"""DGPO, one iteration at a time: rollout, reward, advantage, update (arXiv 2510.08425).
+
+The trainer holds the policy, the optimiser and the step; everything random derives from (seed, step), so a trainer that
+is loaded from a checkpoint goes on exactly as the one that saved it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core import advantage as adv
+from dgpo_core.config import Config
+from dgpo_core.distributed import World
+from dgpo_core.ema import ema_, fast_decay
+from dgpo_core.errors import UserError
+from dgpo_core.group import Group
+from dgpo_core.policy.base import Cond, Policy
+from dgpo_core.prompts import Prompt, PromptStream
+from dgpo_core.rewards import Reward, score_groups
+from dgpo_core.rollout import Check, nothing, rollout
+from dgpo_core.seeds import derive_seed
+from dgpo_core.update import Tally, Task, Update, candidate_timesteps, draw_timesteps
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration did: its groups (this process's), its numbers for the log, seconds by phase, warnings."""
+
+    groups: list[Group]
+    metrics: Mapping[str, float]
+    seconds: Mapping[str, float]
+    warnings: Sequence[str] = ()
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by phase, the accelerator's queue included."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class Trainer:
+    """Trains `policy`'s adapter on `rewards` over `prompts`.
+
+    rewards: by name, in the order of `config.reward`. check: called before every forward; what it raises ends the
+    iteration with the weights as they were before it.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        rewards: Mapping[str, Reward],
+        config: Config,
+        *,
+        size: tuple[int, int],
+        world: World | None = None,
+        check: Check = nothing,
+        tell: Callable[[str], None] = print,
+    ) -> None:
+        self.policy, self.rewards, self.config, self.size = policy, rewards, config, size
+        self.world = world or World(str(policy.device))
+        self.check, self.tell = check, tell
+        self.stream = PromptStream(prompts, config.data.groups_per_iteration, config.seed)
+        self.solver = policy.solver(config.rollout.solver, config.rollout.steps, *size)
+        self.candidates = self._candidates()
+        self.parameters = policy.trainable()
+        t = config.training
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay, foreach=True
+        )
+        self.step = 0
+        self.old_is_current = True
+        self.micro_batch = t.micro_batch
+        self.rollout_batch = config.rollout.batch
+
+    # --- the algorithm -----------------------------------------------------------------------------------------------
+
+    def iterate(self) -> Iteration:
+        """One iteration: draw groups, score them, compare them, take one optimiser step."""
+        watch = Stopwatch(self.policy.device)
+        prompts = self.stream.at(self.step)
+        mine = self.world.share(list(enumerate(prompts)))
+        with watch.phase("encode"):
+            conds = self._encode([prompt.text for _, prompt in mine])
+        with watch.phase("rollout"):
+            groups = self._rollout(mine)
+        with watch.phase("reward"):
+            groups = score_groups(groups, self.rewards)
+        with watch.phase("update"):
+            r, A = self._advantages(groups)
+            told = adv.informative(A)  # equal rewards have equal advantages, and only they have
+            tasks = self._tasks(mine, groups, A, conds, told)
+            tally, norm = self._update(tasks, total=len(prompts) * self.config.training.timesteps)
+        self._advance()
+        metrics = self._metrics(groups, r, told, tally, norm)
+        warnings = [NOTHING_TO_LEARN] if metrics["informative"] == 0 else []
+        return Iteration(groups, metrics, watch.seconds, warnings)
+
+    def _rollout(self, mine: Sequence[tuple[int, Prompt]]) -> list[Group]:
+        """Each sample has a seed of its own, which depends on nothing but the run's seed and its place."""
+        if not mine:  # more processes than groups
+            return []
+        settings, k = self.config.rollout, self.step
+        rows = range(settings.group_size)
+        seeds = [[derive_seed(self.config.seed, "rollout", k, g, i) for i in rows] for g, _ in mine]
+        adapter = "current" if k < settings.on_policy_steps or self.old_is_current else "old"
+
+        def draw(batch: int) -> list[Group]:
+            with self.policy.using(adapter):
+                return rollout(
+                    self.policy,
+                    self.solver,
+                    [prompt for _, prompt in mine],
+                    seeds,
+                    size=self.size,
+                    cfg=settings.cfg,
+                    negative_prompt=settings.negative_prompt,
+                    batch=batch,
+                    check=self.check,
+                )
+
+        groups, self.rollout_batch = self._within_memory(draw, self.rollout_batch, len(mine) * settings.group_size)
+        return groups
+
+    def _advantages(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        """Combined rewards r and advantages A, both [P, G]; P is this process's share of the groups."""
+        t = self.config.training
+        per_reward = {name: _stack(groups, name, self.config.rollout.group_size) for name in self.rewards}
+        weights = {term.name: term.weight for term in self.config.reward}
+        everyone = {name: torch.stack(self.world.gather(list(r))) for name, r in per_reward.items()}
+
+        def total(values: Mapping[str, Tensor]) -> Tensor:
+            return adv.weighted_sum([(weights[name], values[name]) for name in values])
+
+        def advantage(r: Tensor, of_all: Tensor) -> Tensor:
+            return adv.group_advantage(r) if t.advantage_std == "group" else adv.global_advantage(r, of_all)
+
+        r = total(per_reward)
+        if self.config.combine == "sum":
+            A = advantage(r, total(everyone))
+        else:
+            A = total({name: advantage(per_reward[name], everyone[name]) for name in per_reward})
+        return r, adv.clamp(A, t.advantage_clamp)
+
+    def _tasks(
+        self,
+        mine: Sequence[tuple[int, Prompt]],
+        groups: Sequence[Group],
+        A: Tensor,
+        conds: Sequence[Cond],
+        told: Tensor,
+    ) -> list[Task]:
+        """Every informative group at each of its M timesteps; the others would cost time and give no gradient."""
+        t, seed, k = self.config.training, self.config.seed, self.step
+        tasks = []
+        for i, (g, _) in enumerate(mine):
+            if not told[i]:
+                continue
+            draw_seed = derive_seed(seed, "timesteps", k, g)
+            for m, level in enumerate(draw_timesteps(self.candidates, t, self.policy.prediction, draw_seed)):
+                tasks.append(Task(groups[i], A[i], conds[i], level, derive_seed(seed, "noise", k, g, m)))
+        return tasks
+
+    def _update(self, tasks: Sequence[Task], total: int) -> tuple[Tally, float]:
+        """Accumulate the gradient over all tasks and processes, then one clipped optimiser step."""
+        t = self.config.training
+        uncond = self.policy.encode([self.config.rollout.negative_prompt])[0] if t.kl_cfg != 1.0 else None
+        update = Update(self.policy, t, uncond=uncond, old_is_current=self.old_is_current, check=self.check)
+
+        def accumulate(micro_batch: int) -> Tally:
+            self.optimizer.zero_grad(set_to_none=False)
+            torch.manual_seed(derive_seed(self.config.seed, "dropout", self.step, self.world.rank))
+            self.policy.train(True)
+            try:
+                return update.accumulate(tasks, total, micro_batch)
+            finally:
+                self.policy.train(False)
+
+        samples = sum(len(task.group) for task in tasks)
+        tally, self.micro_batch = self._within_memory(accumulate, self.micro_batch, samples)
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters.values()]
+        if not self.world.any(bool(tasks)):
+            return tally, 0.0
+        self.world.add_(gradients)
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), t.max_grad_norm or math.inf))
+        if not math.isfinite(norm + tally.loss):
+            raise UserError(
+                f"The loss or its gradient is not a finite number in iteration {self.step + 1}: lower training.lr,"
+                " training.beta or training.kl_weight; the state before this iteration is kept."
+            )
+        self.check()
+        self.optimizer.step()
+        return tally, norm
+
+    def _advance(self) -> None:
+        """Count the step and let the two moving averages follow."""
+        t = self.config.training
+        self.step += 1
+        current = self.policy.adapter_state("current")
+        decay = fast_decay(self.step, t.ema_fast_max, t.ema_fast_rate)
+        ema_(self.policy.adapter_state("old"), current, decay)
+        self.old_is_current = decay == 0.0
+        if self.step % t.ema_slow_every == 0:
+            ema_(self.policy.adapter_state("ema"), current, t.ema_slow)
+
+    # --- around it ---------------------------------------------------------------------------------------------------
+
+    def _candidates(self) -> Tensor:
+        t = self.config.training
+        kept = candidate_timesteps(self.solver.timesteps, self.policy.prediction, t.t_min)
+        enough = len(kept) >= (t.timesteps if t.timestep_source == "rollout" else 1)
+        if not enough:
+            raise UserError(
+                f"training.timesteps asks for {t.timesteps} different timesteps, but training.t_min {t.t_min:g} leaves"
+                f" {len(kept)} of the {len(self.solver.timesteps)} of the roll-out: lower one of them."
+            )
+        return kept
+
+    def _encode(self, texts: Sequence[str]) -> list[Cond]:
+        """Conditionings of the prompts; the one of the negative prompt is made, too, where it will be needed."""
+        settings = self.config
+        extra = [settings.rollout.negative_prompt] if max(settings.rollout.cfg, settings.training.kl_cfg) > 1 else []
+        return self.policy.encode([*texts, *extra])[: len(texts)]
+
+    def _within_memory(self, work: Callable[[int], Any], batch: int, whole: int) -> tuple[Any, int]:
+        """work(batch), again with half the batch when the accelerator runs out of memory; and the batch that did it."""
+        while True:
+            try:
+                return work(batch), batch
+            except torch.OutOfMemoryError:
+                size = min(batch or whole, whole)
+                if size == 1:
+                    raise UserError(
+                        "The accelerator's memory is too small for one sample: turn on memory.gradient_checkpointing"
+                        " and memory.offload, or choose a smaller image size."
+                    ) from None
+                batch = size // 2
+            torch.cuda.empty_cache()
+            self.tell(f"Out of memory with {size} samples at once: going on with {batch}.")
+
+    def _metrics(self, groups: Sequence[Group], r: Tensor, told: Tensor, tally: Tally, norm: float) -> dict[str, float]:
+        """The numbers of the iteration over all processes."""
+        every = self.world.gather([(group.scores, r[i], bool(told[i])) for i, group in enumerate(groups)])
+        tallies = self.world.gather([tally])
+        rewards = torch.stack([row for _, row, _ in every])
+        metrics = {
+            "reward": rewards.mean().item(),
+            "reward_std": rewards.std(dim=1, correction=0).mean().item(),
+            "informative": sum(flag for _, _, flag in every) / len(every),
+        }
+        for name in self.rewards:
+            metrics[f"reward/{name}"] = torch.stack([scores[name] for scores, _, _ in every]).mean().item()
+        return {**metrics, **sum(tallies, Tally()).means(), "grad_norm": norm}
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a run needs to go on, as flat tensors and JSON."""
+        tensors = {f"{n}/{k}": v for n in ADAPTERS for k, v in self.policy.adapter_state(n).items()}
+        for key, parameter in self.parameters.items():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors.update({f"optimizer/{name}/{key}": value for name, value in moments.items()})
+        tensors["rng/cpu"] = torch.get_rng_state()
+        if self.policy.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.policy.device)
+        return tensors, {"step": self.step, "old_is_current": self.old_is_current}
+
+    def load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+        """The inverse of `state`. Raises UserError if the tensors are of another model or LoRA."""
+        with torch.no_grad():
+            for name in ADAPTERS:
+                for key, value in self.policy.adapter_state(name).items():
+                    saved = tensors.get(f"{name}/{key}")
+                    if saved is None or saved.shape != value.shape:
+                        raise UserError(f"The checkpoint does not fit this model and LoRA: {name}/{key} differs.")
+                    value.copy_(saved)
+        for key, parameter in self.parameters.items():
+            names = ("step", "exp_avg", "exp_avg_sq")
+            saved = {name: tensors.get(f"optimizer/{name}/{key}") for name in names}
+            if saved["step"] is not None:
+                self.optimizer.state[parameter] = {
+                    name: value.clone() if name == "step" else value.to(parameter.device, copy=True)
+                    for name, value in saved.items()
+                }
+        torch.set_rng_state(tensors["rng/cpu"])
+        if "rng/cuda" in tensors and self.policy.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng/cuda"], self.policy.device)
+        self.step, self.old_is_current = int(info["step"]), bool(info["old_is_current"])
+
+
+ADAPTERS = ("current", "old", "ema")
+NOTHING_TO_LEARN = (
+    "all rewards were equal within every group, so there was nothing to learn: use a graded reward, larger groups or"
+    " harder prompts"
+)
+
+
+def _stack(groups: Sequence[Group], name: str, size: int) -> Tensor:
+    """One reward's scores, [P, G]; P may be 0 on a process without a group."""
+    return torch.stack([group.scores[name] for group in groups]) if groups else torch.zeros(0, size)
