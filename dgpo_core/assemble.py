@@ -1,0 +1,71 @@
+"""From settings to the things they name: model, prompts, rewards."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from dgpo_core.config import EMBEDDED, Config
+from dgpo_core.distributed import World
+from dgpo_core.errors import UserError
+from dgpo_core.policy import Policy, load_policy
+from dgpo_core.prompts import Prompt, load_prompts
+from dgpo_core.rewards import Reward, make_reward
+
+DEMO = Path(__file__).parent / "demo"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(config: Config, world: World) -> tuple[Policy, tuple[int, int]]:
+    """The policy on this process's device, and the image size (height, width) in pixels."""
+    model, lora = config.model, config.lora
+    path = DEMO / "model" if model.path == EMBEDDED else model.path
+    dtype = DTYPES.get(model.dtype) or (torch.float32 if world.device.type == "cpu" else torch.bfloat16)
+    policy = load_policy(
+        path,
+        family=None if model.family == "auto" else model.family,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        targets=lora.targets or None,
+        init_lora=lora.init or None,
+        dtype=dtype,
+        device=world.device,
+        seed=config.seed,
+        offload=config.memory.offload,
+    )
+    if config.memory.gradient_checkpointing:
+        policy.enable_gradient_checkpointing()
+    if config.memory.compile:
+        policy.compile()
+    default = policy.default_size
+    size = model.height or default[0], model.width or default[1]
+    policy.latent_shape(*size)  # refuses a size that the model cannot have
+    return policy, size
+
+
+def training_prompts(config: Config) -> list[Prompt]:
+    """The prompts that are trained on."""
+    if not config.data.prompts:
+        raise UserError("There are no training prompts: give a .txt or .jsonl file with --data.prompts FILE.")
+    return load_prompts(DEMO / "train.jsonl" if config.data.prompts == EMBEDDED else config.data.prompts)
+
+
+def held_out_prompts(config: Config) -> list[Prompt]:
+    """The prompts that the gain is measured on; none where the settings name none."""
+    if not config.data.held_out:
+        return []
+    return load_prompts(DEMO / "held_out.jsonl" if config.data.held_out == EMBEDDED else config.data.held_out)
+
+
+def training_rewards(config: Config, world: World) -> dict[str, Reward]:
+    """The rewards that are trained, by name."""
+    return {term.name: make_reward(term.name, term.options, str(world.device)) for term in config.reward}
+
+
+def evaluation_rewards(config: Config, trained: Mapping[str, Reward], world: World) -> dict[str, Reward]:
+    """The reward that measures the gain; the trained ones where the settings name no other."""
+    name = config.evaluation.reward
+    if not name:
+        return dict(trained)
+    return {name: trained.get(name) or make_reward(name, device=str(world.device))}

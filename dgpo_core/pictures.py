@@ -1,0 +1,81 @@
+"""Labelled grids of images and the curve of the reward."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from dgpo_core.group import Group
+
+MARGIN, LINE = 6, 16  # pixels
+LEAST_TILE = 96
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """float [3, H, W] in [0, 1] to a picture."""
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def grid(groups: Sequence[Group], title: str, scores: Sequence[Tensor] | None = None) -> Image.Image:
+    """One row per group under its prompt, each image with its score; small images are enlarged."""
+    height, width = groups[0].images.shape[-2:]
+    zoom = max(1, math.ceil(LEAST_TILE / min(height, width)))
+    tile_w, tile_h = width * zoom, height * zoom
+    columns = max(len(group) for group in groups)
+    row_h = LINE + tile_h + (LINE if scores else 0) + MARGIN
+    sheet = Image.new("RGB", (MARGIN + columns * (tile_w + MARGIN), LINE + 2 * MARGIN + len(groups) * row_h), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    pen.text((MARGIN, MARGIN), title, fill="black", font=font)
+    for row, group in enumerate(groups):
+        top = LINE + 2 * MARGIN + row * row_h
+        pen.text((MARGIN, top), group.prompt.text, fill="black", font=font)
+        for column, image in enumerate(group.images):
+            left = MARGIN + column * (tile_w + MARGIN)
+            tile = to_pil(image).resize((tile_w, tile_h), Image.Resampling.NEAREST if zoom > 1 else None)
+            sheet.paste(tile, (left, top + LINE))
+            if scores:
+                label = f"{float(scores[row][column]):.2f}"
+                pen.text((left, top + LINE + tile_h), label, fill="dimgray", font=font)
+    return sheet
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
+    """A PNG of the training reward and the held-out measurements over the iterations.
+
+    records: those of metrics.jsonl; ones with "reward" are iterations, ones with "held_out" measurements.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    trained = [(r["iteration"], r["reward"]) for r in records if r.get("reward") is not None]
+    if trained:
+        axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.8, label="training reward")
+    held_out = [(r["iteration"], r["held_out"], r["held_out_ci95"]) for r in records if r.get("held_out") is not None]
+    if held_out:
+        x, y, bounds = zip(*held_out, strict=True)
+        errors = [[m - low for m, (low, _) in zip(y, bounds, strict=True)],
+                  [high - m for m, (_, high) in zip(y, bounds, strict=True)]]  # fmt: skip
+        axes.errorbar(x, y, errors, color="tab:orange", marker="o", capsize=3, label=f"held-out {name}")
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("reward")
+    axes.grid(alpha=0.3)
+    if trained or held_out:
+        axes.legend(loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,259 @@
+"""`python -m dgpo_core.train`: a whole run, from settings to a LoRA and a proof of its gain.
+
+The run folder is written as it goes: config.yaml, metrics.jsonl, reward.png, samples/, checkpoints/, and at the end
+lora.safetensors and summary.json.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dgpo_core import assemble, config_io
+from dgpo_core.checkpoint import checkpoint_path, latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from dgpo_core.cli import parse_args
+from dgpo_core.config import Config
+from dgpo_core.distributed import World
+from dgpo_core.errors import UserError
+from dgpo_core.files import write_atomic
+from dgpo_core.measure import Measurement, draw_evaluation, evaluation_set, evaluation_weights, measure, total
+from dgpo_core.pictures import grid, png, reward_curve
+from dgpo_core.policy import AdapterName, Policy
+from dgpo_core.prompts import Prompt
+from dgpo_core.rewards import Reward, score_groups
+from dgpo_core.run import Run
+from dgpo_core.trainer import Iteration, Trainer
+
+SAMPLE_PROMPTS, SAMPLES_EACH = 6, 6  # rows and columns of the pictures in samples/
+INTERRUPTED = 130  # exit code of a run ended by Ctrl-C, as shells have it
+
+
+class Interrupted(BaseException):
+    """The user asked to stop. Not an Exception, so that nothing on the way swallows it."""
+
+
+@dataclass
+class Stop:
+    """Ctrl-C, noticed at the next forward instead of in the middle of one."""
+
+    asked: bool = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """SIGINT and SIGTERM raise the flag; a second one acts at once."""
+
+        def note(number: int, frame: Any) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises Interrupted once the flag is up."""
+        if self.asked:
+            raise Interrupted
+
+
+@dataclass
+class Session:
+    """Everything one training run works with."""
+
+    config: Config
+    world: World
+    policy: Policy
+    size: tuple[int, int]
+    trainer: Trainer
+    held_out: list[Prompt]
+    judges: dict[str, Reward]
+    check: Callable[[], None]
+    seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def adapter(self) -> AdapterName:
+        """The weights that are evaluated and saved."""
+        return self.config.evaluation.weights
+
+    def elapsed(self) -> float:
+        """Seconds of the run so far, those before a resume included."""
+        return self.seconds + time.monotonic() - self.started
+
+
+def prepare(config: Config, world: World, check: Callable[[], None], tell: Callable[[str], None]) -> Session:
+    """Load and check everything that the run needs; nothing is written."""
+    prompts, held_out = assemble.training_prompts(config), assemble.held_out_prompts(config)
+    rewards = assemble.training_rewards(config, world)
+    judges = assemble.evaluation_rewards(config, rewards, world)
+    policy, size = assemble.load_model(config, world)
+    policy.solver(config.evaluation.solver or config.rollout.solver, config.evaluation.steps, *size)
+    trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
+    return Session(config, world, policy, size, trainer, held_out, judges, check)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    stop = Stop()
+    try:
+        config = parse_args(argv)
+        with stop.listening():
+            return train(config, stop.check)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (Interrupted, KeyboardInterrupt):
+        return INTERRUPTED
+
+
+def train(config: Config, check: Callable[[], None]) -> int:
+    """Run or resume `config`; returns the exit code."""
+    Run.check(config)  # before the minutes that a large model takes to load
+    world = World(config.model.device)
+    try:
+        session = prepare(config, world, check, tqdm.write)
+        if not world.leads:
+            return _iterate(session, None)
+        with Run.open(config) as run:
+            return _iterate(session, run)
+    finally:
+        world.close()
+
+
+def _iterate(session: Session, run: Run | None) -> int:
+    """The run from its start or its newest checkpoint to its end. `run` is None on all processes but the first."""
+    trainer, config = session.trainer, session.config
+    try:
+        if _resume(session, run) == 0:
+            _evaluate(session, run, None, config.evaluation.final_images)
+            _samples(session, run, None)
+        with tqdm(total=config.iterations, initial=trainer.step, unit="it", disable=run is None) as bar:
+            while trainer.step < config.iterations:
+                _log(run, trainer.iterate(), trainer.step, bar)
+                _now_and_then(session, run)
+        _finish(session, run)
+    except (Interrupted, UserError) as ending:
+        if run:
+            _checkpoint(session, run)
+            tqdm.write(f"Stopped after iteration {trainer.step} of {config.iterations}; --resume goes on from there.")
+        if isinstance(ending, UserError):
+            raise
+        return INTERRUPTED
+    return 0
+
+
+def _log(run: Run | None, iteration: Iteration, step: int, bar: tqdm) -> None:
+    """One line in metrics.jsonl, one move of the bar."""
+    bar.update()
+    bar.set_postfix(reward=f"{iteration.metrics['reward']:.3f}", refresh=False)
+    if run:
+        for warning in iteration.warnings:
+            bar.write(f"Iteration {step}: {warning}.")
+        run.append_metrics({"iteration": step, **iteration.metrics, "seconds": iteration.seconds})
+
+
+def _now_and_then(session: Session, run: Run | None) -> None:
+    """What is not done at every iteration. A checkpoint comes last: it stands for all that was written before it."""
+    config, step = session.config, session.trainer.step
+    last = step == config.iterations
+    if config.evaluation.every and step % config.evaluation.every == 0 and not last:
+        _evaluate(session, run, session.adapter, config.evaluation.images)
+        _samples(session, run, session.adapter)
+    if run and (step % config.checkpoint.every == 0 or last):
+        _checkpoint(session, run)
+
+
+def _evaluate(session: Session, run: Run | None, adapter: AdapterName | None, images: int) -> Measurement | None:
+    """Measure on held-out prompts, note it in metrics.jsonl and draw the curve anew."""
+    if not (images and session.held_out):
+        return None
+    s = session
+    found = measure(s.policy, adapter, s.held_out, s.judges, s.config, s.size, images, s.world, s.check)
+    if run:
+        record = {"iteration": s.trainer.step, "held_out": found.mean, "held_out_ci95": list(found.ci95), "n": found.n}
+        if record not in run.read_metrics():  # a run that was killed at its very end measures the same again
+            run.append_metrics(record)
+        write_atomic(run.reward_png, reward_curve(run.read_metrics(), "+".join(evaluation_weights(s.config))))
+        tqdm.write(f"Iteration {s.trainer.step}: held-out {found}")
+    return found
+
+
+def _samples(session: Session, run: Run | None, adapter: AdapterName | None) -> None:
+    """The same prompts and seeds at every call, as one labelled picture in samples/."""
+    if not run:
+        return
+    prompts = session.held_out or session.trainer.stream.prompts
+    few = prompts[:: max(1, len(prompts) // SAMPLE_PROMPTS)][:SAMPLE_PROMPTS]
+    rows = evaluation_set(few, SAMPLES_EACH * len(few))
+    groups = draw_evaluation(session.policy, adapter, rows, session.config, session.size, session.check)
+    groups = score_groups(groups, session.judges)
+    scores = [total(group, evaluation_weights(session.config)) for group in groups]
+    sheet = png(grid(groups, f"iteration {session.trainer.step}", scores))
+    write_atomic(run.samples / f"iteration_{session.trainer.step:06d}.png", sheet)
+
+
+def _checkpoint(session: Session, run: Run) -> None:
+    tensors, info = session.trainer.state()
+    info |= {"seconds": session.elapsed(), "fingerprint": config_io.fingerprint(session.config)}
+    save_checkpoint(checkpoint_path(run.checkpoints, session.trainer.step), tensors, info)
+    prune_checkpoints(run.checkpoints, session.config.checkpoint.keep)
+
+
+def _resume(session: Session, run: Run | None) -> int:
+    """Go back to the newest checkpoint, if the run is resumed and has one; returns the iterations that are done."""
+    if not session.config.resume:
+        return 0
+    folder = Path(session.config.output, session.config.name, "checkpoints")
+    newest = latest_checkpoint(folder)
+    if newest:
+        tensors, info = load_checkpoint(newest, config_io.fingerprint(session.config))
+        session.trainer.load_state(tensors, info)
+        session.seconds = info["seconds"]
+    if run:
+        run.truncate_metrics(session.trainer.step if session.trainer.step else -1)
+    return session.trainer.step
+
+
+def _finish(session: Session, run: Run | None) -> None:
+    """Measure once more, save the adapter and the summary, and tell."""
+    config = session.config
+    after = _evaluate(session, run, session.adapter, config.evaluation.final_images)
+    _samples(session, run, session.adapter)
+    if not run:
+        return
+    session.policy.save_lora(run.lora_path, lora_metadata(config, session.trainer.step), session.adapter)
+    name = "+".join(evaluation_weights(config))
+    summary: dict[str, Any] = {"reward": name, "seconds": session.elapsed(), "iterations": session.trainer.step}
+    if after:
+        before = next(r for r in run.read_metrics() if r["iteration"] == 0 and "held_out" in r)
+        base = Measurement(before["held_out"], tuple(before["held_out_ci95"]), before["n"])
+        summary |= {"base": base.as_json(), "adapter": after.as_json()}
+        print(f"\n{name} on held-out prompts\n  before  {base}\n  after   {after}")
+    run.write_json(run.summary_path, summary)
+    print(f"{session.trainer.step} iterations in {session.elapsed() / 60:.1f} minutes; everything is in {run.folder}:")
+    print("  lora.safetensors (the adapter), samples/ (before, during, after), reward.png, summary.json")
+
+
+def lora_metadata(config: Config, step: int) -> dict[str, str]:
+    """What the adapter's file says of its making; `dgpo.config` is enough to measure it again."""
+    return {
+        "dgpo.base": config.model.path,
+        "dgpo.rewards": config_io.show_rewards(config.reward),
+        "dgpo.step": str(step),
+        "dgpo.config": json.dumps(config_io.to_dict(config)),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
