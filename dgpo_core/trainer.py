@@ -101,7 +101,7 @@ class Trainer:
         with watch.phase("rollout"):
             groups = self._rollout(mine)
         with watch.phase("reward"):
-            groups = score_groups(groups, self.rewards)
+            groups = self._score(groups)
         with watch.phase("update"):
             r, A = self._advantages(groups)
             told = adv.informative(A)  # equal rewards have equal advantages, and only they have
@@ -137,6 +137,14 @@ class Trainer:
 
         groups, self.rollout_batch = self._within_memory(draw, self.rollout_batch, len(mine) * settings.group_size)
         return groups
+
+    def _score(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with their rewards; with offloading, reward models leave the accelerator afterwards."""
+        scored = score_groups(groups, self.rewards)
+        if self.config.memory.offload:
+            for reward in self.rewards.values():
+                reward.idle()
+        return scored
 
     def _advantages(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """Combined rewards r and advantages A, both [P, G]; P is this process's share of the groups."""

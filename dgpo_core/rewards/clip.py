@@ -1,0 +1,75 @@
+"""CLIP by transformers: what CLIP score, PickScore, the aesthetic predictor and GenEval's colours share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
+
+from dgpo_core.pictures import to_pil
+from dgpo_core.rewards.weights import load_helper, load_network
+
+CLIP_L = "openai/clip-vit-large-patch14"
+CLIP_L_SIZE = "1.7 GB"
+# OpenAI's normalisation; the LAION models in OpenCLIP's and transformers' format have the same
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Clip:
+    """A CLIPModel with its tokenizer and its preprocessing; `scale` is its exp(logit_scale).
+
+    source: folder or hub id of the model; tokenizer: the same for its tokenizer, if elsewhere. reward, size: for the
+    messages of `load_network`. Sources: https://huggingface.co/openai/clip-vit-large-patch14 (model card),
+    https://arxiv.org/abs/2103.00020.
+    """
+
+    def __init__(self, source: str, dtype: torch.dtype, reward: str, size: str, tokenizer: str = "") -> None:
+        model = load_network(CLIPModel, source, reward, size)
+        self.scale = float(model.logit_scale.float().exp())  # before it is rounded
+        self.model = model.to(dtype)
+        self.tokenizer = load_helper(AutoTokenizer, tokenizer or source, reward)
+        self.side: int = self.model.config.vision_config.image_size
+        self.tokens: int = self.model.config.text_config.max_position_embeddings
+
+    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Unit-length embeddings float32 [B, D] of pictures of any sizes."""
+        pixels = torch.stack([preprocess(picture, self.side) for picture in pictures])
+        features = self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype))
+        return _unit(features)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit-length embeddings float32 [B, D]; texts are cut off at the model's 77 tokens."""
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.tokens, return_tensors="pt")
+        batch = {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        return _unit(self.model.get_text_features(**batch))
+
+    def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosine float32 [B] of each image with its own prompt; images float [B, 3, H, W] in [0, 1]."""
+        distinct = list(dict.fromkeys(prompts))  # a group has one prompt for all its images
+        rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.model.device)
+        return (self.images([to_pil(image) for image in images]) * self.texts(distinct)[rows]).sum(-1)
+
+
+def preprocess(picture: Image.Image, side: int) -> Tensor:
+    """float32 [3, side, side]: shorter edge to `side` (bicubic), centre crop, OpenAI's normalisation.
+
+    Equal to CLIP's image processor on Pillow, which is what published scores were computed with.
+    """
+    picture = picture.convert("RGB")
+    width, height = picture.size
+    short, long = min(width, height), max(width, height)
+    long = int(side * long / short)
+    picture = picture.resize((side, long) if width <= height else (long, side), Image.Resampling.BICUBIC)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    pixels = np.asarray(picture.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
+    return torch.from_numpy((pixels - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1)
+
+
+def _unit(features: Any) -> Tensor:
+    # transformers 5 returns an object that holds the projected embedding; 4 returned the embedding
+    embedding: Tensor = getattr(features, "pooler_output", features)
+    return torch.nn.functional.normalize(embedding.float(), dim=-1)

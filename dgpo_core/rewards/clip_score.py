@@ -1,0 +1,32 @@
+"""CLIP score: how well the image fits the prompt, by OpenAI's CLIP."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from dgpo_core.rewards.clip import CLIP_L, CLIP_L_SIZE, Clip
+from dgpo_core.rewards.model import ModelReward
+
+
+class ClipScore(ModelReward):
+    """The cosine of image and prompt in CLIP ViT-L/14; good images are at about 0.25 to 0.35.
+
+    path: folder or hub id of another CLIPModel. dtype, batch: see `ModelReward`.
+    Source: https://huggingface.co/openai/clip-vit-large-patch14, https://arxiv.org/abs/2104.08718 (without its factor
+    2.5 and its cut-off at 0).
+    """
+
+    range = (-1.0, 1.0)
+    licence = "MIT"
+    download = f"{CLIP_L} from Hugging Face, {CLIP_L_SIZE}"
+
+    def __init__(self, device: str = "cpu", path: str = "", dtype: str = "auto", batch: int = 16) -> None:
+        super().__init__(device, dtype, batch)
+        self.clip = Clip(path or CLIP_L, self.dtype, "clip_score", CLIP_L_SIZE)
+
+    def networks(self) -> Sequence[nn.Module]:
+        return (self.clip.model,)
+
+    def score_batch(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        return self.clip.cosines(images, prompts)

@@ -1,0 +1,95 @@
+"""GenEval: are the objects that the prompt names there, in the right number, colours and places?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dgpo_core.errors import UserError
+from dgpo_core.pictures import to_pil
+from dgpo_core.rewards.clip import CLIP_L, CLIP_L_SIZE, Clip
+from dgpo_core.rewards.detector import DETECTOR, SIZE, Detector
+from dgpo_core.rewards.geneval_rules import COLORS, THRESHOLD, Detection, by_class, check_metadata, parts
+from dgpo_core.rewards.model import ModelReward
+
+TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+GREY = (0x99, 0x99, 0x99)  # what GenEval puts in the place of the background
+
+
+class GenEval(ModelReward):
+    """1 where the picture is right by GenEval's rules, else 0; with `graded`, the share of what was asked for.
+
+    Every prompt needs GenEval's metadata: "tag", "include", "exclude" (see `check_metadata`). The graded score is 1
+    exactly where the strict one is.
+
+    graded: partial credit, which a group of images learns from sooner. detector: folder or hub id of a transformers
+    detection model on COCO; clip: of a CLIPModel for the colours. dtype: of CLIP; the detector is float32.
+    Sources: https://github.com/djghosh13/geneval (rules, thresholds, colours), here without mmdet;
+    https://huggingface.co/facebook/mask2former-swin-small-coco-instance.
+    """
+
+    range = (0.0, 1.0)
+    licence = "MIT (GenEval, CLIP, Mask2Former's code); the detector's model card says: other"
+    download = f"{DETECTOR}, {SIZE}, and {CLIP_L}, {CLIP_L_SIZE}, from Hugging Face"
+
+    def __init__(
+        self,
+        device: str = "cpu",
+        graded: bool = False,
+        detector: str = "",
+        clip: str = "",
+        dtype: str = "auto",
+        batch: int = 8,
+    ) -> None:
+        super().__init__(device, dtype, batch)
+        if not isinstance(graded, bool):
+            raise UserError(f"The option graded of the reward 'geneval' must be true or false, not {graded!r}.")
+        self.graded = graded
+        self.detector = Detector(detector or DETECTOR, "geneval")
+        self.clip = Clip(clip or CLIP_L, self.dtype, "geneval", CLIP_L_SIZE)
+        self.colors: dict[str, Tensor] = {}
+
+    def networks(self) -> Sequence[nn.Module]:
+        return (self.detector.model, self.clip.model)
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        classes = set(self.detector.labels.values())
+        for prompt, facts in zip(prompts, metadata, strict=True):
+            check_metadata(prompt, facts, classes)
+        return super().score(images, prompts, metadata)
+
+    def score_batch(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        detections = self.detector(images, THRESHOLD)
+        return torch.tensor([self._judge(*each) for each in zip(images, detections, metadata, strict=True)])
+
+    def _judge(self, image: Tensor, detections: Sequence[Detection], metadata: Mapping[str, Any]) -> float:
+        picture = to_pil(image)
+        shares = parts(
+            by_class(detections, metadata["tag"]), metadata, lambda found, name: self.colors_of(picture, found, name)
+        )
+        return sum(shares) / len(shares) if self.graded else float(all(share == 1 for share in shares))
+
+    def colors_of(self, picture: Image.Image, found: Sequence[Detection], name: str) -> list[str]:
+        """The colour of each object of the class `name`: the one whose sentences CLIP finds closest to the crop."""
+        crops = self.clip.images([crop(picture, detection) for detection in found])
+        return [COLORS[index] for index in (crops @ self._color_embeddings(name).T).argmax(dim=1).tolist()]
+
+    def _color_embeddings(self, name: str) -> Tensor:
+        """Unit-length float32 [10, D]: per colour the mean over the templates, as zero-shot classifiers do."""
+        if name not in self.colors:
+            texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
+            embeddings = self.clip.texts(texts).view(len(COLORS), len(TEMPLATES), -1)
+            self.colors[name] = normalize(embeddings.mean(dim=1), dim=-1).cpu()
+        return self.colors[name].to(self.clip.model.device)
+
+
+def crop(picture: Image.Image, detection: Detection) -> Image.Image:
+    """The object in its box, with what is not part of it greyed out if its mask is known."""
+    if detection.mask is not None:
+        mask = Image.fromarray(detection.mask.to(torch.uint8).mul(255).numpy())
+        picture = Image.composite(picture, Image.new("RGB", picture.size, GREY), mask)
+    left, top, right, bottom = (round(edge) for edge in detection.box)
+    return picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))

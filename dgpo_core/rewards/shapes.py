@@ -1,0 +1,43 @@
+"""The rewards of the embedded model: does the picture show what the prompt asked for?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgpo_core.demo.verifier import check
+from dgpo_core.demo.world import SIZE
+from dgpo_core.errors import UserError
+from dgpo_core.rewards.base import Reward
+
+
+class Shapes(Reward):
+    """1 where count, shape, colour and relation are exactly as asked, else 0."""
+
+    range = (0.0, 1.0)
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        return torch.tensor([float(exact) for exact, _ in _check_all(images, prompts, metadata)])
+
+
+class ShapesGraded(Reward):
+    """The share of what was asked that is there; 1 exactly where `Shapes` is 1."""
+
+    range = (0.0, 1.0)
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        return torch.tensor([share for _, share in _check_all(images, prompts, metadata)])
+
+
+def _check_all(
+    images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+) -> list[tuple[bool, float]]:
+    if images.shape[-2:] != (SIZE, SIZE):
+        raise UserError(f"The shapes rewards judge images of {SIZE} x {SIZE} pixels, not {tuple(images.shape[-2:])}.")
+    for prompt, facts in zip(prompts, metadata, strict=True):
+        if "include" not in facts:
+            raise UserError(f'The shapes rewards need "include" in the metadata of every prompt; {prompt!r} has none.')
+    pictures: np.ndarray = images.permute(0, 2, 3, 1).numpy()
+    return [check(picture, facts) for picture, facts in zip(pictures, metadata, strict=True)]

@@ -1,0 +1,333 @@
+"""GenEval: the rules on hand-made detections, the detectors on tiny networks, the whole reward."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_clip
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    CLIPModel,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    SwinConfig,
+    YolosConfig,
+    YolosForObjectDetection,
+)
+
+from dgpo_core.errors import UserError
+from dgpo_core.rewards import detector as detector_module
+from dgpo_core.rewards.detector import Detector
+from dgpo_core.rewards.geneval import GenEval, crop
+from dgpo_core.rewards.geneval_rules import COLORS, Detection, by_class, check_metadata, parts, relations
+from dgpo_core.rewards.weights import load_network
+
+LEFT, RIGHT, TOP = (0.0, 40.0, 40.0, 80.0), (60.0, 40.0, 100.0, 80.0), (30.0, 0.0, 70.0, 30.0)
+
+
+def see(label: str, score: float = 0.95, box: tuple[float, ...] = LEFT) -> Detection:
+    return Detection(label, score, box)
+
+
+def judge(tag: str, include: list, found: list[Detection], exclude: list = (), colors: str = "") -> list[float]:
+    """The parts of a picture in which the n-th best object of every class has the n-th of `colors`."""
+    facts = {"tag": tag, "include": include, **({"exclude": exclude} if exclude else {})}
+    check_metadata("a prompt", facts, {"dog", "cat", "cup", "bench"})
+    return parts(by_class(found, tag), facts, lambda objects, name: colors.split()[: len(objects)])
+
+
+DOG, CAT = {"class": "dog", "count": 1}, {"class": "cat", "count": 1}
+CUPS = {"class": "cup", "count": 3}
+FOUR = [{"class": "cup", "count": 4}]
+RED_DOG, BLUE_CAT = {**DOG, "color": "red"}, {**CAT, "color": "blue"}
+CAT_RIGHT = {**CAT, "position": ["right of", 0]}
+
+
+@pytest.mark.parametrize(
+    ("include", "found", "expected"),
+    [
+        ([DOG], [see("dog")], [1]),
+        ([DOG], [see("dog", 0.31), see("dog", 0.9), see("cat")], [1]),
+        ([DOG], [see("dog", 0.3)], [0]),  # the score must be above the threshold
+        ([DOG], [see("cat")], [0]),
+    ],
+)
+def test_single_object(include: list, found: list, expected: list) -> None:
+    assert judge("single_object", include, found) == expected
+
+
+def test_two_object() -> None:
+    assert judge("two_object", [DOG, CAT], [see("cat"), see("dog")]) == [1, 1]
+    assert judge("two_object", [DOG, CAT], [see("cat"), see("cat", box=RIGHT)]) == [0, 1]
+    assert judge("two_object", [DOG, CAT], []) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, [0, 1]), (2, [2 / 3, 1]), (3, [1, 1]), (4, [1, 3 / 4]), (5, [1, 2 / 4]), (9, [1, 0])]
+)
+def test_counting(count: int, expected: list) -> None:
+    found = [see("cup", 0.91)] * count + [see("cup", 0.9)] * 2  # 0.9 is not above the threshold of counting
+    assert judge("counting", [CUPS], found, FOUR) == pytest.approx(expected)
+
+
+def test_no_more_than_16_of_a_class_are_looked_at() -> None:
+    assert len(by_class([see("cup")] * 20, "counting")["cup"]) == 16
+
+
+def test_colors() -> None:
+    assert judge("colors", [RED_DOG], [see("dog")], colors="red") == [1, 1]
+    assert judge("colors", [RED_DOG], [see("dog")], colors="pink") == [1, 0]
+    # only the best detection is looked at
+    assert judge("colors", [RED_DOG], [see("dog", 0.5), see("dog", 0.9)], colors="pink red") == [1, 0]
+    assert judge("colors", [RED_DOG], [], colors="red") == [0, 0]
+    assert judge("colors", [{**CUPS, "color": "red"}], [see("cup")] * 3, colors="red blue red") == [1, 2 / 3]
+
+
+def test_position() -> None:
+    assert judge("position", [DOG, CAT_RIGHT], [see("dog"), see("cat", box=RIGHT)]) == [1, 1, 1]
+    assert judge("position", [DOG, CAT_RIGHT], [see("dog", box=RIGHT), see("cat")]) == [1, 1, 0]
+    assert judge("position", [DOG, CAT_RIGHT], [see("cat", box=RIGHT)]) == [0, 1, 0]
+    # the best detection of each decides
+    found = [see("dog"), see("cat", 0.5, RIGHT), see("cat", 0.9, TOP)]
+    assert judge("position", [DOG, CAT_RIGHT], found) == [1, 1, 0]
+
+
+def test_color_attr() -> None:
+    both = [see("dog"), see("cat", box=RIGHT)]
+    colors = {"dog": ["red"], "cat": ["blue"]}
+    facts = {"tag": "color_attr", "include": [RED_DOG, BLUE_CAT]}
+    assert parts(by_class(both, "color_attr"), facts, lambda objects, name: colors[name]) == [1, 1, 1, 1]
+    swapped = {"dog": ["blue"], "cat": ["blue"]}
+    assert parts(by_class(both, "color_attr"), facts, lambda objects, name: swapped[name]) == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (LEFT, RIGHT, {"left of"}),
+        (RIGHT, LEFT, {"right of"}),
+        ((0, 0, 10, 10), (0, 50, 10, 60), {"above"}),
+        ((0, 50, 10, 60), (0, 0, 10, 10), {"below"}),
+        ((0, 0, 10, 10), (40, 40, 50, 50), {"left of", "above"}),
+        (LEFT, LEFT, set()),
+        ((0, 0, 100, 100), (15, 0, 115, 100), set()),  # 15 apart, less than a tenth of 100 + 100
+        ((0, 0, 100, 100), (50, 0, 150, 100), {"left of"}),  # (50 - 20) / 50 is above a half
+        ((0, 0, 100, 100), (38, 0, 138, 100), set()),  # (38 - 20) / 38 is not
+    ],
+)
+def test_relations(a: tuple, b: tuple, expected: set) -> None:
+    assert relations(a, b) == expected
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({}, "tag"),
+        ({"tag": "shapes", "include": [DOG]}, "tag"),
+        ({"tag": "counting"}, "include"),
+        ({"tag": "counting", "include": []}, "include"),
+        ({"tag": "counting", "include": [DOG], "exclude": {}}, "exclude"),
+        ({"tag": "counting", "include": ["dog"]}, "does not know the class"),
+        ({"tag": "counting", "include": [{"class": "unicorn", "count": 1}]}, "does not know the class.*unicorn"),
+        ({"tag": "counting", "include": [{"class": "dog", "count": 0}]}, "count"),
+        ({"tag": "colors", "include": [{**DOG, "color": "mauve"}]}, "color"),
+        ({"tag": "position", "include": [{**DOG, "position": ["left of", 0]}]}, "position"),
+        ({"tag": "position", "include": [DOG, {**CAT, "position": ["near", 0]}]}, "position"),
+    ],
+)
+def test_metadata_that_cannot_be_judged(facts: dict, says: str) -> None:
+    with pytest.raises(UserError, match=f"'a unicorn'.*{says}"):
+        check_metadata("a unicorn", facts, {"dog", "cat"})
+
+
+# -- detectors
+
+
+NAMES = {0: "person", 1: "dog", 2: "mouse", 3: "pottedplant"}
+
+
+@pytest.fixture(scope="module")
+def mask2former(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    swin = SwinConfig(
+        embed_dim=4, depths=[1] * 4, num_heads=[1] * 4, window_size=2, image_size=64, out_features=stages
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=8,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=8,
+        num_queries=6,
+        id2label=NAMES,
+        label2id={name: index for index, name in NAMES.items()},
+    )
+    folder = tmp_path_factory.mktemp("mask2former")
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def yolos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        image_size=[32, 32],
+        patch_size=8,
+        num_detection_tokens=5,
+        use_mid_position_embeddings=False,
+        id2label=NAMES,
+        label2id={name: index for index, name in NAMES.items()},
+    )
+    folder = tmp_path_factory.mktemp("yolos")
+    YolosForObjectDetection(config).save_pretrained(folder)
+    processor = (
+        '{"image_processor_type": "YolosImageProcessor", "size": {"height": 32, "width": 32}, "do_pad": false,'
+        ' "format": "coco_detection"}'
+    )
+    (folder / "preprocessor_config.json").write_text(processor)
+    return folder
+
+
+def test_mask2former_runs(mask2former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detector_module, "EDGES", (64, 96))
+    detect = Detector(str(mask2former), "geneval")
+    assert set(detect.labels.values()) == {"person", "dog", "computer mouse", "potted plant"}
+    with torch.no_grad():
+        found = detect(torch.rand(2, 3, 40, 60), 0.0)
+    assert len(found) == 2
+    for detection in [d for each in found for d in each]:
+        assert detection.label in detect.labels.values()
+        assert detection.mask.shape == (40, 60)
+        left, top, right, bottom = detection.box
+        assert 0 <= left < right <= 60
+        assert 0 <= top < bottom <= 40
+
+
+def test_mask2former_scores_and_boxes(mask2former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On hand-made outputs: probability of the class times mean probability of the mask, and the mask's bounds."""
+    detect = Detector(str(mask2former), "geneval")
+    classes, masks = torch.zeros(1, 3, 5), torch.full((1, 3, 8, 8), -20.0)
+    classes[0, 0, 1], masks[0, 0, 2:5, 1:7] = 4.0, 2.0
+    classes[0, 1, 4], masks[0, 1] = 9.0, 2.0  # nothing
+    classes[0, 2, 0] = 9.0  # a sure class without a single pixel
+    out = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
+    monkeypatch.setattr(detect, "model", type("Model", (), {"device": "cpu", "__call__": lambda self, **k: out})())
+    (found,) = detect(torch.rand(1, 3, 8, 8), 0.3)
+    (dog,) = found
+    assert dog.label == "dog"
+    expected = torch.tensor([0, 4.0, 0, 0, 0]).softmax(0)[1] * torch.tensor(2.0).sigmoid()
+    assert dog.score == pytest.approx(float(expected), abs=1e-6)
+    assert dog.box == (1, 2, 7, 5)
+    assert int(dog.mask.sum()) == 18
+    assert detect(torch.rand(1, 3, 8, 8), 0.9) == [[]]
+
+
+def test_a_detector_with_boxes(yolos: Path) -> None:
+    detect = Detector(str(yolos), "geneval")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        found = detect(images, 0.0)
+        model = load_network(YolosForObjectDetection, str(yolos), "test", "")
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (detector_module.MEAN, detector_module.STD))
+        out = model(pixel_values=((images * 255).round() / 255 - mean) / std)
+    probability, label = out.logits.softmax(-1)[..., :-1].max(-1)
+    for n, each in enumerate(found):
+        assert [d.label for d in each] == [detect.labels[int(i)] for i in label[n]]
+        torch.testing.assert_close(torch.tensor([d.score for d in each]), probability[n], atol=1e-4, rtol=0)
+        x, y, w, h = (out.pred_boxes[n] * 32).unbind(-1)
+        corners = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1).clamp(0, 32)
+        torch.testing.assert_close(torch.tensor([d.box for d in each]), corners, atol=1e-2, rtol=0)
+
+
+def test_a_detector_of_other_classes_is_refused(mask2former: Path, tmp_path: Path) -> None:
+    for file in mask2former.iterdir():
+        text = file.read_bytes()
+        (tmp_path / file.name).write_bytes(text.replace(b'"person"', b'"table"') if file.suffix == ".json" else text)
+    with pytest.raises(UserError, match="was not trained on the classes of COCO"):
+        Detector(str(tmp_path), "geneval")
+    with pytest.raises(UserError, match="needs no-one/no-model"):
+        Detector("no-one/no-model", "geneval")
+
+
+# -- the reward
+
+
+class Stub:
+    """A detector that always finds the same."""
+
+    def __init__(self, found: list[Detection]) -> None:
+        self.labels = dict(enumerate(("person", "dog", "cat", "cup")))
+        self.found, self.model = found, torch.nn.Identity()
+
+    def __call__(self, images: Tensor, threshold: float) -> list[list[Detection]]:
+        return [[d for d in self.found if d.score > threshold]] * len(images)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_clip.save(tmp_path_factory.mktemp("clip"))
+
+
+def test_strict_and_graded(mask2former: Path, clip: Path) -> None:
+    reward = GenEval(detector=str(mask2former), clip=str(clip), batch=2)
+    reward.detector = Stub([see("cup", 0.95)] * 2 + [see("dog", 0.5)])
+    facts = [
+        {"tag": "counting", "include": [CUPS], "exclude": FOUR},
+        {"tag": "counting", "include": [{"class": "cup", "count": 2}], "exclude": [CUPS]},
+        {"tag": "single_object", "include": [DOG]},
+    ]
+    images, prompts = torch.rand(3, 3, 100, 100), ["three cups", "two cups", "a dog"]
+    assert reward.score(images, prompts, facts).tolist() == [0, 1, 1]
+    reward.graded = True
+    torch.testing.assert_close(reward.score(images, prompts, facts), torch.tensor([5 / 6, 1, 1]))
+    with pytest.raises(UserError, match="'a dream'"):
+        reward.score(images[:1], ["a dream"], [{}])
+    with pytest.raises(UserError, match="graded"):
+        GenEval(graded="very")
+
+
+def test_colours_are_the_nearest_sentences_by_clip(mask2former: Path, clip: Path) -> None:
+    reward = GenEval(detector=str(mask2former), clip=str(clip))
+    picture = Image.fromarray((torch.rand(100, 100, 3) * 255).byte().numpy())
+    found = [see("dog", box=(0, 0, 32, 32)), see("dog", box=(40, 10, 90, 60)), see("dog", box=(5, 5, 5, 5))]
+    with torch.no_grad():
+        got = reward.colors_of(picture, found, "dog")
+        assert reward.colors_of(picture, found[1:2], "dog") == got[1:2]
+
+    model, tok = CLIPModel.from_pretrained(clip).eval(), AutoTokenizer.from_pretrained(clip)
+    sentences = ["a photo of a {} dog", "a photo of a {}-colored dog", "a photo of a {} object"]
+    means = []
+    with torch.no_grad():
+        for color in COLORS:
+            embeddings = []
+            for sentence in sentences:
+                ids = tok(sentence.format(color), truncation=True, max_length=16, return_tensors="pt").input_ids
+                x = model.text_projection(model.text_model(ids).pooler_output)[0]
+                embeddings.append(x / x.norm())
+            mean = torch.stack(embeddings).mean(0)
+            means.append(mean / mean.norm())
+        image = torch.cat([reward.clip.images([crop(picture, d)]) for d in found])
+    assert got == [COLORS[int((x @ torch.stack(means).T).argmax())] for x in image]
+
+
+def test_crop_greys_out_what_is_not_the_object() -> None:
+    picture = Image.new("RGB", (10, 8), "red")
+    mask = torch.zeros(8, 10, dtype=torch.bool)
+    mask[2:4, 3:5] = True
+    piece = crop(picture, Detection("dog", 1.0, (2, 1, 6, 5), mask))
+    assert piece.size == (4, 4)
+    assert piece.getpixel((1, 1)) == (255, 0, 0)
+    assert piece.getpixel((0, 0)) == (0x99, 0x99, 0x99)
+    assert crop(picture, Detection("dog", 1.0, (2, 1, 6, 5))).getpixel((0, 0)) == (255, 0, 0)
