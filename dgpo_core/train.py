@@ -33,6 +33,7 @@ from dgpo_core.trainer import Iteration, Trainer
 
 SAMPLE_PROMPTS, SAMPLES_EACH = 6, 6  # rows and columns of the pictures in samples/
 INTERRUPTED = 130  # exit code of a run ended by Ctrl-C, as shells have it
+ECHO = 5.0  # seconds in which a second signal is still the first one, passed on by `accelerate launch` or `torchrun`
 
 
 class Interrupted(BaseException):
@@ -43,16 +44,17 @@ class Interrupted(BaseException):
 class Stop:
     """Ctrl-C, noticed at the next forward instead of in the middle of one."""
 
-    asked: bool = False
+    asked: float | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGINT and SIGTERM raise the flag; a second one acts at once."""
+        """SIGINT and SIGTERM raise the flag; another one, `ECHO` seconds later or more, acts at once."""
 
         def note(number: int, frame: Any) -> None:
-            if self.asked:
+            now = time.monotonic()
+            if self.asked is not None and now > self.asked + ECHO:
                 raise KeyboardInterrupt
-            self.asked = True
+            self.asked = self.asked or now
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -63,7 +65,7 @@ class Stop:
 
     def check(self) -> None:
         """Raises Interrupted once the flag is up."""
-        if self.asked:
+        if self.asked is not None:
             raise Interrupted
 
 
@@ -135,14 +137,7 @@ def _iterate(session: Session, run: Run | None) -> int:
     """The run from its start or its newest checkpoint to its end. `run` is None on all processes but the first."""
     trainer, config = session.trainer, session.config
     try:
-        if _resume(session, run) == 0:
-            _evaluate(session, run, None, config.evaluation.final_images)
-            _samples(session, run, None)
-        with tqdm(total=config.iterations, initial=trainer.step, unit="it", disable=run is None) as bar:
-            while trainer.step < config.iterations:
-                _log(run, trainer.iterate(), trainer.step, bar)
-                _now_and_then(session, run)
-        _finish(session, run)
+        _steps(session, run)
     except (Interrupted, UserError) as ending:
         if run:
             _checkpoint(session, run)
@@ -151,6 +146,29 @@ def _iterate(session: Session, run: Run | None) -> int:
             raise
         return INTERRUPTED
     return 0
+
+
+def _steps(session: Session, run: Run | None) -> None:
+    """All that is left to do of the run."""
+    trainer, config = session.trainer, session.config
+    try:
+        if _resume(session, run) == 0:
+            _evaluate(session, run, None, config.evaluation.final_images)
+            _samples(session, run, None)
+        elif session.world.any(run is not None and not _is_measured(run, trainer.step)):
+            _now_and_then(session, run)  # an evaluation that Ctrl-C cut off
+        with tqdm(total=config.iterations, initial=trainer.step, unit="it", disable=run is None) as bar:
+            while trainer.step < config.iterations:
+                _log(run, trainer.iterate(), trainer.step, bar)
+                _now_and_then(session, run)
+        _finish(session, run)
+    except RuntimeError:
+        session.check()  # Ctrl-C reached another process first, and a message to it failed
+        raise
+
+
+def _is_measured(run: Run, step: int) -> bool:
+    return any(record["iteration"] == step and "held_out" in record for record in run.read_metrics())
 
 
 def _log(run: Run | None, iteration: Iteration, step: int, bar: tqdm) -> None:
