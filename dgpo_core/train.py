@@ -253,8 +253,9 @@ def _finish(session: Session, run: Run | None) -> None:
     session.policy.save_lora(run.lora_path, lora_metadata(config, session.trainer.step), session.adapter)
     name = "+".join(evaluation_weights(config))
     summary: dict[str, Any] = {"reward": name, "seconds": session.elapsed(), "iterations": session.trainer.step}
-    if after:
-        before = next(r for r in run.read_metrics() if r["iteration"] == 0 and "held_out" in r)
+    # gone where somebody has deleted metrics.jsonl before a resume
+    before = next((r for r in run.read_metrics() if r["iteration"] == 0 and "held_out" in r), None)
+    if after and before:
         base = Measurement(before["held_out"], tuple(before["held_out_ci95"]), before["n"])
         summary |= {"base": base.as_json(), "adapter": after.as_json()}
         print(f"\n{name} on held-out prompts\n  before  {base}\n  after   {after}")
