@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from dgpo_core.config import EMBEDDED, Config
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
@@ -13,23 +11,21 @@ from dgpo_core.prompts import Prompt, load_prompts
 from dgpo_core.rewards import Reward, make_reward
 
 DEMO = Path(__file__).parent / "demo"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_model(config: Config, world: World) -> tuple[Policy, tuple[int, int]]:
     """The policy on this process's device, and the image size (height, width) in pixels."""
     model, lora = config.model, config.lora
     path = DEMO / "model" if model.path == EMBEDDED else model.path
-    dtype = DTYPES.get(model.dtype) or (torch.float32 if world.device.type == "cpu" else torch.bfloat16)
     policy = load_policy(
         path,
-        family=None if model.family == "auto" else model.family,
+        family=model.family,
         rank=lora.rank,
         alpha=lora.alpha,
         dropout=lora.dropout,
         targets=lora.targets or None,
         init_lora=lora.init or None,
-        dtype=dtype,
+        dtype=model.dtype,
         device=world.device,
         seed=config.seed,
         offload=config.memory.offload,
