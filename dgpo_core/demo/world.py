@@ -28,10 +28,16 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 RELATIONS = tuple(OPPOSITE)
 CATEGORIES = ("single_object", "two_object", "counting", "color_attr", "position")
 BACKGROUND = (232, 246)  # grey level, drawn uniformly
-RADIUS = (8.0, 11.0)  # pixels
-GAP = 7.0  # least distance between two shapes' circles (corners reach beyond them), pixels
-DIAGONAL_GAP = 6.0  # how far from the diagonal a related pair stays, pixels
-RELATION_GAP = 18.0  # least distance of the two centres along a relation's axis, pixels
+RADIUS = (8.5, 10.5)  # pixels
+JITTER = 2.5  # how far an object may stand from its place in the layout, along x and along y, pixels
+LOW, MIDDLE, HIGH = 17.0, 32.0, 47.0  # the places of a layout, pixels from the left or the top
+PAIRS: Mapping[str, tuple[tuple[float, float], ...]] = {  # the first object's place, then the second's
+    "left of": ((LOW, MIDDLE), (HIGH, MIDDLE)),
+    "right of": ((HIGH, MIDDLE), (LOW, MIDDLE)),
+    "above": ((MIDDLE, LOW), (MIDDLE, HIGH)),
+    "below": ((MIDDLE, HIGH), (MIDDLE, LOW)),
+}
+TRIPLE = ((MIDDLE, LOW), (LOW, HIGH), (HIGH, HIGH))
 
 
 @dataclass(frozen=True)
@@ -110,27 +116,16 @@ def holds(relation: str, ax: float, ay: float, bx: float, by: float, margin: flo
 
 
 def place(scene: Scene, rng: random.Random) -> list[Placed]:
-    """Draw positions for every object of the scene: inside the image, apart, and in the asked relation."""
+    """A position for every object of the scene, about its place in the layout.
+
+    One stands in the middle, two in the asked relation or else side by side as they are named, three in a triangle.
+    """
     wanted = [(t.shape, t.color or rng.choice(list(COLOURS))) for t in scene.things for _ in range(t.count)]
-    while True:
-        objects = []
-        for shape, color in wanted:
-            radius = rng.uniform(*RADIUS)
-            x, y = (rng.uniform(radius + 2, SIZE - radius - 2) for _ in range(2))
-            objects.append(Placed(shape, color, x, y, radius))
-        if _acceptable(scene, objects):
-            return objects
-
-
-def _acceptable(scene: Scene, objects: list[Placed]) -> bool:
-    for a, b in itertools.combinations(objects, 2):
-        if np.hypot(a.x - b.x, a.y - b.y) < a.radius + b.radius + GAP:
-            return False
-    if scene.relation is None:
-        return True
-    a, b = objects
-    clear = abs(abs(a.x - b.x) - abs(a.y - b.y)) > DIAGONAL_GAP
-    return clear and holds(scene.relation, a.x, a.y, b.x, b.y, RELATION_GAP)
+    layout = {1: ((MIDDLE, MIDDLE),), 2: PAIRS[scene.relation or "left of"], 3: TRIPLE}[len(wanted)]
+    return [
+        Placed(shape, color, x + rng.uniform(-JITTER, JITTER), y + rng.uniform(-JITTER, JITTER), rng.uniform(*RADIUS))
+        for (shape, color), (x, y) in zip(wanted, layout, strict=True)
+    ]
 
 
 def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
