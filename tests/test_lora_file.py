@@ -247,7 +247,7 @@ def test_files_that_are_no_lora_of_this_model_are_told(tmp_path: Path) -> None:
             _write(tmp_path / "4.safetensors", **{f"{key}.lora_A.weight": a[:, :8], f"{key}.lora_B.weight": b}),
             "does not fit",
         ),
-        (_write(tmp_path / "5.safetensors", **{"lora_unet_x.lora_down.weight": a}), "convert it first"),
+        (_write(tmp_path / "5.safetensors", **{"lora_te_x.lora_down.weight": a}), "convert it first"),
         (_write(tmp_path / "6.safetensors", **{"text_encoder.x.lora_A.weight": a}), "text encoder"),
         (_write(tmp_path / "7.safetensors"), "one diffusion network"),
     ]
@@ -275,3 +275,22 @@ def test_unsupported_scalings_are_told(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "x.safetensors", header)
     with pytest.raises(UserError, match="rank-stabilised"):
         lora_file.read(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_unet_file_under_comfyuis_names_is_the_same_lora_to_diffusers_and_to_us(family: str, tmp_path: Path) -> None:
+    folder = tiny.folder(family)
+    policy = load_policy(folder, rank=3, alpha=7.0)
+    shake(policy)
+    renamed = lora_file.for_comfyui(policy.lora_tensors())
+    lora_file.write(tmp_path / "comfyui.safetensors", renamed, policy.lora_metadata({}))
+    assert all(key.startswith("lora_unet_") for key in renamed)
+    args = inputs(policy)
+    with torch.no_grad():
+        expected = policy.predict(*args)
+    pipe = reload(family, folder, tmp_path / "comfyui.safetensors")
+    again = load_policy(folder, init_lora=tmp_path / "comfyui.safetensors")
+    with torch.no_grad():
+        theirs, ours = predict_with(pipe.unet, policy, *args), again.predict(*args)
+    assert torch.allclose(theirs, expected, atol=1e-5)  # alpha / rank is no power of two: one rounding
+    assert torch.allclose(ours, expected, atol=1e-5)

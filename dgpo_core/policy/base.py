@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
+from dgpo_core.policy import lora_file
 from dgpo_core.prediction import Prediction
 from dgpo_core.solvers import Solver
 
@@ -124,10 +125,26 @@ class Policy(ABC):
         """The live parameters of one adapter, the same keys for all three; write into them with `copy_` or `lerp_`."""
 
     @abstractmethod
+    def lora_tensors(self, name: AdapterName = "current") -> dict[str, Tensor]:
+        """One adapter as a file holds it: at scale 1, float32, on the CPU, no memory shared with the adapter."""
+
+    @abstractmethod
+    def lora_metadata(self, extra: Mapping[str, str]) -> dict[str, str]:
+        """What the file's header says of the adapter, with `extra` added or in its place."""
+
     def save_lora(
         self, path: str | Path, metadata: Mapping[str, str] | None = None, name: AdapterName = "current"
     ) -> None:
-        """Writes one adapter atomically to a .safetensors file in diffusers format."""
+        """Writes one adapter atomically to a .safetensors file."""
+        lora_file.write(path, self.lora_tensors(name), self.lora_metadata(metadata or {}))
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> None:
+        """Moves the network, and whatever else is not moved about while it works."""
+
+    @abstractmethod
+    def weights(self) -> nn.Module:
+        """All that `to` moves, for those who account for memory."""
 
     def text_encoders_to(self, device: torch.device | str) -> None:  # noqa: B027 - nothing to do is a fine default
         """Moves the text encoders; nothing to do where there are none."""

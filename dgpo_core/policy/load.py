@@ -82,7 +82,7 @@ def load_policy(
     with _quiet():
         cls, pipe = _open(str(path), family, dtype, config)
         if not targets:
-            targets = [*cls.targets, *(lora.modules if lora and lora.network == cls.network_name else [])]
+            targets = [*cls.targets, *(_dotted(lora.modules) if lora and lora.network == cls.network_name else [])]
         policy = cls(
             pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=dtype, device=device, seed=seed,
             guidance=guidance, offload=offload,
@@ -90,6 +90,11 @@ def load_policy(
     if lora is not None:
         policy.load_lora(lora)
     return policy
+
+
+def _dotted(modules: Sequence[str]) -> list[str]:
+    """Without the names in kohya's form, which say nothing before the network is known."""
+    return [name for name in modules if "." in name]
 
 
 def family_of_file(path: Path) -> str | None:

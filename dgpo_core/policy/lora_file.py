@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ from dgpo_core.files import write_atomic
 
 _NETWORKS = ("transformer", "unet")
 _KEY = re.compile(r"(?P<network>\w+?)\.(?P<module>.+)\.(?P<part>lora_A|lora_B|lora\.down|lora\.up)\.weight")
-_PARTS = {"lora_A": 0, "lora.down": 0, "lora_B": 1, "lora.up": 1}
+_KOHYA = re.compile(r"lora_unet_(?P<module>\w+)\.(?P<part>lora_down|lora_up)\.weight")
+_PARTS = {"lora_A": 0, "lora.down": 0, "lora_down": 0, "lora_B": 1, "lora.up": 1, "lora_up": 1}
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,40 @@ class LoraFile:
         return sorted(self.weights)
 
 
-def write(
-    path: str | Path, network: str, state: Mapping[str, Tensor], scale: float, metadata: Mapping[str, str]
-) -> None:
-    """Writes the LoRA `state` (`<module>.lora_A.weight`, ...) of `network` to `path`, atomically.
+def tensors(network: str, state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The LoRA `state` (`<module>.lora_A.weight`, ...) of `network` as a file holds it: float32 copies on the CPU.
 
-    scale: alpha / rank, multiplied into B. Same arguments, same bytes. Raises UserError if the file cannot be written.
+    scale: alpha / rank, multiplied into B.
     """
-    tensors = {}
+    found = {}
     for key, tensor in state.items():
-        value = tensor.detach().to("cpu", torch.float32)
-        tensors[f"{network}.{key}"] = (value * scale if ".lora_B." in key else value).contiguous()
+        value = tensor.detach().to("cpu", torch.float32, copy=True)
+        found[f"{network}.{key}"] = (value * scale if ".lora_B." in key else value).contiguous()
+    return found
+
+
+def for_comfyui(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `tensors` gave, under names that ComfyUI's own loader knows, and diffusers and `read` do, too.
+
+    It knows a transformer's as they are, and of a UNet kohya's: `lora_unet_<module, "_" for ".">.lora_down.weight`.
+    """
+    renamed = {}
+    for key, tensor in tensors.items():
+        module, _, part = key.removesuffix(".weight").rpartition(".")
+        if not module.startswith("unet."):
+            renamed[key] = tensor
+            continue
+        name = "lora_" + module.replace(".", "_")
+        renamed[f"{name}.{'lora_down' if part == 'lora_A' else 'lora_up'}.weight"] = tensor
+        if part == "lora_A":
+            renamed[f"{name}.alpha"] = torch.tensor(float(tensor.shape[0]))
+    return renamed
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a LoRA to `path`, atomically. Same arguments, same bytes. UserError if the file cannot be written."""
     strings = {"format": "pt", **{k: str(v) for k, v in metadata.items()}}
-    write_atomic(path, _sorted_header(save(tensors, strings)))
+    write_atomic(path, _sorted_header(save(dict(tensors), strings)))
 
 
 def describe(
@@ -91,16 +113,24 @@ def describe(
 
 
 def read(path: str | Path) -> LoraFile:
-    """Reads a LoRA in diffusers format. Raises UserError if the file is missing, damaged or something else."""
+    """Reads a LoRA in diffusers format, or what `for_comfyui` named, whose modules keep their "_" until `fit`.
+
+    Raises UserError if the file is missing, damaged or something else.
+    """
     path = Path(path)
     tensors, metadata = _load(path)
     config = _adapter_config(metadata)
     networks, pairs, alphas = set(), {}, {}
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is not None and match["network"] in _NETWORKS and tensor.ndim == 2:
+        match, kohya = _KEY.fullmatch(key), _KOHYA.fullmatch(key)
+        if kohya is not None and tensor.ndim == 2:
+            networks.add("unet")
+            pairs.setdefault(kohya["module"], [None, None])[_PARTS[kohya["part"]]] = tensor.float()
+        elif match is not None and match["network"] in _NETWORKS and tensor.ndim == 2:
             networks.add(match["network"])
             pairs.setdefault(match["module"], [None, None])[_PARTS[match["part"]]] = tensor.float()
+        elif key.startswith("lora_unet_") and key.endswith(".alpha"):
+            alphas[key.removesuffix(".alpha").removeprefix("lora_unet_")] = float(tensor)
         elif key.endswith(".alpha") and key.split(".")[0] in _NETWORKS:
             alphas[key.removesuffix(".alpha").split(".", 1)[1]] = float(tensor)
         else:
@@ -125,6 +155,8 @@ def fit(
     modules that the file leaves alone keep `state`. layers: names of all modules of the network, for the messages.
     Raises UserError if the file is for another family, changes modules that have no adapter, or has other shapes.
     """
+    dotted = {layer.replace(".", "_"): layer for layer in layers}
+    lora = replace(lora, weights={m if m in layers else dotted.get(m, m): w for m, w in lora.weights.items()})
     known = [m for m in lora.weights if f"{m}.lora_A.weight" in state]
     if lora.network != network or not any(m in layers for m in lora.weights):
         raise UserError(f"The LoRA {lora.path} is for another model: no layer of this one has the names in it.")

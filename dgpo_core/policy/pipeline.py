@@ -241,25 +241,37 @@ class DiffusersPolicy(Policy):
         state = self.adapters.state("current")
         self.adapters.load(lora_file.fit(lora, self.network_name, state, self.lora_scale, layers))
 
-    def save_lora(
-        self, path: str | Path, metadata: Mapping[str, str] | None = None, name: AdapterName = "current"
-    ) -> None:
+    def lora_tensors(self, name: AdapterName = "current") -> dict[str, Tensor]:
+        return lora_file.tensors(self.network_name, self.adapter_state(name), self.lora_scale)
+
+    def lora_metadata(self, extra: Mapping[str, str]) -> dict[str, str]:
         architecture, base_version = self._labels()
-        header = lora_file.describe(
+        return lora_file.describe(
             architecture=architecture,
             base_version=base_version,
             rank=self.adapters.rank,
             alpha=self.adapters.alpha,
             prediction=self.prediction.name,
-            extra=metadata or {},
+            extra=extra,
         )
-        lora_file.write(path, self.network_name, self.adapter_state(name), self.lora_scale, header)
 
     def _labels(self) -> tuple[str, str]:
         """`modelspec.architecture` of the base and `ss_base_model_version`."""
         return self.architecture, self.base_version
 
     # --- off the accelerator -----------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.network.to(self.device)
+        self._constants.clear()
+        if not self.offload:
+            self.text_encoders_to(self.device)
+            self.vae_to(self.device)
+
+    def weights(self) -> nn.Module:
+        parts = [self.network] if self.offload else list(self.pipe.components.values())
+        return nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
 
     def text_encoders_to(self, device: torch.device | str) -> None:
         for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
