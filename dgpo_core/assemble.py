@@ -7,7 +7,7 @@ from dgpo_core.config import EMBEDDED, Config
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.policy import Policy, load_policy
-from dgpo_core.prompts import Prompt, load_prompts
+from dgpo_core.prompts import Prompt, load_prompts, read_prompts
 from dgpo_core.rewards import Reward, make_reward
 
 DEMO = Path(__file__).parent / "demo"
@@ -42,6 +42,8 @@ def load_model(config: Config, world: World) -> tuple[Policy, tuple[int, int]]:
 
 def training_prompts(config: Config) -> list[Prompt]:
     """The prompts that are trained on."""
+    if config.data.text:
+        return read_prompts(config.data.text)
     if not config.data.prompts:
         raise UserError("There are no training prompts: give a .txt or .jsonl file with --data.prompts FILE.")
     return load_prompts(DEMO / "train.jsonl" if config.data.prompts == EMBEDDED else config.data.prompts)

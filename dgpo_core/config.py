@@ -86,6 +86,10 @@ class DataConfig:
     """Training prompts: a .txt (one per line) or .jsonl ({"prompt": ..., metadata}) file; 'embedded' is the demo's."""
     held_out: str = EMBEDDED
     """Prompts for evaluation, disjoint from the training prompts, same formats; empty: no evaluation on any."""
+    text: str = ""
+    """The training prompts themselves, one per line; where given, no file is read."""
+    order_seed: int = -1
+    """Seed of the order in which prompts are taken; -1 takes the run's seed."""
     groups_per_iteration: Count = 8
     """Prompts (= groups, the paper's P) per iteration over all processes, at least 1 (paper 8, '24 is better')."""
 
@@ -162,7 +166,7 @@ class TrainingConfig:
     ema_slow: BelowOne = 0.9
     """Decay of the slow EMA, which is evaluated and saved, 0 to below 1."""
     ema_slow_every: Count = 8
-    """Optimiser steps between two updates of the slow EMA, at least 1."""
+    """Optimiser steps between two updates of the slow EMA, at least 1; before the first it is the current weights."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """Settings to and from dicts, YAML files and presets; their validation; what a resumed run may change."""
 
+import ast
 import difflib
 import hashlib
+import inspect
 import json
+import textwrap
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -10,6 +13,7 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,9 +51,14 @@ def suggest(name: str, known: Collection[str], mark: str = "") -> str:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The settings as plain data for YAML and JSON, without `resume`, which says how the run was started."""
-    plain = _plain(asdict(config))
+    plain = to_plain(config)
     del plain["resume"]
     return plain
+
+
+def to_plain(settings: Any) -> dict[str, Any]:
+    """Any dataclass of settings as plain data for YAML and JSON."""
+    return _plain(asdict(settings))
 
 
 def from_dict(values: Mapping[str, Any], base: Config | None = None, source: str = "settings") -> Config:
@@ -58,6 +67,26 @@ def from_dict(values: Mapping[str, Any], base: Config | None = None, source: str
     Raises UserError, starting with `source`, for an unknown key (naming the nearest) or a value of the wrong type.
     """
     return _read_group(base or Config(), values, "", source)
+
+
+def read_settings(group: type, values: Mapping[str, Any]) -> Any:
+    """One group of settings, such as `TrainingConfig`, from values that forms and widgets give: lists may be texts
+    with commas. Raises UserError for a value of the wrong type or out of its range."""
+    hints = _hints(group)
+    given = {name: _split(value) if _is_list(hints.get(name)) else value for name, value in values.items()}
+    settings = _read_group(group(), given, "", group.__name__.removesuffix("Config").lower())
+    for name, hint in hints.items():
+        _check_range(name, hint, getattr(settings, name))
+    return settings
+
+
+def _is_list(hint: Any) -> bool:
+    hint = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+    return typing.get_origin(hint) is tuple
+
+
+def _split(value: Any) -> Any:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:
@@ -153,6 +182,19 @@ def show_rewards(rewards: tuple[RewardTerm, ...]) -> str:
 def _show(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+@cache
+def field_docs(group: type) -> Mapping[str, str]:
+    """The line of documentation under each field of a dataclass of settings, by the field's name."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0].body
+    return types.MappingProxyType(
+        {
+            field.target.id: inspect.cleandoc(text.value.value).replace("\n", " ")
+            for field, text in pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        }
+    )
 
 
 @cache
@@ -262,7 +304,7 @@ def _check_range(name: str, hint: Any, value: Any) -> None:
 
 
 def _check_names(config: Config) -> None:
-    if not config.data.prompts:
+    if not config.data.prompts and not config.data.text:
         raise UserError("There are no training prompts: give --data.prompts FILE (.txt or .jsonl).")
     if not config.reward:
         raise UserError("There is no reward: give --reward NAME.")

@@ -21,8 +21,16 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def grid(groups: Sequence[Group], title: str, scores: Sequence[Tensor] | None = None) -> Image.Image:
-    """One row per group under its prompt, each image with its score; small images are enlarged."""
+def grid(
+    groups: Sequence[Group],
+    title: str,
+    scores: Sequence[Tensor] | None = None,
+    advantages: Sequence[Tensor] | None = None,
+) -> Image.Image:
+    """One row per group under its prompt, each image with its score; small images are enlarged.
+
+    advantages: frames the images that the update would favour in green, those it would disfavour in red.
+    """
     height, width = groups[0].images.shape[-2:]
     zoom = max(1, math.ceil(LEAST_TILE / min(height, width)))
     tile_w, tile_h = width * zoom, height * zoom
@@ -38,6 +46,10 @@ def grid(groups: Sequence[Group], title: str, scores: Sequence[Tensor] | None = 
             left = MARGIN + column * (tile_w + MARGIN)
             tile = to_pil(image).resize((tile_w, tile_h), Image.Resampling.NEAREST if zoom > 1 else None)
             sheet.paste(tile, (left, top + LINE))
+            if advantages and float(advantages[row][column]):
+                color = "forestgreen" if advantages[row][column] > 0 else "crimson"
+                box = (left - 2, top + LINE - 2, left + tile_w + 1, top + LINE + tile_h + 1)
+                pen.rectangle(box, outline=color, width=2)
             if scores:
                 label = f"{float(scores[row][column]):.2f}"
                 pen.text((left, top + LINE + tile_h), label, fill="dimgray", font=font)

@@ -37,6 +37,15 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     return found
 
 
+def read_prompts(text: str) -> list[Prompt]:
+    """The prompts of a text, one per line; as in a .txt file."""
+    found = [_read_text(line.strip(), "") for line in text.splitlines() if line.strip()]
+    prompts = [prompt for prompt in found if prompt is not None]
+    if not prompts:
+        raise UserError("There are no prompts in the text: write one per line.")
+    return prompts
+
+
 def _text_of(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dgpo_core.config import Config
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
+from dgpo_core.group import Group
 from dgpo_core.measure import Measurement, draw_evaluation, evaluation_set, evaluation_weights, measure, total
 from dgpo_core.pictures import grid, png, reward_curve
 from dgpo_core.policy import AdapterName, Policy
@@ -71,7 +72,7 @@ class Stop:
 
 @dataclass
 class Session:
-    """Everything one training run works with."""
+    """Everything one training run works with. batch: images per forward of an evaluation, as memory allows."""
 
     config: Config
     world: World
@@ -83,6 +84,7 @@ class Session:
     check: Callable[[], None]
     seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    batch: int = 0
 
     @property
     def adapter(self) -> AdapterName:
@@ -102,7 +104,7 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
     policy, size = assemble.load_model(config, world)
     policy.solver(config.evaluation.solver or config.rollout.solver, config.evaluation.steps, *size)
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
-    return Session(config, world, policy, size, trainer, held_out, judges, check)
+    return Session(config, world, policy, size, trainer, held_out, judges, check, batch=config.evaluation.batch)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -197,7 +199,12 @@ def _evaluate(session: Session, run: Run | None, adapter: AdapterName | None, im
     if not (images and session.held_out):
         return None
     s = session
-    found = measure(s.policy, adapter, s.held_out, s.judges, s.config, s.size, images, s.world, s.check)
+
+    def work(batch: int) -> Measurement:
+        config = _in_batches(s.config, batch)
+        return measure(s.policy, adapter, s.held_out, s.judges, config, s.size, images, s.world, s.check)
+
+    found, s.batch = s.trainer.within_memory(work, s.batch, images)
     if run:
         record = {"iteration": s.trainer.step, "held_out": found.mean, "held_out_ci95": list(found.ci95), "n": found.n}
         if record not in run.read_metrics():  # a run that was killed at its very end measures the same again
@@ -207,6 +214,11 @@ def _evaluate(session: Session, run: Run | None, adapter: AdapterName | None, im
     return found
 
 
+def _in_batches(config: Config, batch: int) -> Config:
+    """The settings with this many images per forward of an evaluation."""
+    return replace(config, evaluation=replace(config.evaluation, batch=batch))
+
+
 def _samples(session: Session, run: Run | None, adapter: AdapterName | None) -> None:
     """The same prompts and seeds at every call, as one labelled picture in samples/."""
     if not run:
@@ -214,7 +226,12 @@ def _samples(session: Session, run: Run | None, adapter: AdapterName | None) -> 
     prompts = session.held_out or session.trainer.stream.prompts
     few = prompts[:: max(1, len(prompts) // SAMPLE_PROMPTS)][:SAMPLE_PROMPTS]
     rows = evaluation_set(few, SAMPLES_EACH * len(few))
-    groups = draw_evaluation(session.policy, adapter, rows, session.config, session.size, session.check)
+
+    def work(batch: int) -> list[Group]:
+        config = _in_batches(session.config, batch)
+        return draw_evaluation(session.policy, adapter, rows, config, session.size, session.check)
+
+    groups, session.batch = session.trainer.within_memory(work, session.batch, SAMPLES_EACH * len(few))
     groups = score_groups(groups, session.judges)
     scores = [total(group, evaluation_weights(session.config)) for group in groups]
     sheet = png(grid(groups, f"iteration {session.trainer.step}", scores))

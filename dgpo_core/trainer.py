@@ -57,8 +57,10 @@ class Stopwatch:
 class Trainer:
     """Trains `policy`'s adapter on `rewards` over `prompts`.
 
-    rewards: by name, in the order of `config.reward`. check: called before every forward; what it raises ends the
-    iteration with the weights as they were before it.
+    `iterate` is the whole algorithm; a caller who has the steps in hands of its own (a graph of nodes, a person who
+    scores) calls `draw` and `learn` instead, and may leave out prompts and rewards.
+    rewards: by name, those of `config.reward`. check: called before every forward; what it raises ends the iteration
+    with the weights as they were before it.
     """
 
     def __init__(
@@ -76,7 +78,8 @@ class Trainer:
         self.policy, self.rewards, self.config, self.size = policy, rewards, config, size
         self.world = world or World(str(policy.device))
         self.check, self.tell = check, tell
-        self.stream = PromptStream(prompts, config.data.groups_per_iteration, config.seed)
+        order_seed = config.seed if config.data.order_seed < 0 else config.data.order_seed
+        self.stream = PromptStream(prompts, config.data.groups_per_iteration, order_seed)
         self.solver = policy.solver(config.rollout.solver, config.rollout.steps, *size)
         self.candidates = self._candidates()
         self.parameters = policy.trainable()
@@ -94,26 +97,20 @@ class Trainer:
     def iterate(self) -> Iteration:
         """One iteration: draw groups, score them, compare them, take one optimiser step."""
         watch = Stopwatch(self.policy.device)
-        prompts = self.stream.at(self.step)
-        mine = self.world.share(list(enumerate(prompts)))
+        mine = self.world.share(list(enumerate(self.stream.at(self.step))))
         with watch.phase("encode"):
-            conds = self._encode([prompt.text for _, prompt in mine])
+            self._encode([prompt.text for _, prompt in mine])
         with watch.phase("rollout"):
-            groups = self._rollout(mine)
+            groups = self.draw(mine)
         with watch.phase("reward"):
             groups = self._score(groups)
-        with watch.phase("update"):
-            r, A = self._advantages(groups)
-            told = adv.informative(A)  # equal rewards have equal advantages, and only they have
-            tasks = self._tasks(mine, groups, A, conds, told)
-            tally, norm = self._update(tasks, total=len(prompts) * self.config.training.timesteps)
-        self._advance()
-        metrics = self._metrics(groups, r, told, tally, norm)
-        warnings = [NOTHING_TO_LEARN] if metrics["informative"] == 0 else []
-        return Iteration(groups, metrics, watch.seconds, warnings)
+        return self.learn(groups, [place for place, _ in mine], watch)
 
-    def _rollout(self, mine: Sequence[tuple[int, Prompt]]) -> list[Group]:
-        """Each sample has a seed of its own, which depends on nothing but the run's seed and its place."""
+    def draw(self, mine: Sequence[tuple[int, Prompt]]) -> list[Group]:
+        """One group for each (place in the iteration, prompt), not yet scored.
+
+        Each sample has a seed of its own, which depends on nothing but the run's seed, the step and its place.
+        """
         if not mine:  # more processes than groups
             return []
         settings, k = self.config.rollout, self.step
@@ -121,7 +118,7 @@ class Trainer:
         seeds = [[derive_seed(self.config.seed, "rollout", k, g, i) for i in rows] for g, _ in mine]
         adapter = "current" if k < settings.on_policy_steps or self.old_is_current else "old"
 
-        def draw(batch: int) -> list[Group]:
+        def work(batch: int) -> list[Group]:
             with self.policy.using(adapter):
                 return rollout(
                     self.policy,
@@ -135,8 +132,24 @@ class Trainer:
                     check=self.check,
                 )
 
-        groups, self.rollout_batch = self._within_memory(draw, self.rollout_batch, len(mine) * settings.group_size)
+        groups, self.rollout_batch = self.within_memory(work, self.rollout_batch, len(mine) * settings.group_size)
         return groups
+
+    def learn(self, groups: Sequence[Group], places: Sequence[int], watch: Stopwatch | None = None) -> Iteration:
+        """Compare the scored groups (all of one size) and take one optimiser step; `places` are theirs in `draw`."""
+        watch = watch or Stopwatch(self.policy.device)
+        with watch.phase("encode"):
+            conds = self._encode([group.prompt.text for group in groups])
+        with watch.phase("update"):
+            r, A = self._advantages(groups)
+            told = adv.informative(A)  # equal rewards have equal advantages, and only they have
+            tasks = self._tasks(places, groups, A, conds, told)
+            everywhere = sum(self.world.gather([len(groups)]))
+            tally, norm = self._update(tasks, total=everywhere * self.config.training.timesteps)
+        self._advance()
+        metrics = self._metrics(groups, r, told, tally, norm)
+        warnings = [NOTHING_TO_LEARN] if metrics["informative"] == 0 else []
+        return Iteration(list(groups), metrics, watch.seconds, warnings)
 
     def _score(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with their rewards; with offloading, reward models leave the accelerator afterwards."""
@@ -149,7 +162,7 @@ class Trainer:
     def _advantages(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """Combined rewards r and advantages A, both [P, G]; P is this process's share of the groups."""
         t = self.config.training
-        per_reward = {name: _stack(groups, name, self.config.rollout.group_size) for name in self.rewards}
+        per_reward = {term.name: _stack(groups, term.name) for term in self.config.reward}
         weights = {term.name: term.weight for term in self.config.reward}
         everyone = {name: torch.stack(self.world.gather(list(r))) for name, r in per_reward.items()}
 
@@ -168,7 +181,7 @@ class Trainer:
 
     def _tasks(
         self,
-        mine: Sequence[tuple[int, Prompt]],
+        places: Sequence[int],
         groups: Sequence[Group],
         A: Tensor,
         conds: Sequence[Cond],
@@ -177,7 +190,7 @@ class Trainer:
         """Every informative group at each of its M timesteps; the others would cost time and give no gradient."""
         t, seed, k = self.config.training, self.config.seed, self.step
         tasks = []
-        for i, (g, _) in enumerate(mine):
+        for i, g in enumerate(places):
             if not told[i]:
                 continue
             draw_seed = derive_seed(seed, "timesteps", k, g)
@@ -201,7 +214,7 @@ class Trainer:
                 self.policy.train(False)
 
         samples = sum(len(task.group) for task in tasks)
-        tally, self.micro_batch = self._within_memory(accumulate, self.micro_batch, samples)
+        tally, self.micro_batch = self.within_memory(accumulate, self.micro_batch, samples)
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters.values()]
         if not self.world.any(bool(tasks)):
             return tally, 0.0
@@ -226,7 +239,9 @@ class Trainer:
         decay = fast_decay(self.step, t.ema_fast_max, t.ema_fast_rate)
         ema_(self.policy.adapter_state("old"), current, decay)
         self.old_is_current = decay == 0.0
-        if self.step % t.ema_slow_every == 0:
+        if self.step < t.ema_slow_every:  # so that a short run does not save what it began with
+            ema_(self.policy.adapter_state("ema"), current, 0.0)
+        elif self.step % t.ema_slow_every == 0:
             ema_(self.policy.adapter_state("ema"), current, t.ema_slow)
 
     # --- around it ---------------------------------------------------------------------------------------------------
@@ -248,7 +263,7 @@ class Trainer:
         extra = [settings.rollout.negative_prompt] if max(settings.rollout.cfg, settings.training.kl_cfg) > 1 else []
         return self.policy.encode([*texts, *extra])[: len(texts)]
 
-    def _within_memory(self, work: Callable[[int], Any], batch: int, whole: int) -> tuple[Any, int]:
+    def within_memory(self, work: Callable[[int], Any], batch: int, whole: int) -> tuple[Any, int]:
         """work(batch), again with half the batch when the accelerator runs out of memory; and the batch that did it."""
         while True:
             try:
@@ -274,7 +289,7 @@ class Trainer:
             "reward_std": rewards.std(dim=1, correction=0).mean().item(),
             "informative": sum(flag for _, _, flag in every) / len(every),
         }
-        for name in self.rewards:
+        for name in (term.name for term in self.config.reward):
             metrics[f"reward/{name}"] = torch.stack([scores[name] for scores, _, _ in every]).mean().item()
         return {**metrics, **sum(tallies, Tally()).means(), "grad_norm": norm}
 
@@ -321,6 +336,6 @@ NOTHING_TO_LEARN = (
 )
 
 
-def _stack(groups: Sequence[Group], name: str, size: int) -> Tensor:
+def _stack(groups: Sequence[Group], name: str) -> Tensor:
     """One reward's scores, [P, G]; P may be 0 on a process without a group."""
-    return torch.stack([group.scores[name] for group in groups]) if groups else torch.zeros(0, size)
+    return torch.stack([group.scores[name] for group in groups]) if groups else torch.zeros(0, 2)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dgpo_core import loss as L
 from dgpo_core.config import TrainingConfig
 from dgpo_core.group import Group
-from dgpo_core.policy.base import AdapterName, Cond, Policy, guided
+from dgpo_core.policy.base import AdapterName, Cond, Policy
 from dgpo_core.prediction import Prediction
 from dgpo_core.rollout import Check
 from dgpo_core.seeds import noise
@@ -192,9 +192,10 @@ class Update:
             f_ref = self._predict(None, rows)
             d_ref = L.denoising_error(f_ref, rows.target)
         if self.settings.kl_weight > 0 and self.uncond is not None:
-            self.check()
-            with self.policy.using("old" if moving else None):
-                f_ref = guided(self.policy, rows.x_t, rows.t, rows.cond, self.uncond, self.settings.kl_cfg)
+            adapter = "old" if moving else None
+            c = self._predict(adapter, rows) if f_ref is None else f_ref
+            u = self._predict(adapter, replace(rows, cond=self.uncond.expand(len(rows))))
+            f_ref = u + self.settings.kl_cfg * (c - u)
         return Fixed(f_ref, d_ref, d_old)
 
     def _predict(self, adapter: AdapterName | None, rows: Rows) -> Tensor:
