@@ -18,6 +18,7 @@ import tyro
 from dgpo_core import config_io
 from dgpo_core.config import Config, RewardTerm
 from dgpo_core.errors import UserError
+from dgpo_core.workflow import load_workflow
 
 Settings = TypeVar("Settings")
 
@@ -47,6 +48,8 @@ class CommandLine:
     """1: roll-outs with CFG; 2a: CFG-free, frozen reference; 2b: CFG-free, moving reference; over preset and file."""
     config: str = ""
     """A YAML file of settings, such as a run's config.yaml, laid over the preset."""
+    workflow: str = ""
+    """A workflow of the ComfyUI nodes (.json): the settings of its training, instead of a preset."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
@@ -61,7 +64,7 @@ def parse_args(
     """
     argv = _arguments(argv)
     chosen, base = _start(argv, default_preset, prog)
-    defaults = CommandLine(chosen.preset, chosen.mode, chosen.config, base)
+    defaults = CommandLine(chosen.preset, chosen.mode, chosen.config, chosen.workflow, base)
     description = (
         f"{CommandLine.__doc__}\n\nPresets: {', '.join(config_io.preset_names())}.\nPreset, --config, --mode and single"
         " settings are laid over each other in this order."
@@ -111,16 +114,19 @@ def parse(
 def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argparse.Namespace, Config]:
     """What decides the defaults of all other options, and those defaults."""
     reader = _StartReader(prog=prog, add_help=False, allow_abbrev=False)
-    for option in ("--preset", "--mode", "--config", "--name", "--output"):
+    for option in ("--preset", "--mode", "--config", "--workflow", "--name", "--output"):
         reader.add_argument(option, default="")
     reader.add_argument("--resume", action="store_true")
     chosen, _ = reader.parse_known_args(argv)
     saved = Path(chosen.output or Config().output, chosen.name or default_preset, "config.yaml")
-    resumed = chosen.resume and not chosen.preset and not chosen.config and os.path.exists(saved)
+    named = chosen.preset or chosen.config or chosen.workflow
+    resumed = chosen.resume and not named and os.path.exists(saved)
     if resumed:
         chosen.config = str(saved)
-    chosen.preset = chosen.preset or ("" if chosen.config else default_preset)
+    chosen.preset = chosen.preset or ("" if chosen.config or chosen.workflow else default_preset)
     base = config_io.load_preset(chosen.preset) if chosen.preset else Config()
+    if chosen.workflow:
+        base = config_io.from_dict(load_workflow(chosen.workflow), base, chosen.workflow)
     if chosen.config:
         base = config_io.load_yaml(chosen.config, base)
     if resumed:
