@@ -1,0 +1,136 @@
+"""Before / After: the same prompts and seeds without and with the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy_api.v0_0_2 import io, ui
+
+from dgpo_core.config import RewardTerm
+from dgpo_core.errors import UserError
+from dgpo_core.group import Group
+from dgpo_core.measure import total
+from dgpo_core.pictures import grid
+from dgpo_core.prompts import Prompt
+
+from . import fields, host, sessions
+from .values import PolicyHandle, Prompts, Sampler
+
+DETERMINISTIC = ["euler", "heun", "ddim", "dpmpp_2m", "uni_pc", "lms", "deis"]
+
+
+class BeforeAfter(io.ComfyNode):
+    """Two rows per prompt: the base, and the trained model, from the same seeds."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_BeforeAfter",
+            display_name="Before / After",
+            category=host.CATEGORY,
+            description="Draws the same prompts and seeds before and after: with a policy, or with two MODELs.",
+            is_output_node=True,
+            inputs=[
+                fields.Prompts.Input("prompts", tooltip="The first few of these prompts are drawn."),
+                fields.Sampler.Input("settings", tooltip="Steps, guidance and size (and, of a policy, the solver)."),
+                io.Int.Input("first", default=4, min=1, max=64, tooltip="Prompts to draw."),
+                io.Int.Input("images", default=4, min=1, max=64, tooltip="Images of each prompt."),
+                io.Int.Input(
+                    "first_seed", default=1_000_000, min=0, max=fields.SEEDS, tooltip="Seed of the first image of each."
+                ),
+                fields.Policy.Input("policy", optional=True, tooltip="A trained policy; or connect two models below."),
+                fields.Reward.Input("reward", optional=True, tooltip="Scores both, under each image and in all."),
+                io.Model.Input("model_before", optional=True, tooltip="A model without the LoRA."),
+                io.Model.Input("model_after", optional=True, tooltip="The model with the LoRA."),
+                io.Clip.Input("clip", optional=True, tooltip="Of the two models."),
+                io.Vae.Input("vae", optional=True, tooltip="Of the two models."),
+                io.Combo.Input(
+                    "sampler", options=DETERMINISTIC, optional=True, tooltip="ComfyUI's sampler, for two models."
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    optional=True,
+                    tooltip="ComfyUI's scheduler, for two models.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="Both rows of every prompt, labelled, with their scores."),
+                io.String.Output(display_name="rewards", tooltip="The mean rewards before and after."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        prompts: Prompts,
+        settings: Sampler,
+        first: int,
+        images: int,
+        first_seed: int,
+        policy: PolicyHandle | None = None,
+        reward: Sequence[RewardTerm] | None = None,
+        **models: Any,
+    ) -> io.NodeOutput:
+        few = list(prompts.prompts[:first])
+        seeds = [first_seed + i for i in range(images)]
+        if policy is not None:
+            handle = sessions.resolve(policy, sessions.store(policy.spec).newest())
+            before = sessions.draw_with(handle, None, few, seeds, settings)
+            after = sessions.draw_with(handle, "ema", few, seeds, settings)
+        else:
+            before, after = (_native(models, name, few, seeds, settings) for name in ("model_before", "model_after"))
+        return _output(cls, before, after, tuple(reward or ()))
+
+
+def _native(models: Any, name: str, prompts: Sequence[Prompt], seeds: Sequence[int], settings: Sampler) -> list[Group]:
+    """What KSampler draws from each seed, one group per prompt."""
+    missing = [what for what in (name, "clip", "vae") if models.get(what) is None]
+    if missing:
+        raise UserError(f"Connect a policy, or all of model_before, model_after, clip and vae; missing: {missing[0]}.")
+    model, clip, vae, rollout = models[name], models["clip"], models["vae"], settings.rollout
+    height, width = settings.height or 512, settings.width or 512
+    negative = clip.encode_from_tokens_scheduled(clip.tokenize(rollout.negative_prompt))
+    groups = []
+    for prompt in prompts:
+        positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
+        pictures = []
+        for seed in seeds:
+            empty = torch.zeros(1, 4, height // 8, width // 8, device=comfy.model_management.intermediate_device())
+            latent = comfy.sample.fix_empty_latent_channels(model, empty)
+            noise = comfy.sample.prepare_noise(latent, seed)
+            x0 = comfy.sample.sample(
+                model, noise, rollout.steps, rollout.cfg, models.get("sampler") or DETERMINISTIC[0],
+                models.get("scheduler") or "normal", positive, negative, latent, seed=seed,
+            )  # fmt: skip
+            pictures.append(vae.decode(x0).reshape(-1, height, width, 3))
+        shown = torch.cat(pictures).permute(0, 3, 1, 2).float().cpu()
+        groups.append(Group(prompt, tuple(seeds), torch.zeros(len(seeds), 0), shown))
+    return groups
+
+
+def _output(cls: type, before: list[Group], after: list[Group], terms: tuple[RewardTerm, ...]) -> io.NodeOutput:
+    """The two rows of each prompt under each other, and the means."""
+    pairs = [
+        replace(group, prompt=Prompt(f"{group.prompt.text} - {label}", group.prompt.metadata))
+        for both in zip(before, after, strict=True)
+        for group, label in zip(both, ("before", "after"), strict=True)
+    ]
+    scores, said = None, "no reward connected"
+    if terms:
+        weights = {term.name: term.weight for term in terms}
+        rows = [[total(group, weights) for group in sessions.score_all(groups, terms)] for groups in (before, after)]
+        means = [float(torch.cat(row).mean()) for row in rows]
+        scores = [r for both in zip(*rows, strict=True) for r in both]
+        said = f"{'+'.join(weights)}: {means[0]:.3f} before, {means[1]:.3f} after"
+    sheet = host.to_image(grid(pairs, said, scores))
+    return io.NodeOutput(sheet, said, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+NODES = [BeforeAfter]

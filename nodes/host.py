@@ -1,0 +1,198 @@
+"""All that the nodes ask of ComfyUI besides their schemas: folders, devices, memory, interrupt, progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+import torch
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+from dgpo_core.errors import UserError
+from dgpo_core.policy import Policy
+
+CATEGORY = "DGPO"
+EMBEDDED = "embedded (shapes world)"
+FROM_CHECKPOINTS, FROM_DIFFUSERS = "checkpoints/", "diffusers/"
+PREVIEW = 1024  # pixels of a preview's longer side
+
+
+@contextmanager
+def engine() -> Iterator[None]:
+    """Inside, tensors can be trained: ComfyUI runs nodes in inference mode. The global random state is left alone."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=_cuda()):
+        yield
+
+
+def _cuda() -> list[torch.device]:
+    device = comfy.model_management.get_torch_device()
+    return [device] if device.type == "cuda" else []
+
+
+def check() -> None:
+    """Raises ComfyUI's interrupt once the user has pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def model_choices() -> list[str]:
+    """The embedded model, every checkpoint, and every diffusers folder."""
+    checkpoints = [n for n in folder_paths.get_filename_list("checkpoints") if n.endswith(".safetensors")]
+    folders = []
+    for root in folder_paths.get_folder_paths("diffusers"):
+        for path, _, files in os.walk(root, followlinks=True):
+            if "model_index.json" in files:
+                folders.append(os.path.relpath(path, root).replace(os.sep, "/"))
+    names = [FROM_CHECKPOINTS + n for n in checkpoints] + [FROM_DIFFUSERS + n for n in sorted(folders)]
+    return [EMBEDDED, *names]
+
+
+def model_path(choice: str) -> str:
+    """The path of one of `model_choices`, for `load_policy`; "embedded" for the embedded model."""
+    if choice == EMBEDDED:
+        return "embedded"
+    if choice not in model_choices():
+        raise UserError(f"There is no model {choice}: put it into models/checkpoints or models/diffusers and refresh.")
+    if choice.startswith(FROM_CHECKPOINTS):
+        return folder_paths.get_full_path_or_raise("checkpoints", choice.removeprefix(FROM_CHECKPOINTS))
+    name = choice.removeprefix(FROM_DIFFUSERS)
+    roots = [Path(root, name) for root in folder_paths.get_folder_paths("diffusers")]
+    return str(next(path for path in roots if (path / "model_index.json").is_file()))
+
+
+def lora_choices() -> list[str]:
+    """The LoRA files that a policy can start from, after "none"."""
+    return ["none", *(n for n in folder_paths.get_filename_list("loras") if n.endswith(".safetensors"))]
+
+
+def lora_path(choice: str) -> str:
+    """The path of one of `lora_choices`; empty for "none"."""
+    return "" if choice == "none" else folder_paths.get_full_path_or_raise("loras", choice)
+
+
+def prompt_file_choices() -> list[str]:
+    """The prompt files in the input folder, after the embedded ones."""
+    folder = Path(folder_paths.get_input_directory())
+    files = (
+        sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".txt", ".jsonl")) if folder.is_dir() else []
+    )
+    return ["the text below", "embedded", *files]
+
+
+def prompt_file(choice: str) -> Path:
+    """The path of a prompt file, which lies in the input folder."""
+    folder = Path(folder_paths.get_input_directory()).resolve()
+    path = (folder / choice).resolve()
+    if folder not in path.parents:
+        raise UserError(f"The prompt file {choice} is outside of ComfyUI's input folder: put it there.")
+    return path
+
+
+def check_name(name: str, what: str) -> str:
+    """`name`, if it can be one folder below the output folder."""
+    if not name.strip(" .") or name != name.strip() or set('/\\:*?"<>|\0') & set(name) or name.startswith("."):
+        raise UserError(f"The {what} {name!r} cannot be a folder name: use letters, digits, '-', '_' and '.'.")
+    return name
+
+
+def runs_folder() -> Path:
+    """Where the runs of the nodes are kept."""
+    return Path(folder_paths.get_output_directory()) / "dgpo"
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def device() -> torch.device:
+    """Where models compute."""
+    return comfy.model_management.get_torch_device()
+
+
+class _Resident(comfy.model_patcher.ModelPatcher):
+    """A policy in ComfyUI's account of memory: it moves as a whole, to the device or back to the CPU."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy.weights(), load_device=device(), offload_device=torch.device("cpu"))
+        self.policy = policy
+        self.model.device = torch.device("cpu")
+
+    def _move(self, to: torch.device) -> None:
+        with torch.inference_mode(False):
+            self.policy.to(to)
+        self.model.device = to
+        self.model.model_loaded_weight_memory = 0 if to == self.offload_device else self.model_size()
+
+    def partially_load(self, device_to: torch.device, *args: Any, **kwargs: Any) -> float:
+        self._move(device_to)
+        return self.model.model_loaded_weight_memory
+
+    def partially_unload(self, device_to: torch.device, *args: Any, **kwargs: Any) -> float:
+        return 0  # all or nothing
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        if unpatch_all:  # else it is about to be loaded again
+            self._move(self.offload_device)
+        return self.model
+
+    def current_loaded_device(self) -> torch.device:
+        return self.model.device
+
+
+def resident(policy: Policy) -> _Resident:
+    """Hand it to `load`."""
+    return _Resident(policy)
+
+
+def load(model: _Resident) -> None:
+    """The policy on the device, other models evicted as far as need be."""
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+
+
+def make_room() -> None:
+    """Evict what is not in use, before a reward model is loaded."""
+    comfy.model_management.soft_empty_cache()
+
+
+# --- pictures and progress -------------------------------------------------------------------------------------------
+
+
+def to_image(picture: Image.Image) -> Tensor:
+    """A picture as ComfyUI's IMAGE, [1, H, W, 3] in [0, 1]."""
+    pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    return pixels.view(1, picture.height, picture.width, 3).float() / 255.0
+
+
+def images_of(groups: Sequence[Any]) -> Tensor:
+    """All images of the groups as one IMAGE batch, [B, H, W, 3]."""
+    return torch.cat([group.images for group in groups]).permute(0, 2, 3, 1).contiguous()
+
+
+class Progress:
+    """The bar on the node that runs, with a picture and a line of text under it. Calling it counts one micro-step."""
+
+    def __init__(self, total: int, node: str) -> None:
+        self.bar, self.total, self.node, self.done = comfy.utils.ProgressBar(total), total, node, 0
+
+    def __call__(self) -> None:
+        """Before every forward: stop here if the user has cancelled, else move the bar."""
+        check()
+        self.done += 1
+        self.bar.update_absolute(min(self.done, self.total), self.total)
+
+    def at(self, value: int, picture: Image.Image | None = None, text: str = "") -> None:
+        """Show `value` of the total."""
+        preview = None if picture is None else ("JPEG", picture.convert("RGB"), PREVIEW)
+        self.bar.update_absolute(value, self.total, preview)
+        if text:
+            PromptServer.instance.send_progress_text(text, self.node)

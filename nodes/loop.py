@@ -1,0 +1,123 @@
+"""The Training Loop: the steps of the single nodes, with the same keys, so that each can go on from the other."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+
+from PIL import Image
+
+from dgpo_core.config import RewardTerm
+from dgpo_core.errors import UserError
+from dgpo_core.pictures import reward_curve
+from dgpo_core.prompts import PromptStream
+
+from . import host, sessions
+from .rewards import contact_sheet
+from .states import State
+from .values import Groups, PolicyHandle, Prompts, Sampler, Training
+
+PREVIEW_EVERY = 2.0  # seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run of the loop."""
+
+    policy: PolicyHandle
+    prompts: Prompts
+    sampler: Sampler
+    terms: tuple[RewardTerm, ...]
+    settings: Training
+    iterations: int
+    save_every: int
+
+
+def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State]:
+    """Iterate until `plan.iterations` are done, from the newest state of the same settings that was kept."""
+    handle, state = _furthest(plan)
+    shown, start, first = 0.0, time.monotonic(), handle.step
+    progress.at(handle.step)
+    try:
+        while handle.step < plan.iterations:
+            groups = sessions.score(_draw(plan, handle), plan.terms)
+            handle, state = sessions.learn(handle, groups, plan.settings, host.check)
+            picture = None
+            if time.monotonic() - shown > PREVIEW_EVERY or handle.step == plan.iterations:
+                shown, picture = time.monotonic(), preview(groups, state)
+            pace = (time.monotonic() - start) / (handle.step - first)
+            progress.at(handle.step, picture, status(state, plan.iterations, pace))
+            if handle.step % plan.save_every == 0:
+                sessions.keep(handle)
+    finally:  # also after Cancel, which is no Exception in every version of ComfyUI
+        if handle.step:
+            sessions.keep(handle)
+    return handle, state
+
+
+def _draw(plan: Plan, handle: PolicyHandle) -> Groups:
+    stream = PromptStream(plan.prompts.prompts, plan.prompts.per_iteration, plan.prompts.seed)
+    places = list(enumerate(stream.at(handle.step)))
+    return sessions.draw(handle, places, plan.sampler, handle.step, host.check)
+
+
+def _furthest(plan: Plan) -> tuple[PolicyHandle, State]:
+    """The last state of this very plan that is kept: keys tell without drawing anything."""
+    stream = PromptStream(plan.prompts.prompts, plan.prompts.per_iteration, plan.prompts.seed)
+    handle = plan.policy if plan.policy.state else sessions.store(plan.policy.spec).at(0)
+    found = handle
+    while handle.step < plan.iterations:
+        places = list(enumerate(stream.at(handle.step)))
+        handle = sessions.foretell(handle, places, plan.sampler, plan.terms, plan.settings)
+        if sessions.is_kept(handle):
+            found = handle
+    return found, sessions.state_of(found)
+
+
+def require_scores(groups: Groups) -> None:
+    """Raises UserError for groups that nobody has scored."""
+    if not groups.terms:
+        raise UserError("These groups have no scores: put a Reward Scorer, Scores from Graph or Human Ranker before.")
+    if len({len(group) for group in groups.groups}) > 1:
+        raise UserError("All groups of one iteration must have as many images as each other.")
+
+
+def training_forwards(groups: Groups, settings: Training) -> int:
+    """About how many forwards an update takes."""
+    t = settings.training
+    rows = sum(len(group) for group in groups.groups) * t.timesteps
+    return max(1, rows // t.micro_batch) * (2 if t.clip == 0 else 3)
+
+
+def curve(state: State) -> Image.Image:
+    """The reward over the iterations."""
+    return Image.open(io.BytesIO(reward_curve(state.history, ""))).convert("RGB")
+
+
+def preview(groups: Groups, state: State) -> Image.Image:
+    """Contact sheet and curve, one above the other."""
+    sheet, plot = contact_sheet(groups), curve(state)
+    plot = plot.resize((sheet.width, round(plot.height * sheet.width / plot.width)))
+    both = Image.new("RGB", (sheet.width, sheet.height + plot.height), "white")
+    both.paste(sheet, (0, 0))
+    both.paste(plot, (0, sheet.height))
+    return both
+
+
+def status(state: State, iterations: int, pace: float) -> str:
+    """One line: iteration, reward, time left."""
+    left = round(pace * (iterations - state.step))
+    reward = state.history[-1]["reward"]
+    return f"iteration {state.step} of {iterations} · reward {reward:.3f} · {left // 60}:{left % 60:02d} left"
+
+
+def describe(state: State) -> str:
+    """The numbers of the last iteration, one per line."""
+    if not state.history:
+        return "not trained yet"
+    return "\n".join(f"{name}: {_short(value)}" for name, value in state.history[-1].items())
+
+
+def _short(value: float | int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

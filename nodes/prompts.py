@@ -1,0 +1,78 @@
+"""Prompts: what the groups are drawn for."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from dgpo_core.assemble import DEMO
+from dgpo_core.errors import UserError
+from dgpo_core.prompts import Prompt, load_prompts, read_prompts
+
+from . import fields, host
+from .values import Prompts
+
+TEXT, EMBEDDED = "the text below", "embedded"
+
+
+class PromptList(io.ComfyNode):
+    """A list of prompts, and how many of them an iteration takes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_Prompts",
+            display_name="Prompts",
+            category=host.CATEGORY,
+            description="The prompts to train on: written here, or from a .txt or .jsonl file in the input folder.",
+            inputs=[
+                io.Combo.Input(
+                    "source",
+                    options=host.prompt_file_choices(),
+                    tooltip="The text below, the embedded model's own prompts, or a file in ComfyUI's input folder.",
+                ),
+                io.String.Input(
+                    "text", default="", multiline=True, tooltip="One prompt per line; lines that start with # are not."
+                ),
+                io.Int.Input(
+                    "per_iteration",
+                    default=8,
+                    min=1,
+                    max=1000,
+                    tooltip="Prompts, and so groups, in each iteration: more make a steadier step, and take longer.",
+                ),
+                io.Int.Input(
+                    "order_seed", default=0, min=0, max=fields.SEEDS, tooltip="Seed of the order of the prompts."
+                ),
+            ],
+            outputs=[fields.Prompts.Output(display_name="prompts", tooltip="For a sampler or a loop.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, source: str, text: str | None) -> bool | str:
+        """A missing or broken file, and an empty text, are told before anything runs."""
+        try:
+            _read(source, text if text is not None else "linked")
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, source: str, text: str, per_iteration: int, order_seed: int) -> io.NodeOutput:
+        return io.NodeOutput(Prompts(tuple(_read(source, text)), per_iteration, order_seed))
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, text: str | None, **others: int) -> object:
+        """A file that has changed is read again."""
+        try:
+            return [(p.text, repr(p.metadata)) for p in _read(source, text if text is not None else "linked")]
+        except UserError as error:
+            return str(error)
+
+
+def _read(source: str, text: str) -> list[Prompt]:
+    if source == TEXT:
+        return read_prompts(text)
+    return load_prompts(DEMO / "train.jsonl" if source == EMBEDDED else host.prompt_file(source))
+
+
+NODES = [PromptList]

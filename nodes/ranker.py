@@ -1,0 +1,164 @@
+"""Human Ranker: a person, or a ranking written down beforehand, says which images of each group are better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+import torch
+from comfy_api.v0_0_2 import io
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+from dgpo_core.config import RewardTerm
+from dgpo_core.errors import UserError
+from dgpo_core.measure import total
+from dgpo_core.pictures import to_pil
+from dgpo_core.preferences import parse_preset, preset_answers
+
+from . import fields, host, sessions
+from .questions import MODES, OPENED, Answer, AnswerFile, AskedGroup, Question, Questions, add_routes
+from .values import Groups, with_scores
+
+SKIP, REWARD, CANCEL = "skip the update", "use a reward", "cancel"
+WEEK = 7 * 24 * 3600
+
+
+class HumanRanker(io.ComfyNode):
+    """Shows the groups to a person and scores them by the answer."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_HumanRanker",
+            display_name="Human Ranker",
+            category=host.CATEGORY,
+            description="Asks you which images of each group are better. The run waits for your answer.",
+            not_idempotent=True,
+            inputs=[
+                fields.Group.Input("groups", tooltip="The groups of images to look at."),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    tooltip="rank: put images in order, best first. thumbs: mark images as good or bad.",
+                ),
+                io.Int.Input(
+                    "timeout",
+                    default=600,
+                    min=0,
+                    max=WEEK,
+                    tooltip="Seconds to wait for your answer to all groups together; 0 waits for ever.",
+                ),
+                io.Combo.Input(
+                    "on_timeout",
+                    options=[SKIP, REWARD, CANCEL],
+                    default=SKIP,
+                    tooltip="When time runs out: train nothing in this iteration, use the reward's scores, or stop.",
+                ),
+                io.String.Input(
+                    "preset",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Rankings for runs without a person, one for each group, separated by ; or line ends: "
+                    "image numbers from 1, best first, joined by > and = (tied), such as 3>1=2, or skip. "
+                    "Empty asks you.",
+                ),
+                fields.Reward.Input(
+                    "reward", optional=True, tooltip=f'Scores instead of you, where on_timeout is "{REWARD}".'
+                ),
+            ],
+            outputs=[
+                fields.Group.Output(display_name="scored", tooltip="The groups with your scores, for the trainer."),
+                io.Image.Output(display_name="best", tooltip="The best image of each group."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, preset: str | None = "") -> bool | str:
+        """A preset that cannot be read is refused before anything is drawn."""
+        try:
+            parse_preset(preset or "")
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        groups: Groups,
+        mode: str,
+        timeout: int,
+        on_timeout: str,
+        preset: str = "",
+        reward: Sequence[RewardTerm] | None = None,
+    ) -> io.NodeOutput:
+        if on_timeout == REWARD and not reward:
+            raise UserError(f'Connect a reward, or set on_timeout to something else than "{REWARD}".')
+        answer = _answer(groups, mode, timeout, preset)
+        if answer is None and on_timeout == CANCEL:
+            raise comfy.model_management.InterruptProcessingException
+        by_reward = answer is None and on_timeout == REWARD
+        scored = sessions.score(groups, reward) if by_reward else _by_person(groups, answer)
+        return io.NodeOutput(scored, _best(scored))
+
+
+def _answer(groups: Groups, mode: str, timeout: int, preset: str) -> Answer | None:
+    """From the preset, else from an earlier run over the same groups, else from a person; None: nobody in time."""
+    sizes = [len(group) for group in groups.groups]
+    if preset.strip():
+        return Answer(tuple(preset_answers(preset, sizes)))
+    file = AnswerFile(host.runs_folder() / groups.policy.spec.run / "answers.jsonl")
+    return file.get(groups.key, sizes) or _ask(groups, mode, timeout, lambda answer: file.put(groups.key, answer))
+
+
+def _ask(groups: Groups, mode: str, timeout: int, save: Callable[[Answer], None]) -> Answer | None:
+    context = get_executing_context()
+    question = Question(context.prompt_id, context.node_id, _previews(groups), mode)
+    return QUESTIONS.ask(question, timeout, host.check, save)
+
+
+def _previews(groups: Groups) -> tuple[AskedGroup, ...]:
+    """The images as files that a browser can fetch; the same groups go into the same files."""
+    folder = Path(folder_paths.get_temp_directory()) / "dgpo"
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = []
+    for g, group in enumerate(groups.groups):
+        names = [f"{groups.key}-{g}-{i}.png" for i in range(len(group))]
+        for name, image in zip(names, group.images, strict=True):
+            to_pil(image).save(folder / name, compress_level=1)
+        images = tuple({"filename": name, "subfolder": "dgpo", "type": "temp"} for name in names)
+        asked.append(AskedGroup(group.prompt.text, images))
+    return tuple(asked)
+
+
+def _by_person(groups: Groups, answer: Answer | None) -> Groups:
+    """The groups with a person's scores; zeros, which train nothing, where nothing was said."""
+    sizes = [len(group) for group in groups.groups]
+    scores = answer.scores(sizes) if answer else [None] * len(sizes)
+    rows = [row or [0.0] * size for row, size in zip(scores, sizes, strict=True)]
+    return with_scores(groups, [score for row in rows for score in row], "human")
+
+
+def _best(groups: Groups) -> torch.Tensor:
+    """The image with the highest score of each group, [B, H, W, 3]."""
+    weights = {term.name: term.weight for term in groups.terms}
+    best = [group.images[int(total(group, weights).argmax())] for group in groups.groups]
+    return torch.stack(best).permute(0, 2, 3, 1).contiguous()
+
+
+def _notify(event: str, data: Mapping[str, Any]) -> None:
+    """A new question goes to who queued the prompt, or to all where that is no open page; its end goes to all."""
+    server = PromptServer.instance
+    asker = server.client_id if event == OPENED and server.client_id in server.sockets else None
+    server.send_sync(event, data, asker)
+
+
+QUESTIONS = Questions(_notify)
+add_routes(PromptServer.instance.routes, QUESTIONS)
+
+NODES = [HumanRanker]

@@ -1,0 +1,205 @@
+"""Rewards: what the images of a group are scored by, from the engine, from other nodes, or from ratings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from comfy_api.v0_0_2 import io, ui
+
+from dgpo_core import advantage as adv
+from dgpo_core.config import RewardTerm
+from dgpo_core.errors import UserError
+from dgpo_core.measure import total
+from dgpo_core.pictures import grid
+from dgpo_core.prompts import Prompt
+from dgpo_core.rewards import REWARDS
+
+from . import fields, host, sessions
+from .numbers import numbers_in
+from .values import Groups, PolicyHandle, Sampler, with_scores
+
+SHEET_ROWS = 8  # groups on a contact sheet
+
+
+class Reward(io.ComfyNode):
+    """One reward of the engine; several are chained."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_Reward",
+            display_name="Reward",
+            category=host.CATEGORY,
+            description="What images are scored by. Chain several: their weighted scores add up.",
+            inputs=[
+                io.Combo.Input("name", options=list(REWARDS), tooltip="The reward; its help page says what it needs."),
+                io.Float.Input(
+                    "weight", default=1.0, min=-1000.0, max=1000.0, step=0.01, tooltip="Negative: less is better."
+                ),
+                io.String.Input("options", default="", tooltip='Options as JSON, such as {"model": "..."}; or empty.'),
+                fields.Reward.Input("reward", optional=True, tooltip="Rewards that this one is added to."),
+            ],
+            outputs=[fields.Reward.Output(display_name="reward", tooltip="For the Reward Scorer, or the next reward.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, options: str | None) -> bool | str:
+        """Options that are no JSON are told before anything runs."""
+        try:
+            _options(options or "")
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, name: str, weight: float, options: str, reward: Sequence[RewardTerm] | None = None
+    ) -> io.NodeOutput:
+        before = tuple(reward or ())
+        if weight == 0 or any(term.name == name for term in before):
+            raise UserError(f"The reward {name} needs a weight other than 0, and can be in a chain only once.")
+        return io.NodeOutput((*before, RewardTerm(name, weight, _options(options))))
+
+
+def _options(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if text.strip() else {}
+    except ValueError as error:
+        raise UserError(f"The options of the reward are not valid JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise UserError('The options of the reward must be an object such as {"model": "..."}.')
+    return found
+
+
+class RewardScorer(io.ComfyNode):
+    """Scores groups with the engine's rewards."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_RewardScorer",
+            display_name="Reward Scorer",
+            category=host.CATEGORY,
+            description="Scores every image. Green frames: better than the rest of their group, favoured; red: worse.",
+            inputs=[
+                fields.Group.Input("groups", tooltip="The groups to score."),
+                fields.Reward.Input("reward", tooltip="What they are scored by."),
+            ],
+            outputs=[
+                fields.Group.Output(display_name="scored", tooltip="The groups with their scores, for the trainer."),
+                io.Float.Output(display_name="scores", tooltip="The score of each image.", is_output_list=True),
+                io.Image.Output(display_name="sheet", tooltip="The groups with scores, both halves framed."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, groups: Groups, reward: Sequence[RewardTerm]) -> io.NodeOutput:
+        scored = sessions.score(groups, reward)
+        return scored_output(cls, scored)
+
+
+def scored_output(cls: type, scored: Groups) -> io.NodeOutput:
+    """Groups, score of each image, contact sheet (shown on the node, too)."""
+    sheet = host.to_image(contact_sheet(scored))
+    scores = [value for group in scored.groups for value in total(group, _weights(scored)).tolist()]
+    return io.NodeOutput(scored, scores, sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def contact_sheet(scored: Groups, title: str = "") -> Any:
+    """A picture of the first groups with their scores and the two halves."""
+    few = scored.groups[:SHEET_ROWS]
+    scores = [total(group, _weights(scored)) for group in few]
+    advantages = [adv.group_advantage(r[None])[0] for r in scores]
+    names = ", ".join(term.name for term in scored.terms)
+    return grid(few, title or f"iteration {scored.iteration}: {names}", scores, advantages)
+
+
+def _weights(scored: Groups) -> dict[str, float]:
+    return {term.name: term.weight for term in scored.terms}
+
+
+class ScoresFromGraph(io.ComfyNode):
+    """Any other node as the reward."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_ScoresFromGraph",
+            display_name="Scores from Graph",
+            category=host.CATEGORY,
+            description="Takes scores from any other nodes: a number per image, a list, a text with numbers, a mask.",
+            is_input_list=True,
+            inputs=[
+                fields.Group.Input("groups", tooltip="The groups whose images were scored."),
+                io.AnyType.Input(
+                    "scores", tooltip="One number per image, in the order of the images; of a mask, its mean."
+                ),
+                io.String.Input("name", default="graph", tooltip="What to call these scores in metrics and metadata."),
+            ],
+            outputs=[
+                fields.Group.Output(display_name="scored", tooltip="The groups with their scores, for the trainer."),
+                io.Float.Output(display_name="scores", tooltip="The score of each image.", is_output_list=True),
+                io.Image.Output(display_name="sheet", tooltip="The groups with scores, both halves framed."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, groups: list[Groups], scores: list[Any], name: list[str]) -> io.NodeOutput:
+        return scored_output(cls, with_scores(groups[0], numbers_in(scores), name[0].strip() or "graph"))
+
+
+class GroupFromImages(io.ComfyNode):
+    """Pictures that the artist has, with ratings, as a group to train on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_GroupFromImages",
+            display_name="Group from Images",
+            category=host.CATEGORY,
+            description="Makes a scored group of pictures you have: offline preferences, no image is drawn.",
+            inputs=[
+                io.Image.Input("images", tooltip="Two or more pictures of one prompt, in one batch."),
+                io.String.Input("prompt", default="", multiline=True, tooltip="What the pictures show."),
+                fields.Policy.Input("policy", tooltip="The model to train on them."),
+                fields.Sampler.Input("settings", tooltip="Solver and steps: training takes noise levels from them."),
+                io.String.Input("ratings", default="", tooltip="One number per picture, higher is better: 5 3 1 4."),
+                io.Int.Input(
+                    "iteration",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    control_after_generate=True,
+                    tooltip="Counts from 0. Leave its control on increment: each press of Run is one more step.",
+                ),
+                fields.Group.Input("groups", optional=True, tooltip="Groups of other prompts to train on as well."),
+            ],
+            outputs=[
+                fields.Group.Output(display_name="scored", tooltip="The scored group, for the trainer."),
+                io.Float.Output(display_name="scores", tooltip="The rating of each picture.", is_output_list=True),
+                io.Image.Output(display_name="sheet", tooltip="The groups with ratings, both halves framed."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: Any,
+        prompt: str,
+        policy: PolicyHandle,
+        settings: Sampler,
+        ratings: str,
+        iteration: int,
+        groups: Groups | None = None,
+    ) -> io.NodeOutput:
+        if not prompt.strip():
+            raise UserError("Write what the pictures show into the prompt.")
+        pictures = images[..., :3].permute(0, 3, 1, 2)
+        group = sessions.encode(policy, Prompt(prompt.strip()), pictures, settings, iteration)
+        scored = with_scores(group, numbers_in([ratings]), "ratings")
+        return scored_output(cls, scored.after(groups) if groups else scored)
+
+
+NODES = [Reward, RewardScorer, ScoresFromGraph, GroupFromImages]

@@ -1,0 +1,88 @@
+"""Sampler Settings and Group Sampler: a group of images per prompt from a deterministic solver."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+from dgpo_core.config import ModelConfig, RolloutConfig
+from dgpo_core.prompts import PromptStream
+from dgpo_core.solvers import SOLVERS
+
+from . import fields, host, sessions
+from .values import PolicyHandle, Prompts, Sampler
+
+SOLVER_NAMES = list(dict.fromkeys(name for names in SOLVERS.values() for name in names))
+
+
+class SamplerSettings(io.ComfyNode):
+    """How images are drawn."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_SamplerSettings",
+            display_name="Sampler Settings",
+            category=host.CATEGORY,
+            description="Solver, steps, guidance, size of the images and of the groups.",
+            inputs=[
+                *fields.widgets(RolloutConfig, solver={"options": SOLVER_NAMES}),
+                *fields.widgets(
+                    ModelConfig, "height", "width", height={"max": 4096, "step": 8}, width={"max": 4096, "step": 8}
+                ),
+            ],
+            outputs=[fields.Sampler.Output(display_name="settings", tooltip="For every node that draws images.")],
+        )
+
+    @classmethod
+    def execute(cls, height: int, width: int, **settings: Any) -> io.NodeOutput:
+        return io.NodeOutput(Sampler(fields.values(RolloutConfig, settings), height, width))
+
+
+class GroupSampler(io.ComfyNode):
+    """Draws the groups of one iteration."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_GroupSampler",
+            display_name="Group Sampler",
+            category=host.CATEGORY,
+            description="Draws a group of images for each prompt of an iteration; every image has a seed of its own.",
+            inputs=[
+                fields.Policy.Input("policy", tooltip="The model; its run's state at this iteration draws the images."),
+                fields.Prompts.Input("prompts", tooltip="The prompts; an iteration takes the next few of them."),
+                fields.Sampler.Input("settings", tooltip="How images are drawn."),
+                io.Int.Input(
+                    "iteration",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    control_after_generate=True,
+                    tooltip="Counts from 0. Leave its control on increment: each press of Run is one iteration.",
+                ),
+            ],
+            outputs=[
+                fields.Group.Output(display_name="groups", tooltip="The groups, for a scorer or ranker."),
+                io.Image.Output(display_name="images", tooltip="All images in one batch, group after group."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, policy: PolicyHandle, prompts: Prompts, settings: Sampler, iteration: int) -> io.NodeOutput:
+        stream = PromptStream(prompts.prompts, prompts.per_iteration, prompts.seed)
+        tick = host.Progress(forwards(settings, prompts.per_iteration), cls.hidden.unique_id)
+        groups = sessions.draw(policy, list(enumerate(stream.at(iteration))), settings, iteration, tick)
+        return io.NodeOutput(groups, host.images_of(groups.groups))
+
+
+def forwards(settings: Sampler, groups: int) -> int:
+    """About how many forwards it takes to draw so many groups."""
+    images = groups * settings.rollout.group_size
+    return settings.rollout.steps * math.ceil(images / (settings.rollout.batch or images))
+
+
+NODES = [SamplerSettings, GroupSampler]

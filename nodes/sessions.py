@@ -1,0 +1,299 @@
+"""Loaded models, and the steps that nodes take with them. Bounded: `LOADED` models at a time, the rest is on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgpo_core import assemble
+from dgpo_core.config import Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
+from dgpo_core.distributed import World
+from dgpo_core.group import Group
+from dgpo_core.policy import AdapterName, Policy, lora_file
+from dgpo_core.prompts import Prompt
+from dgpo_core.rewards import Reward, make_reward, score_groups
+from dgpo_core.train import lora_metadata
+from dgpo_core.trainer import Trainer
+
+from . import host
+from .lora_model import LoraModel
+from .states import State, Store, root_key
+from .values import Groups, PolicyHandle, PolicySpec, Sampler, Training, key_of
+
+LOADED = 1  # models kept in memory
+DRAWING = TrainingConfig(timesteps=1, t_min=0.0)  # fits every solver: drawing does not train
+
+
+@dataclass
+class Live:
+    """A loaded model. `fresh` is its state before the first step; `last` the state that was left, with its key."""
+
+    policy: Policy
+    resident: Any
+    default_size: tuple[int, int]
+    fresh: State
+    last: tuple[str, State]
+
+
+_live: OrderedDict[str, Live] = OrderedDict()
+_rewards: OrderedDict[str, Reward] = OrderedDict()
+
+
+def store(spec: PolicySpec) -> Store:
+    """The run's states on disk."""
+    return Store(host.runs_folder(), spec)
+
+
+def resolve(handle: PolicyHandle, iteration: int) -> PolicyHandle:
+    """The handle with its state: its own, or else the run's after `iteration` steps."""
+    return handle if handle.state else store(handle.spec).at(iteration)
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def draw(
+    handle: PolicyHandle, places: Sequence[tuple[int, Prompt]], sampler: Sampler, iteration: int, tick: Callable
+) -> Groups:
+    """The groups of one iteration: one for each (place, prompt), drawn by the handle's state."""
+    handle = resolve(handle, iteration)
+    with host.engine():
+        trainer = _enter(handle, sampler, DRAWING, (), tick)
+        groups = trainer.draw(places)
+    return Groups(tuple(_on_cpu(g) for g in groups), handle, sampler, iteration, _drawn_key(handle, places, sampler))
+
+
+def score(groups: Groups, terms: Sequence[RewardTerm]) -> Groups:
+    """The groups with the scores of all rewards."""
+    scored = score_all(groups.groups, terms)
+    return replace(groups, groups=tuple(scored), terms=tuple(terms), key=_scored_key(groups.key, terms))
+
+
+def score_all(groups: Sequence[Group], terms: Sequence[RewardTerm]) -> list[Group]:
+    """Scored by every reward; nothing of a reward stays on the accelerator."""
+    with host.engine():
+        host.make_room()
+        rewards = {term.name: _reward(term) for term in terms}
+        try:
+            return score_groups(groups, rewards)
+        finally:
+            for reward in rewards.values():
+                reward.idle()
+
+
+def foretell(
+    handle: PolicyHandle,
+    places: Sequence[tuple[int, Prompt]],
+    sampler: Sampler,
+    terms: Sequence[RewardTerm],
+    training: Training,
+) -> PolicyHandle:
+    """What drawing, scoring and learning would lead to: a state is named by what makes it."""
+    return _learned(handle, _scored_key(_drawn_key(handle, places, sampler), terms), training)
+
+
+def _drawn_key(handle: PolicyHandle, places: Sequence[tuple[int, Prompt]], sampler: Sampler) -> str:
+    return key_of("draw", handle.state, [(g, p.text, p.metadata) for g, p in places], sampler)
+
+
+def _scored_key(drawn: str, terms: Sequence[RewardTerm]) -> str:
+    return key_of("score", drawn, terms)
+
+
+def _learned(handle: PolicyHandle, scored: str, training: Training) -> PolicyHandle:
+    return PolicyHandle(handle.spec, handle.step + 1, key_of("learn", handle.state, scored, training))
+
+
+def learn(handle: PolicyHandle, groups: Groups, training: Training, tick: Callable) -> tuple[PolicyHandle, State]:
+    """One step from `handle`, or from the state that drew the groups; not taken again where it has been."""
+    if not handle.state:
+        handle = groups.policy
+    after = _learned(handle, groups.key, training)
+    runs = store(handle.spec)
+    live = _live.get(root_key(handle.spec))
+    if live and live.last[0] == after.state:
+        runs.follow(after.state, live.last[1])
+        return after, live.last[1]
+    if runs.has(after.state):
+        state = runs.load(after.state)
+        runs.follow(after.state, state)
+        return after, state
+    with host.engine():
+        trainer = _enter(handle, groups.sampler, training.training, groups.terms, tick, training.combine)
+        before = state_of(handle)
+        done = trainer.learn([_on(group, trainer.policy.device) for group in groups.groups], range(len(groups.groups)))
+        record = {"iteration": trainer.step, **done.metrics}
+        state = _snapshot(trainer, [*before.history, record])
+    _live[root_key(handle.spec)].last = (after.state, state)
+    return after, state
+
+
+def keep(handle: PolicyHandle) -> None:
+    """Write the state that `learn` gave out to disk, if it is not there."""
+    runs = store(handle.spec)
+    if not runs.has(handle.state):
+        runs.save(handle.state, state_of(handle))
+
+
+def lora(handle: PolicyHandle, terms: Sequence[RewardTerm], config: Config, weights: AdapterName = "ema") -> LoraModel:
+    """The adapter of a state, as a file would hold it."""
+    with host.engine():
+        live = _load(handle.spec)
+        _restore(live, state_of(handle), weights)
+        # what a file that is given away says of the base: its name, not where it lay
+        model = replace(config.model, path=Path(config.model.path).name)
+        told = lora_metadata(replace(config, reward=tuple(terms), model=model), handle.step)
+        metadata = live.policy.lora_metadata(told)
+        return LoraModel(lora_file.for_comfyui(live.policy.lora_tensors(weights)), metadata)
+
+
+def draw_with(
+    handle: PolicyHandle, adapter: AdapterName | None, prompts: Sequence[Prompt], seeds: Sequence[int], sampler: Sampler
+) -> list[Group]:
+    """One group per prompt from the same seeds, with one adapter of the handle's state or with the base."""
+    from dgpo_core.rollout import rollout
+
+    with host.engine():
+        trainer = _enter(handle, sampler, DRAWING, (), host.check)
+        settings = sampler.rollout
+        with trainer.policy.using(adapter):
+            groups = rollout(
+                trainer.policy, trainer.solver, list(prompts), [tuple(seeds)] * len(prompts), size=trainer.size,
+                cfg=settings.cfg, negative_prompt=settings.negative_prompt, batch=settings.batch, check=host.check,
+            )  # fmt: skip
+        return [_on_cpu(group) for group in groups]
+
+
+def encode(handle: PolicyHandle, prompt: Prompt, images: torch.Tensor, sampler: Sampler, iteration: int) -> Groups:
+    """A group from pictures [G, 3, H, W] in [0, 1] that somebody has."""
+    handle = resolve(handle, iteration)
+    with host.engine():
+        pictures = images.clone().cpu().float().contiguous()
+        digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
+        trainer = _enter(handle, sampler, DRAWING, (), host.check)
+        latents = trainer.policy.encode_images(pictures.to(trainer.policy.device)).cpu()
+    group = Group(prompt, tuple(range(len(pictures))), latents, pictures)
+    key = key_of("images", handle.state, handle.step, prompt.text, digest)
+    return Groups((group,), handle, sampler, iteration, key)
+
+
+def config_of(
+    spec: PolicySpec,
+    sampler: Sampler,
+    training: TrainingConfig,
+    terms: Sequence[RewardTerm] = (),
+    combine: str = "sum",
+    data: DataConfig | None = None,
+) -> Config:
+    """What the settings of a graph are for the engine."""
+    return Config(
+        name=spec.run,
+        seed=spec.seed,
+        reward=tuple(terms),
+        combine=combine,
+        model=replace(spec.model, height=sampler.height, width=sampler.width),
+        lora=spec.lora,
+        data=data or DataConfig(held_out=""),
+        rollout=sampler.rollout,
+        training=training,
+        memory=spec.memory,
+        evaluation=EvalConfig(steps=sampler.rollout.steps, cfg=sampler.rollout.cfg, batch=sampler.rollout.batch),
+    )
+
+
+def default_size(handle: PolicyHandle) -> tuple[int, int]:
+    """Height and width that the model was made for."""
+    with host.engine():
+        return _load(handle.spec).default_size
+
+
+# --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _load(spec: PolicySpec) -> Live:
+    """The model, from memory or from its files; the one not used for longest goes."""
+    key = root_key(spec)
+    if key not in _live:
+        while len(_live) >= LOADED:
+            _live.popitem(last=False)[1].policy.to("cpu")
+        config = Config(seed=spec.seed, model=replace(spec.model, device="cpu"), lora=spec.lora, memory=spec.memory)
+        policy, size = assemble.load_model(config, World("cpu"))
+        trainer = Trainer(policy, [Prompt("")], {}, replace(config, training=DRAWING), size=size)
+        fresh = _snapshot(trainer, [])
+        _live[key] = Live(policy, host.resident(policy), size, fresh, (key, fresh))
+    _live.move_to_end(key)
+    host.load(_live[key].resident)
+    return _live[key]
+
+
+def is_kept(handle: PolicyHandle) -> bool:
+    """Whether `state_of` has it."""
+    live = _live.get(root_key(handle.spec))
+    return bool(live and live.last[0] == handle.state) or store(handle.spec).has(handle.state)
+
+
+def state_of(handle: PolicyHandle) -> State:
+    """The handle's state, from memory or from disk."""
+    live = _live.get(root_key(handle.spec))
+    if live and live.last[0] == handle.state:
+        return live.last[1]
+    if handle.state == root_key(handle.spec):
+        return _load(handle.spec).fresh
+    return store(handle.spec).load(handle.state)
+
+
+def _enter(
+    handle: PolicyHandle,
+    sampler: Sampler,
+    training: TrainingConfig,
+    terms: Sequence[RewardTerm],
+    tick: Callable,
+    combine: str = "sum",
+) -> Trainer:
+    """A trainer on the loaded model in the handle's state."""
+    live = _load(handle.spec)
+    config = config_of(handle.spec, sampler, training, terms, combine)
+    size = sampler.height or live.default_size[0], sampler.width or live.default_size[1]
+    live.policy.latent_shape(*size)
+    trainer = Trainer(live.policy, [Prompt("")], {}, config, size=size, check=tick)
+    state = state_of(handle)
+    trainer.load_state(state.tensors, state.info)
+    return trainer
+
+
+def _restore(live: Live, state: State, name: AdapterName) -> None:
+    """Only one adapter's weights."""
+    with torch.no_grad():
+        for key, value in live.policy.adapter_state(name).items():
+            value.copy_(state.tensors[f"{name}/{key}"])
+
+
+def _snapshot(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> State:
+    """The trainer's state with memory of its own."""
+    tensors, info = trainer.state()
+    return State({name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}, info, list(history))
+
+
+def _reward(term: RewardTerm) -> Reward:
+    """A reward that is ready; a few are kept, on the CPU while they are idle."""
+    key = key_of(term.name, term.options)
+    if key not in _rewards:
+        while len(_rewards) >= 4:
+            _rewards.popitem(last=False)
+        _rewards[key] = make_reward(term.name, term.options, str(host.device()))
+    _rewards.move_to_end(key)
+    return _rewards[key]
+
+
+def _on_cpu(group: Group) -> Group:
+    return replace(group, latents=group.latents.cpu())
+
+
+def _on(group: Group, device: torch.device) -> Group:
+    return replace(group, latents=group.latents.to(device))

@@ -1,0 +1,172 @@
+"""Training Settings, DGPO LoRA Trainer (one iteration) and Training Loop (many)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from comfy_api.v0_0_2 import io, ui
+
+from dgpo_core.config import Config, RewardTerm, TrainingConfig
+from dgpo_core.config_io import MODES, apply_mode, load_preset, preset_names
+
+from . import fields, host, loop, sessions
+from .states import State
+from .values import Groups, PolicyHandle, Prompts, Sampler, Training
+
+AS_BELOW = "as set below"
+
+
+class TrainingSettings(io.ComfyNode):
+    """From scores to weights."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        modes = [f"mode {mode}" for mode in MODES]
+        return io.Schema(
+            node_id="DGPO_TrainingSettings",
+            display_name="Training Settings",
+            category=host.CATEGORY,
+            description="How scores become weights. A preset, or everything by hand.",
+            inputs=[
+                io.Combo.Input(
+                    "preset",
+                    options=[AS_BELOW, *preset_names(), *modes],
+                    tooltip="Take these values from a preset of the engine (mode: of the paper) instead of from below.",
+                ),
+                *fields.widgets(Config, "combine"),
+                *fields.widgets(TrainingConfig),
+            ],
+            outputs=[fields.Training.Output(display_name="settings", tooltip="For the trainer or the loop.")],
+        )
+
+    @classmethod
+    def execute(cls, preset: str, combine: str, **settings: Any) -> io.NodeOutput:
+        if preset in preset_names():
+            chosen = load_preset(preset)
+            return io.NodeOutput(Training(chosen.training, chosen.combine))
+        if preset.startswith("mode "):
+            return io.NodeOutput(Training(apply_mode(Config(), preset.removeprefix("mode ")).training, combine))
+        return io.NodeOutput(Training(fields.values(TrainingConfig, settings), combine))
+
+
+def trained_outputs() -> list[io.Output]:
+    """What a trainer gives out."""
+    return [
+        fields.Policy.Output(display_name="policy", tooltip="The model after this training; its state never changes."),
+        io.LoraModel.Output(display_name="lora", tooltip="The adapter, for Save LoRA or the DGPO LoRA Loader."),
+        io.LossMap.Output(display_name="loss", tooltip="The loss of every iteration so far, for loss plots."),
+        io.Image.Output(display_name="curve", tooltip="The reward of every iteration so far."),
+        io.String.Output(display_name="metrics", tooltip="The numbers of the last iteration."),
+    ]
+
+
+def weights_input() -> io.Input:
+    """Which weights a trainer gives out."""
+    return io.Combo.Input(
+        "weights",
+        options=["ema", "current"],
+        tooltip="Give out the slow moving average of the adapter, which is steadier, or its current weights.",
+    )
+
+
+class LoRATrainer(io.ComfyNode):
+    """One iteration: compare the images of each group, and take one step."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_LoRATrainer",
+            display_name="DGPO LoRA Trainer",
+            category=host.CATEGORY,
+            description="Takes one training step from scored groups. The same step is never taken twice.",
+            is_output_node=True,
+            inputs=[
+                fields.Policy.Input("policy", tooltip="The model; straight from Load Policy, the state that drew."),
+                fields.Group.Input("scored", tooltip="Groups with scores."),
+                fields.Training.Input("settings", tooltip="How scores become weights."),
+                weights_input(),
+            ],
+            outputs=trained_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, policy: PolicyHandle, scored: Groups, settings: Training, weights: str) -> io.NodeOutput:
+        loop.require_scores(scored)
+        tick = host.Progress(loop.training_forwards(scored, settings), cls.hidden.unique_id)
+        after, state = sessions.learn(policy, scored, settings, tick)
+        sessions.keep(after)
+        return trained(cls, after, state, scored.sampler, settings, scored.terms, weights)
+
+
+def trained(
+    cls: type,
+    policy: PolicyHandle,
+    state: State,
+    sampler: Sampler,
+    settings: Training,
+    terms: Sequence[RewardTerm],
+    weights: str,
+) -> io.NodeOutput:
+    """The five outputs, and the curve on the node."""
+    config = sessions.config_of(policy.spec, sampler, settings.training, terms, settings.combine)
+    lora = sessions.lora(policy, terms, config, weights)
+    curve = host.to_image(loop.curve(state))
+    losses = {"loss": [record["loss"] for record in state.history]}
+    metrics = loop.describe(state)
+    return io.NodeOutput(policy, lora, losses, curve, metrics, ui=ui.PreviewImage(curve, cls=cls))
+
+
+class TrainingLoop(io.ComfyNode):
+    """Whole iterations, one after the other."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_TrainingLoop",
+            display_name="Training Loop",
+            category=host.CATEGORY,
+            description="Draws, scores and trains, again and again, in one press. Cancel keeps the last iteration; the "
+            "next press goes on from there.",
+            is_output_node=True,
+            inputs=[
+                fields.Policy.Input("policy", tooltip="The model to train."),
+                fields.Prompts.Input("prompts", tooltip="What to draw."),
+                fields.Sampler.Input("sampler", tooltip="How to draw."),
+                fields.Reward.Input("reward", tooltip="What the images are scored by."),
+                fields.Training.Input("settings", tooltip="How scores become weights."),
+                io.Int.Input(
+                    "iterations",
+                    default=40,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="Iterations in all. With a larger number a finished run goes on.",
+                ),
+                io.Int.Input(
+                    "save_every", default=10, min=1, max=10_000, tooltip="Iterations between two saved states."
+                ),
+                weights_input(),
+            ],
+            outputs=trained_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        policy: PolicyHandle,
+        prompts: Prompts,
+        sampler: Sampler,
+        reward: Sequence[RewardTerm],
+        settings: Training,
+        iterations: int,
+        save_every: int,
+        weights: str,
+    ) -> io.NodeOutput:
+        plan = loop.Plan(policy, prompts, sampler, tuple(reward), settings, iterations, save_every)
+        after, state = loop.run(plan, host.Progress(iterations, cls.hidden.unique_id))
+        return trained(cls, after, state, sampler, settings, reward, weights)
+
+
+NODES = [TrainingSettings, LoRATrainer, TrainingLoop]

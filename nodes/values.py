@@ -1,0 +1,122 @@
+"""What flows along the graph's edges: small frozen values. Weights and optimisers stay in `sessions` and on disk.
+
+Nothing here knows ComfyUI.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dgpo_core.config import LoraConfig, MemoryConfig, ModelConfig, RewardTerm, RolloutConfig, TrainingConfig
+from dgpo_core.errors import UserError
+from dgpo_core.group import Group
+from dgpo_core.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A model with its fresh LoRA: all that is needed to make the state before the first step again.
+
+    run: name of the run's folder; model.path: a path on this machine, or "embedded".
+    """
+
+    run: str
+    seed: int
+    model: ModelConfig
+    lora: LoraConfig
+    memory: MemoryConfig
+
+
+@dataclass(frozen=True)
+class PolicyHandle:
+    """A policy in one state of its training.
+
+    state: the key of the state, "" for "where the run is at the step that is asked for" (what Load Policy gives out);
+    step: optimiser steps that led to `state`.
+    """
+
+    spec: PolicySpec
+    step: int = 0
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts to train on, how many of them an iteration takes, and the seed of their order."""
+
+    prompts: tuple[Prompt, ...]
+    per_iteration: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How images are drawn; height and width in pixels, 0 is the model's own."""
+
+    rollout: RolloutConfig
+    height: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """From scores to weights."""
+
+    training: TrainingConfig
+    combine: str = "sum"
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The groups of one iteration, with the state that drew them.
+
+    policy: a handle with its `state` filled in; places: each group's place within the iteration, which its seeds derive
+    from; terms: the rewards that scored them, with their weights; empty before scoring. key: equal for equal groups
+    (and equal scores).
+    """
+
+    groups: tuple[Group, ...]
+    policy: PolicyHandle
+    sampler: Sampler
+    iteration: int
+    key: str
+    terms: tuple[RewardTerm, ...] = field(default=())
+
+    def after(self, others: "Groups") -> "Groups":
+        """These groups behind `others`: one iteration that trains on both. Raises UserError where they do not fit."""
+        if others.policy != self.policy or others.terms != self.terms:
+            raise UserError("Groups can be joined only where they are of one policy and scored by the same rewards.")
+        key = key_of("join", others.key, self.key)
+        return dataclasses.replace(self, groups=(*others.groups, *self.groups), key=key)
+
+
+def with_scores(groups: Groups, scores: Sequence[float], name: str) -> Groups:
+    """The groups with one number per image, in their order. Raises UserError for another count or a bad number."""
+    sizes = [len(group) for group in groups.groups]
+    if len(scores) != sum(sizes):
+        raise UserError(f"There are {len(scores)} scores for {sum(sizes)} images: give one number per image.")
+    if not all(math.isfinite(score) for score in scores):
+        raise UserError("A score is not a finite number: give one number per image.")
+    parts = torch.tensor(scores, dtype=torch.float32).split(sizes)
+    scored = tuple(group.scored({name: part}) for group, part in zip(groups.groups, parts, strict=True))
+    key = key_of(groups.key, name, list(scores))
+    return dataclasses.replace(groups, groups=scored, terms=(RewardTerm(name),), key=key)
+
+
+def key_of(*parts: Any) -> str:
+    """The same 16 letters for the same values: dataclasses, numbers, strings, and containers of them."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {"": type(value).__name__, **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
+        if hasattr(value, "items"):
+            return dict(value)
+        return list(value)
+
+    return hashlib.sha256(json.dumps(parts, default=plain, sort_keys=True).encode()).hexdigest()[:16]
