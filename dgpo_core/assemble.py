@@ -30,6 +30,12 @@ def load_model(config: Config, world: World) -> tuple[Policy, tuple[int, int]]:
         seed=config.seed,
         offload=config.memory.offload,
     )
+    return policy, prepare(policy, config)
+
+
+def prepare(policy: Policy, config: Config) -> tuple[int, int]:
+    """Turns on what the settings ask of a loaded policy; returns the image size (height, width) in pixels."""
+    model = config.model
     if config.memory.gradient_checkpointing:
         policy.enable_gradient_checkpointing()
     if config.memory.compile:
@@ -37,7 +43,7 @@ def load_model(config: Config, world: World) -> tuple[Policy, tuple[int, int]]:
     default = policy.default_size
     size = model.height or default[0], model.width or default[1]
     policy.latent_shape(*size)  # refuses a size that the model cannot have
-    return policy, size
+    return size
 
 
 def training_prompts(config: Config) -> list[Prompt]:

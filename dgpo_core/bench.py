@@ -2,6 +2,9 @@
 
 "ratio" is the time of a training iteration over the time of the forwards and backwards that the algorithm asks for,
 timed alone in the same process: solver steps, decoding, reference, old policy, and the trained forward and backward.
+
+With --random, and where the preset names no prompts, those of the embedded model are taken, and the reward is the size
+of the picture as a JPEG: it needs no weights and next to no time, so that of a real reward comes on top.
 """
 
 import json
@@ -12,19 +15,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
 import torch
 
 from dgpo_core import assemble
 from dgpo_core.cli import parse
-from dgpo_core.config import Config, Range
-from dgpo_core.config_io import load_preset
+from dgpo_core.config import EMBEDDED, Config, Count, CountOrZero, RewardTerm
+from dgpo_core.config_io import load_preset, validate
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
 from dgpo_core.policy import Cond, Policy
 from dgpo_core.trainer import Trainer
+
+PRESETS = {"sd35m": "sd35m-pickscore-curve", "sdxl": "sdxl-pickscore", "flux": "flux-pickscore"}
+"""The preset that a random model is timed with where none is given."""
 
 
 @dataclass(frozen=True)
@@ -33,31 +39,85 @@ class BenchConfig:
 
     json: Path | None = None
     """Write the numbers to this file."""
-    preset: str = "quickstart"
-    """The preset whose settings are timed."""
+    preset: str = ""
+    """The preset whose settings are timed; empty: the one of the random model, else quickstart."""
     model: str = ""
     """Another model than the preset's: a diffusers folder or a single .safetensors checkpoint."""
-    iterations: Annotated[int, Range(1)] = 5
+    random: str = ""
+    """A model of real size with random weights instead: sd35m, sdxl or flux; nothing is downloaded."""
+    height: CountOrZero = 0
+    """Image height in pixels; 0 is the preset's."""
+    width: CountOrZero = 0
+    """Image width in pixels; 0 is the preset's."""
+    groups: CountOrZero = 0
+    """Groups per iteration; 0 is the preset's number."""
+    group_size: CountOrZero = 0
+    """Images per group, at least 2; 0 is the preset's number."""
+    dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = ""
+    """Number type of the frozen base; empty is the preset's."""
+    iterations: Count = 5
     """Iterations that are timed, after one that is not; medians are printed."""
     scaling: bool = True
-    """Also time half as many samples per group, and half as many groups."""
+    """Also time half as many samples per group, and half as many groups, where there are enough to halve."""
     device: str = "auto"
     """Where to run: cpu, cuda, cuda:1, mps; 'auto' takes the first accelerator there is."""
+
+
+def settings(options: BenchConfig) -> Config:
+    """The preset's settings with what the options change. Raises UserError for options that cannot work."""
+    if options.model and options.random:
+        raise UserError("--model and --random each name the model that is timed: give one of them.")
+    if options.iterations < 1:
+        raise UserError(f"--iterations is {options.iterations} but must be at least 1.")
+    config = load_preset(options.preset or PRESETS.get(options.random, "quickstart"), Config())
+    model = replace(
+        config.model,
+        path=options.model or config.model.path,
+        dtype=options.dtype or config.model.dtype,
+        height=options.height or config.model.height,
+        width=options.width or config.model.width,
+        device=options.device,
+    )
+    data = replace(config.data, groups_per_iteration=options.groups or config.data.groups_per_iteration)
+    rollout = replace(config.rollout, group_size=options.group_size or config.rollout.group_size)
+    reward = config.reward
+    if options.random or not data.prompts:
+        # such presets are of large models, whose rewards need weights that may not be here
+        data, reward = replace(data, prompts=EMBEDDED), (RewardTerm("jpeg_size"),)
+    # the policy stays what it is: one that learns leaves groups without anything to learn, which cost less
+    training = replace(config.training, lr=1e-12)
+    config = replace(config, model=model, data=data, rollout=rollout, reward=reward, training=training)
+    validate(config)
+    return config
 
 
 class Bench:
     """One loaded model, timed under several settings."""
 
     def __init__(self, options: BenchConfig) -> None:
-        config = load_preset(options.preset, Config())
-        model = replace(config.model, path=options.model or config.model.path, device=options.device)
-        # the rewards of a preset may need files that are not here: the statistics of a picture cost next to nothing
-        self.config = replace(config, model=model)
-        self.options = options
+        self.options, self.config = options, settings(options)
         self.world = World(options.device)
         self.prompts = assemble.training_prompts(self.config)
         self.rewards = assemble.training_rewards(self.config, self.world)
-        self.policy, self.size = assemble.load_model(self.config, self.world)
+        self.policy, self.size = self.random_model() if options.random else assemble.load_model(self.config, self.world)
+
+    def random_model(self) -> tuple[Policy, tuple[int, int]]:
+        """What `assemble.load_model` gives, with random weights."""
+        from dgpo_core.policy.random_model import random_policy  # imported late: it takes seconds
+
+        model, lora = self.config.model, self.config.lora
+        policy = random_policy(
+            self.options.random,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            targets=lora.targets or None,
+            dtype=model.dtype,
+            device=self.world.device,
+            seed=self.config.seed,
+            offload=self.config.memory.offload,
+        )
+        return policy, assemble.prepare(policy, self.config)
 
     def sync(self) -> None:
         """Wait for the accelerator."""
@@ -74,19 +134,26 @@ class Bench:
 
     def run(self) -> dict[str, Any]:
         """All numbers."""
-        shape = self.config.rollout.group_size, self.config.data.groups_per_iteration
-        result = self.iterations(*shape)
+        G, P = self.config.rollout.group_size, self.config.data.groups_per_iteration
+        result = {"model": self.model(), **self.iterations(G, P)}
         if self.options.scaling:
-            G, P = shape
             whole = result["seconds_per_iteration"]
-            half_size = self.iterations(G // 2, P)["seconds_per_iteration"]
-            half_groups = self.iterations(G, max(1, P // 2))["seconds_per_iteration"]
             # 1 is exactly linear: half the samples in half the time
-            result["linearity"] = {
-                "group_size": whole / half_size / (G / (G // 2)),
-                "groups": whole / half_groups / (P / max(1, P // 2)),
-            }
+            result["linearity"] = linearity = {}
+            if G >= 4:  # a group has at least two samples
+                half_size = self.iterations(G // 2, P)["seconds_per_iteration"]
+                linearity["group_size"] = whole / half_size / (G / (G // 2))
+            if P >= 2:
+                half_groups = self.iterations(G, P // 2)["seconds_per_iteration"]
+                linearity["groups"] = whole / half_groups / (P / (P // 2))
         return result
+
+    def model(self) -> dict[str, Any]:
+        """What is timed: model, number type of its frozen base, image size in pixels."""
+        options, (height, width) = self.options, self.size
+        name = f"{options.random} (random weights)" if options.random else self.config.model.path
+        dtype = str(self.policy.dtype).removeprefix("torch.")
+        return {"name": name, "dtype": dtype, "device": str(self.policy.device), "height": height, "width": width}
 
     def iterations(self, G: int, P: int) -> dict[str, Any]:
         """Time iterations of P groups of G samples, each next to its bare forwards and backwards."""
@@ -95,25 +162,19 @@ class Bench:
         trainer = Trainer(self.policy, self.prompts, self.rewards, config, size=self.size, world=self.world)
         bare = Bare(trainer, self.sync)
         trainer.iterate()  # the first one warms up, and has no old policy to compare with
-        bare.run()
-        whole, least, phases = [], [], []
+        bare.run(1.0)
+        whole, least, done = [], [], []
         for _ in range(self.options.iterations):
-            done = None
-
-            def work() -> None:
-                nonlocal done
-                done = trainer.iterate()
-
-            whole.append(self.timed(work))
-            least.append(self.timed(bare.run))
-            phases.append(done.seconds)
+            whole.append(self.timed(lambda: done.append(trainer.iterate())))
+            least.append(self.timed(lambda: bare.run(done[-1].metrics["informative"])))
         seconds = statistics.median(whole)
         return {
             "groups": P,
             "group_size": G,
             "seconds_per_iteration": seconds,
             "samples_per_second": P * G / seconds,
-            "phases": {name: statistics.median(p[name] for p in phases) for name in phases[0]},
+            "phases": {name: statistics.median(d.seconds[name] for d in done) for name in done[0].seconds},
+            "informative": statistics.median(d.metrics["informative"] for d in done),
             "unavoidable_seconds": statistics.median(least),
             "ratio": statistics.median(a / b for a, b in zip(whole, least, strict=True)),
             "peak_memory_gib": peak_memory(self.policy),
@@ -133,12 +194,12 @@ class Bare:
         self.cond = cond
         self.shape = self.policy.latent_shape(*trainer.size)
 
-    def run(self) -> None:
-        """Draw, decode, and train on `samples` samples."""
+    def run(self, informative: float) -> None:
+        """Draw and decode `samples` samples, and train on the share of them whose groups are informative."""
         for size in sizes(self.samples, self.rollout_batch):
             self.draw(size)
         # whole groups go together where they fit
-        for size in sizes(self.samples * self.settings.timesteps, self.micro_batch):
+        for size in sizes(round(self.samples * informative) * self.settings.timesteps, self.micro_batch):
             self.train(size)
 
     def inputs(self, size: int) -> tuple[torch.Tensor, torch.Tensor, Cond]:
@@ -160,6 +221,7 @@ class Bare:
         x, t, cond = self.inputs(size)
         compared = [None] if self.settings.reference == "frozen" else []
         compared += ["old"] if self.settings.clip > 0 or self.settings.reference == "old" else []
+        compared += compared[:1] if self.settings.kl_weight > 0 and self.settings.kl_cfg > 1 else []  # its other branch
         with torch.no_grad():
             for adapter in compared:
                 with self.policy.using(adapter):
