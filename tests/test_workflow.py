@@ -1,0 +1,104 @@
+"""A shared workflow's training settings: the same from API and UI format, refused where only ComfyUI can run them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_core import config_io
+from dgpo_core.cli import parse_args
+from dgpo_core.config import Config
+from dgpo_core.config_io import load_preset
+from dgpo_core.errors import UserError
+from dgpo_core.workflow import load_workflow
+
+WORKFLOWS = Path(__file__).parents[1] / "workflows"
+
+
+def read(path: Path) -> Config:
+    return config_io.from_dict(load_workflow(path), Config(), str(path))
+
+
+def changed(tmp_path: Path, name: str, **inputs: dict[str, Any]) -> Path:
+    """A copy of an API workflow with inputs of single nodes changed."""
+    data = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
+    for id_, values in inputs.items():
+        data[id_.strip("_")]["inputs"] |= values
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_the_quickstart_workflow_trains_as_the_quickstart_preset_does() -> None:
+    config, preset = read(WORKFLOWS / "api" / "quickstart.json"), load_preset("quickstart")
+    for group in ("training", "rollout", "lora", "memory", "reward", "combine", "seed"):
+        assert getattr(config, group) == getattr(preset, group), group
+    assert (config.model.path, config.model.dtype, config.data.prompts) == ("embedded", "float32", "embedded")
+    assert config.iterations == 40
+
+
+@pytest.mark.parametrize("name", ["quickstart", "visual_loop"])
+def test_the_ui_file_says_the_same_as_the_api_file(name: str) -> None:
+    assert load_workflow(WORKFLOWS / f"{name}.json") == load_workflow(WORKFLOWS / "api" / f"{name}.json")
+
+
+def test_a_preset_chosen_in_the_node_goes_before_its_widgets(tmp_path: Path) -> None:
+    path = changed(tmp_path, "quickstart", _5={"preset": "sdxl-pickscore", "lr": 0.5})
+    assert read(path).training == load_preset("sdxl-pickscore").training
+    path = changed(tmp_path, "quickstart", _5={"preset": "mode 2b"})
+    assert read(path).training.reference == "old"
+
+
+def test_rewards_are_read_along_their_chain(tmp_path: Path) -> None:
+    data = json.loads((WORKFLOWS / "api" / "quickstart.json").read_text())
+    more = {"name": "ocr", "weight": 0.5, "options": '{"a": 1}', "reward": ["4", 0]}
+    data["20"] = {"class_type": "DGPO_Reward", "inputs": more}
+    data["6"]["inputs"]["reward"] = ["20", 0]
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps(data))
+    terms = read(path).reward
+    assert [(term.name, term.weight) for term in terms] == [("shapes_graded", 1.0), ("ocr", 0.5)]
+    assert terms[1].options == {"a": 1}
+
+
+def test_files_are_looked_for_as_in_comfyuis_folder(tmp_path: Path) -> None:
+    chosen = {"model": "checkpoints/my.safetensors", "start_from": "dgpo/a.safetensors"}
+    config = read(changed(tmp_path, "quickstart", _1=chosen, _2={"source": "mine.txt"}))
+    assert config.model.path == "models/checkpoints/my.safetensors"
+    assert config.lora.init == "models/loras/dgpo/a.safetensors"
+    assert (config.data.prompts, config.data.held_out) == ("input/mine.txt", "")
+
+
+def test_the_command_line_goes_before_the_workflow() -> None:
+    path = str(WORKFLOWS / "quickstart.json")
+    config = parse_args(["--workflow", path, "--iterations", "3", "--training.lr", "1e-5"])
+    assert (config.name, config.iterations, config.training.lr, config.rollout.steps) == ("quickstart", 3, 1e-5, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("human_ranking", "DGPO_HumanRanker at 'scored' of DGPO_LoRATrainer, which only runs in ComfyUI"),
+        ("any_node_as_reward", "DGPO_ScoresFromGraph at 'scored'"),
+        ("apply_lora", "no node that trains"),
+    ],
+)
+def test_what_only_runs_in_comfyui_is_refused_in_one_sentence(name: str, says: str) -> None:
+    for folder in (WORKFLOWS, WORKFLOWS / "api"):
+        with pytest.raises(UserError, match=says):
+            load_workflow(folder / f"{name}.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "There is no workflow"), ("{", "cannot be read"), ('{"a": 1}', "is not a workflow"), ("[]", "is not a")],
+)
+def test_a_file_that_is_no_workflow_is_told(content: str | None, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=says):
+        load_workflow(path)
