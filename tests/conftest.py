@@ -16,6 +16,8 @@ import pytest
 from dgpo_core.config import Config
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
+pytest_plugins = ("comfy_fixtures",)
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:

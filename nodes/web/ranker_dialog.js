@@ -39,7 +39,7 @@ export function clock(deadline) {
 export class Ranker {
   /** `settled` is told the token of a question that is over, and why; `moved` that the dialog opened or closed. */
   constructor(question, { settled, moved }) {
-    Object.assign(this, { question, settled, moved, at: 0, tie: false, enlarged: null, sending: false });
+    Object.assign(this, { question, settled, moved, at: 0, tie: false, enlarged: null, held: false, sending: false });
     this.deadline = question.seconds_left === null ? Infinity : performance.now() + question.seconds_left * 1000;
     this.marks = this.restore();
     this.build();
@@ -121,7 +121,9 @@ export class Ranker {
     const before = button([icon("chevron-left")], () => this.turn(-1), { "aria-label": "Previous image" });
     const after = button([icon("chevron-right")], () => this.turn(1), { "aria-label": "Next image" });
     this.lightbox = el("div", { class: "dgpo-lightbox", role: "group", "aria-label": "Enlarged image", hidden: "" });
-    this.lightbox.append(before, this.large, after, this.caption);
+    this.lightbox.append(this.large, before, this.caption, after);
+    this.lightbox.addEventListener("pointerdown", () => (this.held = false), true);
+    this.lightbox.addEventListener("click", (event) => this.held && event.stopPropagation(), true); // its end is no click
     return this.lightbox;
   }
 
@@ -147,19 +149,18 @@ export class Ranker {
   /** A click picks; a long press enlarges instead. */
   presses(index) {
     let timer = 0;
-    let held = false;
     const stop = () => clearTimeout(timer);
     return {
       onpointerdown: ({ button }) => {
-        held = false;
+        this.held = false;
         if (button) return;
-        timer = setTimeout(() => ((held = true), this.enlarge(index)), LONG_PRESS_MS);
+        timer = setTimeout(() => ((this.held = true), this.enlarge(index)), LONG_PRESS_MS);
       },
       onpointerup: stop,
       onpointerleave: stop,
       onpointercancel: stop,
       oncontextmenu: (event) => event.preventDefault(),
-      onclick: (event) => held || this.pick(index, event.shiftKey),
+      onclick: (event) => this.held || this.pick(index, event.shiftKey),
     };
   }
 
@@ -252,8 +253,9 @@ export class Ranker {
     const letter = key.toLowerCase();
     const picked = key.length === 1 ? KEYS.slice(0, this.group.images.length).indexOf(letter) : -1;
     if (ctrlKey || metaKey || altKey) return false;
+    if (key === "Tab") return this.tab(focused, shiftKey);
     if (key.startsWith("Arrow")) this.arrow(key, image);
-    else if (repeat) return key !== "Tab";
+    else if (repeat) return true;
     else if (this.enlarged !== null && (key === "Escape" || key === " ")) this.enlarge(null);
     else if (key === "Escape") this.close();
     else if (key === " " && image !== null) this.enlarge(image);
@@ -264,6 +266,16 @@ export class Ranker {
     else if (picked >= 0) this.pick(picked, shiftKey);
     else return false;
     return true;
+  }
+
+  /** Tab stays within the dialog: from the last button to the first, and back. */
+  tab(focused, back) {
+    const buttons = [...this.dialog.querySelectorAll("button:not([tabindex])")];
+    const reachable = buttons.filter((one) => one.offsetParent && !one.closest("[inert]"));
+    const [first, last] = [reachable[0], reachable.at(-1)];
+    const leaves = back ? focused === first || focused === this.dialog : focused === last;
+    if (leaves) (back ? last : first).focus();
+    return leaves;
   }
 
   arrow(key, image) {

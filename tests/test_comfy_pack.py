@@ -1,0 +1,81 @@
+"""The pack in a real ComfyUI: it loads, every node explains itself, and the front end shows it without an error."""
+
+from typing import Any
+
+import pytest
+from comfy_browser import Browser
+from comfy_server import ComfyServer, RequestFailed
+
+UNKNOWN = {"id": 1, "type": "NoSuchNode", "pos": [100, 100], "size": [200, 100], "flags": {}, "order": 0, "mode": 0}
+
+
+@pytest.fixture(scope="session")
+def nodes(comfy: ComfyServer) -> dict[str, dict[str, Any]]:
+    """The pack's nodes by id, as the server describes them."""
+    found = {id_: node for id_, node in comfy.object_info().items() if node["python_module"] == "custom_nodes.dgpo"}
+    assert found, comfy.log()
+    return found
+
+
+def test_the_pack_loads(comfy: ComfyServer) -> None:
+    log = comfy.log()
+    assert "custom_nodes/dgpo" in log
+    assert "IMPORT FAILED" not in log
+    assert "Error while calling comfy_entrypoint" not in log
+
+
+def test_ids_and_categories(nodes: dict[str, dict[str, Any]]) -> None:
+    assert [id_ for id_ in nodes if not id_.startswith("DGPO_")] == []
+    assert {node["category"].split("/")[0] for node in nodes.values()} == {"DGPO"}
+    assert [id_ for id_, node in nodes.items() if not node["description"] or node["display_name"] == id_] == []
+
+
+def test_every_input_has_a_tooltip(nodes: dict[str, dict[str, Any]]) -> None:
+    inputs = [
+        (id_, name, (spec[1] if len(spec) > 1 else {}).get("tooltip"))
+        for id_, node in nodes.items()
+        for kind in ("required", "optional")
+        for name, spec in node["input"].get(kind, {}).items()
+    ]
+    assert [(id_, name) for id_, name, tooltip in inputs if not tooltip] == []
+
+
+def test_every_output_has_a_tooltip_and_a_name(nodes: dict[str, dict[str, Any]]) -> None:
+    outputs = [
+        (id_, *output)
+        for id_, node in nodes.items()
+        for output in zip(node["output_name"], node["output"], node["output_tooltips"], strict=True)
+    ]
+    assert [(id_, name) for id_, name, _, tooltip in outputs if not tooltip] == []
+    assert [(id_, name) for id_, name, type_, _ in outputs if name == type_ and name.startswith("DGPO")] == []
+
+
+def test_every_node_has_a_help_page(comfy: ComfyServer, nodes: dict[str, dict[str, Any]]) -> None:
+    def is_served(id_: str) -> bool:
+        try:
+            return bool(comfy.get(f"/extensions/dgpo/docs/{id_}.md").strip())
+        except RequestFailed:
+            return False
+
+    assert [id_ for id_ in nodes if not is_served(id_)] == []
+
+
+def test_the_front_end_opens_without_an_error(browser: Browser) -> None:
+    assert browser.errors() == []
+    assert browser.dialogs() == []
+
+
+def test_every_node_can_be_put_into_the_graph(browser: Browser, nodes: dict[str, dict[str, Any]]) -> None:
+    browser.evaluate("ids => { for (const id of ids) app.graph.add(LiteGraph.createNode(id)) }", list(nodes))
+    browser.load_workflow(browser.serialize())
+    assert sorted(node["type"] for node in browser.serialize()["nodes"]) == sorted(nodes)
+    assert browser.red_nodes() == []
+    assert browser.dialogs() == []
+    assert browser.errors() == []
+
+
+def test_an_unknown_node_is_noticed(browser: Browser) -> None:
+    browser.load_workflow({"version": 0.4, "last_node_id": 1, "last_link_id": 0, "nodes": [UNKNOWN], "links": []})
+    assert browser.missing_nodes() == ["NoSuchNode"]
+    assert browser.red_nodes() == ["1 NoSuchNode"]
+    assert any("NoSuchNode" in text for text in browser.dialogs())
