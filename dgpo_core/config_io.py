@@ -283,7 +283,7 @@ def validate(config: Config) -> None:
     for name, hint in setting_types().items():
         _check_range(name, hint, _get(config, name))
     _check_names(config)
-    _check_timesteps(config)
+    check_timesteps(config)
 
 
 def _get(config: Config, name: str) -> Any:
@@ -322,7 +322,8 @@ def _check_names(config: Config) -> None:
             raise UserError(f"model.{side} is {getattr(config.model, side)} but must be a multiple of 8.")
 
 
-def _check_timesteps(config: Config) -> None:
+def check_timesteps(config: Config) -> None:
+    """Raises UserError where the training timesteps do not fit the roll-out's."""
     training, steps = config.training, config.rollout.steps
     if training.t_min >= 1:
         if training.t_min != int(training.t_min) or training.t_min > steps:

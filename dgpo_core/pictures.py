@@ -12,7 +12,7 @@ from torch import Tensor
 from dgpo_core.group import Group
 
 MARGIN, LINE = 6, 16  # pixels
-LEAST_TILE = 96
+LEAST_TILE, MOST_TILE = 96, 512
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -26,14 +26,17 @@ def grid(
     title: str,
     scores: Sequence[Tensor] | None = None,
     advantages: Sequence[Tensor] | None = None,
+    most: int = MOST_TILE,
 ) -> Image.Image:
-    """One row per group under its prompt, each image with its score; small images are enlarged.
+    """One row per group under its prompt, each image with its score.
 
+    Small images are enlarged, larger ones made smaller until their longer side is `most` pixels.
     advantages: frames the images that the update would favour in green, those it would disfavour in red.
     """
     height, width = groups[0].images.shape[-2:]
-    zoom = max(1, math.ceil(LEAST_TILE / min(height, width)))
-    tile_w, tile_h = width * zoom, height * zoom
+    zoom = min(max(1, math.ceil(LEAST_TILE / min(height, width))), most / max(height, width))
+    tile_w, tile_h = round(width * zoom), round(height * zoom)
+    smooth = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS
     columns = max(len(group) for group in groups)
     row_h = LINE + tile_h + (LINE if scores else 0) + MARGIN
     sheet = Image.new("RGB", (MARGIN + columns * (tile_w + MARGIN), LINE + 2 * MARGIN + len(groups) * row_h), "white")
@@ -44,7 +47,7 @@ def grid(
         pen.text((MARGIN, top), group.prompt.text, fill="black", font=font)
         for column, image in enumerate(group.images):
             left = MARGIN + column * (tile_w + MARGIN)
-            tile = to_pil(image).resize((tile_w, tile_h), Image.Resampling.NEAREST if zoom > 1 else None)
+            tile = to_pil(image).resize((tile_w, tile_h), smooth)
             sheet.paste(tile, (left, top + LINE))
             if advantages and float(advantages[row][column]):
                 color = "forestgreen" if advantages[row][column] > 0 else "crimson"

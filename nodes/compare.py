@@ -19,6 +19,7 @@ from dgpo_core.pictures import grid
 from dgpo_core.prompts import Prompt
 
 from . import fields, host, sessions
+from .training import weights_input
 from .values import PolicyHandle, Prompts, Sampler
 
 DETERMINISTIC = ["euler", "heun", "ddim", "dpmpp_2m", "uni_pc", "lms", "deis"]
@@ -45,6 +46,7 @@ class BeforeAfter(io.ComfyNode):
                 ),
                 fields.Policy.Input("policy", optional=True, tooltip="A trained policy; or connect two models below."),
                 fields.Reward.Input("reward", optional=True, tooltip="Scores both, under each image and in all."),
+                weights_input(optional=True),
                 io.Model.Input("model_before", optional=True, tooltip="A model without the LoRA."),
                 io.Model.Input("model_after", optional=True, tooltip="The model with the LoRA."),
                 io.Clip.Input("clip", optional=True, tooltip="Of the two models."),
@@ -67,6 +69,11 @@ class BeforeAfter(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        """A policy straight from Load Policy stands for where its run is now."""
+        return sessions.steps_kept()
+
+    @classmethod
     def execute(
         cls,
         prompts: Prompts,
@@ -76,6 +83,7 @@ class BeforeAfter(io.ComfyNode):
         first_seed: int,
         policy: PolicyHandle | None = None,
         reward: Sequence[RewardTerm] | None = None,
+        weights: str = "current",
         **models: Any,
     ) -> io.NodeOutput:
         few = list(prompts.prompts[:first])
@@ -83,7 +91,7 @@ class BeforeAfter(io.ComfyNode):
         if policy is not None:
             handle = sessions.resolve(policy, sessions.store(policy.spec).newest())
             before = sessions.draw_with(handle, None, few, seeds, settings)
-            after = sessions.draw_with(handle, "ema", few, seeds, settings)
+            after = sessions.draw_with(handle, weights, few, seeds, settings)
         else:
             before, after = (_native(models, name, few, seeds, settings) for name in ("model_before", "model_after"))
         return _output(cls, before, after, tuple(reward or ()))
@@ -107,7 +115,7 @@ def _native(models: Any, name: str, prompts: Sequence[Prompt], seeds: Sequence[i
             noise = comfy.sample.prepare_noise(latent, seed)
             x0 = comfy.sample.sample(
                 model, noise, rollout.steps, rollout.cfg, models.get("sampler") or DETERMINISTIC[0],
-                models.get("scheduler") or "normal", positive, negative, latent, seed=seed,
+                models.get("scheduler") or comfy.samplers.KSampler.SCHEDULERS[0], positive, negative, latent, seed=seed,
             )  # fmt: skip
             pictures.append(vae.decode(x0).reshape(-1, height, width, 3))
         shown = torch.cat(pictures).permute(0, 3, 1, 2).float().cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,17 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
+from dgpo_core import config
 from dgpo_core.errors import UserError
 from dgpo_core.policy import Policy
 
 CATEGORY = "DGPO"
 EMBEDDED = "embedded (shapes world)"
+NO_LORA = "none"
 FROM_CHECKPOINTS, FROM_DIFFUSERS = "checkpoints/", "diffusers/"
 PREVIEW = 1024  # pixels of a preview's longer side
+REWARD_BYTES = 6 * 2**30  # the largest reward model, with what it computes
+_NOT_IN_NAMES = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 
 
 @contextmanager
@@ -59,9 +64,9 @@ def model_choices() -> list[str]:
 
 
 def model_path(choice: str) -> str:
-    """The path of one of `model_choices`, for `load_policy`; "embedded" for the embedded model."""
-    if choice == EMBEDDED:
-        return "embedded"
+    """The path of one of `model_choices`, for `load_policy`; "embedded", the embedded model's, stays as it is."""
+    if choice in (EMBEDDED, config.EMBEDDED):
+        return config.EMBEDDED
     if choice not in model_choices():
         raise UserError(f"There is no model {choice}: put it into models/checkpoints or models/diffusers and refresh.")
     if choice.startswith(FROM_CHECKPOINTS):
@@ -73,12 +78,16 @@ def model_path(choice: str) -> str:
 
 def lora_choices() -> list[str]:
     """The LoRA files that a policy can start from, after "none"."""
-    return ["none", *(n for n in folder_paths.get_filename_list("loras") if n.endswith(".safetensors"))]
+    return [NO_LORA, *(n for n in folder_paths.get_filename_list("loras") if n.endswith(".safetensors"))]
 
 
 def lora_path(choice: str) -> str:
-    """The path of one of `lora_choices`; empty for "none"."""
-    return "" if choice == "none" else folder_paths.get_full_path_or_raise("loras", choice)
+    """The path of one of `lora_choices`; empty for none."""
+    if choice in (NO_LORA, ""):
+        return ""
+    if choice not in lora_choices():
+        raise UserError(f"There is no LoRA {choice} in ComfyUI's loras folders: put it there and refresh.")
+    return folder_paths.get_full_path_or_raise("loras", choice)
 
 
 def prompt_file_choices() -> list[str]:
@@ -101,7 +110,8 @@ def prompt_file(choice: str) -> Path:
 
 def check_name(name: str, what: str) -> str:
     """`name`, if it can be one folder below the output folder."""
-    if not name.strip(" .") or name != name.strip() or set('/\\:*?"<>|\0') & set(name) or name.startswith("."):
+    bad = _NOT_IN_NAMES.search(name) or name != name.strip() or name.startswith(".") or name.endswith(".")
+    if bad or not 0 < len(name) <= 100:
         raise UserError(f"The {what} {name!r} cannot be a folder name: use letters, digits, '-', '_' and '.'.")
     return name
 
@@ -160,8 +170,10 @@ def load(model: _Resident) -> None:
 
 
 def make_room() -> None:
-    """Evict what is not in use, before a reward model is loaded."""
-    comfy.model_management.soft_empty_cache()
+    """Evict models, this policy among them, as far as a reward model needs the room."""
+    if device().type != "cpu":
+        comfy.model_management.free_memory(REWARD_BYTES, device())
+        comfy.model_management.soft_empty_cache()
 
 
 # --- pictures and progress -------------------------------------------------------------------------------------------
@@ -171,6 +183,14 @@ def to_image(picture: Image.Image) -> Tensor:
     """A picture as ComfyUI's IMAGE, [1, H, W, 3] in [0, 1]."""
     pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     return pixels.view(1, picture.height, picture.width, 3).float() / 255.0
+
+
+def fit(images: Tensor, height: int, width: int) -> Tensor:
+    """Pictures [B, 3, H, W], cropped at the centre to the shape of height x width and scaled to it; on the CPU."""
+    images = images.cpu().float()
+    if images.shape[-2:] != (height, width):
+        images = comfy.utils.common_upscale(images, width, height, "lanczos", "center")
+    return images.clone(memory_format=torch.contiguous_format)
 
 
 def images_of(groups: Sequence[Any]) -> Tensor:

@@ -12,13 +12,14 @@ from dgpo_core.config import RewardTerm
 from dgpo_core.errors import UserError
 from dgpo_core.pictures import reward_curve
 from dgpo_core.prompts import PromptStream
+from dgpo_core.trainer import NOTHING_TO_LEARN
 
 from . import host, sessions
 from .rewards import contact_sheet
 from .states import State
 from .values import Groups, PolicyHandle, Prompts, Sampler, Training
 
-PREVIEW_EVERY = 2.0  # seconds
+PREVIEW_EVERY, PREVIEW_WIDTH = 2.0, 1400  # seconds, pixels
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State]:
             pace = (time.monotonic() - start) / (handle.step - first)
             progress.at(handle.step, picture, status(state, plan.iterations, pace))
             if handle.step % plan.save_every == 0:
-                sessions.keep(handle)
+                sessions.keep(handle, state)
     finally:  # also after Cancel, which is no Exception in every version of ComfyUI
         if handle.step:
-            sessions.keep(handle)
+            sessions.keep(handle, state)
     return handle, state
 
 
@@ -68,6 +69,7 @@ def _furthest(plan: Plan) -> tuple[PolicyHandle, State]:
     handle = plan.policy if plan.policy.state else sessions.store(plan.policy.spec).at(0)
     found = handle
     while handle.step < plan.iterations:
+        host.check()
         places = list(enumerate(stream.at(handle.step)))
         handle = sessions.foretell(handle, places, plan.sampler, plan.terms, plan.settings)
         if sessions.is_kept(handle):
@@ -98,8 +100,10 @@ def curve(state: State) -> Image.Image:
 def preview(groups: Groups, state: State) -> Image.Image:
     """Contact sheet and curve, one above the other."""
     sheet, plot = contact_sheet(groups), curve(state)
-    plot = plot.resize((sheet.width, round(plot.height * sheet.width / plot.width)))
-    both = Image.new("RGB", (sheet.width, sheet.height + plot.height), "white")
+    sheet.thumbnail((PREVIEW_WIDTH, sheet.height))
+    width = min(PREVIEW_WIDTH, max(sheet.width, plot.width))
+    plot = plot.resize((width, round(plot.height * width / plot.width)))
+    both = Image.new("RGB", (width, sheet.height + plot.height), "white")
     both.paste(sheet, (0, 0))
     both.paste(plot, (0, sheet.height))
     return both
@@ -109,14 +113,17 @@ def status(state: State, iterations: int, pace: float) -> str:
     """One line: iteration, reward, time left."""
     left = round(pace * (iterations - state.step))
     reward = state.history[-1]["reward"]
-    return f"iteration {state.step} of {iterations} · reward {reward:.3f} · {left // 60}:{left % 60:02d} left"
+    text = f"iteration {state.step} of {iterations} · reward {reward:.3f} · {left // 60}:{left % 60:02d} left"
+    return text if state.history[-1]["informative"] else f"{text} · nothing to learn: all scores of a group are equal"
 
 
 def describe(state: State) -> str:
     """The numbers of the last iteration, one per line."""
     if not state.history:
         return "not trained yet"
-    return "\n".join(f"{name}: {_short(value)}" for name, value in state.history[-1].items())
+    last = state.history[-1]
+    lines = [f"{name}: {_short(value)}" for name, value in last.items()]
+    return "\n".join([*lines, *([f"Note: {NOTHING_TO_LEARN}."] if last["informative"] == 0 else [])])
 
 
 def _short(value: float | int) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\d.])[-+])?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def numbers_in(value: Any) -> list[float]:

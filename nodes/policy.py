@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.config import LoraConfig, MemoryConfig, ModelConfig
+from dgpo_core.config import EMBEDDED, LoraConfig, MemoryConfig, ModelConfig
 from dgpo_core.errors import UserError
 
-from . import fields, host
+from . import fields, host, sessions
 from .values import PolicyHandle, PolicySpec
 
 
@@ -51,22 +50,31 @@ class LoadPolicy(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: str, run: str) -> bool | str:
-        """A name that cannot be a folder, and a model that is gone, are told before anything runs."""
-        try:
-            host.check_name(run, "run name")
-            path = host.model_path(model)
+    def validate_inputs(cls, model: str | None, run: str | None, start_from: str | None) -> bool | str:
+        """A name that cannot be a folder, and a file that is gone, are told before anything runs."""
+        try:  # a connected input is None here
+            if run is not None:
+                host.check_name(run, "run name")
+            if model is not None:
+                host.model_path(model)
+            if start_from is not None:
+                host.lora_path(start_from)
         except UserError as error:
             return str(error)
-        return True if path == "embedded" or Path(path).exists() else f"There is no model {model}: refresh the list."
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str | None = None, **_: Any) -> int:
+        """What hangs on this node is made anew once the run goes by another branch: its states are others."""
+        return sessions.turns(run)
 
     @classmethod
     def execute(cls, model: str, run: str, run_seed: int, start_from: str, **settings: Any) -> io.NodeOutput:
         spec = PolicySpec(
             run=host.check_name(run, "run name"),
             seed=run_seed,
-            model=fields.values(ModelConfig, {"path": host.model_path(model), **settings}),
-            lora=fields.values(LoraConfig, {"init": host.lora_path(start_from), **settings}),
+            model=fields.values(ModelConfig, {"path": EMBEDDED if model == host.EMBEDDED else model, **settings}),
+            lora=fields.values(LoraConfig, {"init": "" if start_from == host.NO_LORA else start_from, **settings}),
             memory=fields.values(MemoryConfig, settings),
         )
         return io.NodeOutput(PolicyHandle(spec))

@@ -48,10 +48,11 @@ class PromptList(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, source: str, text: str | None) -> bool | str:
-        """A missing or broken file, and an empty text, are told before anything runs."""
+    def validate_inputs(cls, source: str | None, text: str | None) -> bool | str:
+        """A missing or broken file, and an empty text, are told before anything runs; None is a linked input."""
         try:
-            _read(source, text if text is not None else "linked")
+            if source is not None and (source != TEXT or text is not None):
+                _read(source, text or "")
         except UserError as error:
             return str(error)
         return True
@@ -61,10 +62,12 @@ class PromptList(io.ComfyNode):
         return io.NodeOutput(Prompts(tuple(_read(source, text)), per_iteration, order_seed))
 
     @classmethod
-    def fingerprint_inputs(cls, source: str, text: str | None, **others: int) -> object:
+    def fingerprint_inputs(cls, source: str | None, text: str | None, **others: int) -> object:
         """A file that has changed is read again."""
+        if source is None or source == TEXT:
+            return text
         try:
-            return [(p.text, repr(p.metadata)) for p in _read(source, text if text is not None else "linked")]
+            return [(p.text, repr(p.metadata)) for p in _read(source, "")]
         except UserError as error:
             return str(error)
 

@@ -20,7 +20,7 @@ from . import fields, host, sessions
 from .numbers import numbers_in
 from .values import Groups, PolicyHandle, Sampler, with_scores
 
-SHEET_ROWS = 8  # groups on a contact sheet
+SHEET_ROWS, SHEET_TILE = 8, 256  # groups on a contact sheet; pixels of an image's longer side on it
 
 
 class Reward(io.ComfyNode):
@@ -38,7 +38,7 @@ class Reward(io.ComfyNode):
                 io.Float.Input(
                     "weight", default=1.0, min=-1000.0, max=1000.0, step=0.01, tooltip="Negative: less is better."
                 ),
-                io.String.Input("options", default="", tooltip='Options as JSON, such as {"model": "..."}; or empty.'),
+                io.String.Input("options", default="", tooltip='Options as JSON, such as {"path": "..."}; or empty.'),
                 fields.Reward.Input("reward", optional=True, tooltip="Rewards that this one is added to."),
             ],
             outputs=[fields.Reward.Output(display_name="reward", tooltip="For the Reward Scorer, or the next reward.")],
@@ -69,7 +69,7 @@ def _options(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"The options of the reward are not valid JSON ({error}).") from None
     if not isinstance(found, dict):
-        raise UserError('The options of the reward must be an object such as {"model": "..."}.')
+        raise UserError('The options of the reward must be an object such as {"path": "..."}.')
     return found
 
 
@@ -113,7 +113,7 @@ def contact_sheet(scored: Groups, title: str = "") -> Any:
     scores = [total(group, _weights(scored)) for group in few]
     advantages = [adv.group_advantage(r[None])[0] for r in scores]
     names = ", ".join(term.name for term in scored.terms)
-    return grid(few, title or f"iteration {scored.iteration}: {names}", scores, advantages)
+    return grid(few, title or f"iteration {scored.iteration}: {names}", scores, advantages, most=SHEET_TILE)
 
 
 def _weights(scored: Groups) -> dict[str, float]:

@@ -1,9 +1,13 @@
-"""Loaded models, and the steps that nodes take with them. Bounded: `LOADED` models at a time, the rest is on disk."""
+"""Loaded models, and the steps that nodes take with them. Bounded: `LOADED` models at a time, the rest is on disk.
+
+Nothing relies on what the model's adapters hold: every step begins by loading the state that it starts from, so a step
+that Cancel or an error has cut short leaves no trace.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +17,9 @@ import torch
 
 from dgpo_core import assemble
 from dgpo_core.config import Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
+from dgpo_core.config_io import check_timesteps
 from dgpo_core.distributed import World
+from dgpo_core.errors import UserError
 from dgpo_core.group import Group
 from dgpo_core.policy import AdapterName, Policy, lora_file
 from dgpo_core.prompts import Prompt
@@ -43,11 +49,30 @@ class Live:
 
 _live: OrderedDict[str, Live] = OrderedDict()
 _rewards: OrderedDict[str, Reward] = OrderedDict()
+_turns: Counter[str] = Counter()  # by run: how often it left a branch
+_kept: set[tuple[str, str]] = set()  # runs and states that were kept
+_followed: set[Path] = set()  # folders of the runs that went on here
 
 
 def store(spec: PolicySpec) -> Store:
     """The run's states on disk."""
     return Store(host.runs_folder(), spec)
+
+
+def turns(run: str | None) -> int:
+    """How often the run (None: any) was taken to another branch, or lost its folder, since ComfyUI started.
+
+    Outputs that ComfyUI remembers from before the last time no longer fit to where the run is.
+    """
+    for folder in [folder for folder in _followed if not folder.exists()]:
+        _followed.remove(folder)
+        _turns[folder.parent.name] += 1
+    return sum(_turns.values()) if run is None else _turns[run]
+
+
+def steps_kept() -> int:
+    """How many states were kept since ComfyUI started."""
+    return len(_kept)
 
 
 def resolve(handle: PolicyHandle, iteration: int) -> PolicyHandle:
@@ -99,7 +124,8 @@ def foretell(
 
 
 def _drawn_key(handle: PolicyHandle, places: Sequence[tuple[int, Prompt]], sampler: Sampler) -> str:
-    return key_of("draw", handle.state, [(g, p.text, p.metadata) for g, p in places], sampler)
+    same = replace(sampler, rollout=replace(sampler.rollout, batch=0))  # bounds memory, changes no image
+    return key_of("draw", handle.state, [(g, p.text, p.metadata) for g, p in places], same)
 
 
 def _scored_key(drawn: str, terms: Sequence[RewardTerm]) -> str:
@@ -107,45 +133,50 @@ def _scored_key(drawn: str, terms: Sequence[RewardTerm]) -> str:
 
 
 def _learned(handle: PolicyHandle, scored: str, training: Training) -> PolicyHandle:
-    return PolicyHandle(handle.spec, handle.step + 1, key_of("learn", handle.state, scored, training))
+    same = replace(training, training=replace(training.training, micro_batch=1))  # bounds memory
+    return PolicyHandle(handle.spec, handle.step + 1, key_of("learn", handle.state, scored, same))
 
 
 def learn(handle: PolicyHandle, groups: Groups, training: Training, tick: Callable) -> tuple[PolicyHandle, State]:
-    """One step from `handle`, or from the state that drew the groups; not taken again where it has been."""
+    """One step from `handle`, or from the state that drew the groups; not taken again where it has been.
+
+    The new state is in memory only: `keep` it.
+    """
+    if handle.spec != groups.policy.spec:
+        raise UserError("The groups are of another policy than the one to train: connect the same one to both.")
     if not handle.state:
         handle = groups.policy
     after = _learned(handle, groups.key, training)
-    runs = store(handle.spec)
-    live = _live.get(root_key(handle.spec))
-    if live and live.last[0] == after.state:
-        runs.follow(after.state, live.last[1])
-        return after, live.last[1]
-    if runs.has(after.state):
-        state = runs.load(after.state)
-        runs.follow(after.state, state)
-        return after, state
+    if is_kept(after):
+        return after, state_of(after)
     with host.engine():
+        check_timesteps(config_of(handle.spec, groups.sampler, training.training))
         trainer = _enter(handle, groups.sampler, training.training, groups.terms, tick, training.combine)
         before = state_of(handle)
         done = trainer.learn([_on(group, trainer.policy.device) for group in groups.groups], range(len(groups.groups)))
         record = {"iteration": trainer.step, **done.metrics}
-        state = _snapshot(trainer, [*before.history, record])
-    _live[root_key(handle.spec)].last = (after.state, state)
+        state = _snapshot(trainer, [*before.history, record], [*before.line, after.state])
+        _load(handle.spec).last = (after.state, state)
     return after, state
 
 
-def keep(handle: PolicyHandle) -> None:
-    """Write the state that `learn` gave out to disk, if it is not there."""
+def keep(handle: PolicyHandle, state: State) -> None:
+    """Write what `learn` gave out to disk, if it is not there; from here on the run goes by it."""
     runs = store(handle.spec)
     if not runs.has(handle.state):
-        runs.save(handle.state, state_of(handle))
+        runs.save(handle.state, state)
+    _turns[handle.spec.run] += runs.follow(state)
+    _kept.add((handle.spec.run, handle.state))
+    _followed.add(runs.folder)
 
 
-def lora(handle: PolicyHandle, terms: Sequence[RewardTerm], config: Config, weights: AdapterName = "ema") -> LoraModel:
-    """The adapter of a state, as a file would hold it."""
+def lora(
+    handle: PolicyHandle, state: State, terms: Sequence[RewardTerm], config: Config, weights: AdapterName = "ema"
+) -> LoraModel:
+    """The adapter of a policy in this state, as a file would hold it."""
     with host.engine():
         live = _load(handle.spec)
-        _restore(live, state_of(handle), weights)
+        _restore(live, state, weights)
         # what a file that is given away says of the base: its name, not where it lay
         model = replace(config.model, path=Path(config.model.path).name)
         told = lora_metadata(replace(config, reward=tuple(terms), model=model), handle.step)
@@ -171,15 +202,15 @@ def draw_with(
 
 
 def encode(handle: PolicyHandle, prompt: Prompt, images: torch.Tensor, sampler: Sampler, iteration: int) -> Groups:
-    """A group from pictures [G, 3, H, W] in [0, 1] that somebody has."""
+    """A group from pictures [G, 3, H, W] in [0, 1] that somebody has, cropped and scaled to the sampler's size."""
     handle = resolve(handle, iteration)
     with host.engine():
-        pictures = images.clone().cpu().float().contiguous()
-        digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
         trainer = _enter(handle, sampler, DRAWING, (), host.check)
+        pictures = host.fit(images, *trainer.size)
+        digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
         latents = trainer.policy.encode_images(pictures.to(trainer.policy.device)).cpu()
     group = Group(prompt, tuple(range(len(pictures))), latents, pictures)
-    key = key_of("images", handle.state, handle.step, prompt.text, digest)
+    key = key_of("images", handle.state, prompt.text, digest, sampler)
     return Groups((group,), handle, sampler, iteration, key)
 
 
@@ -207,26 +238,25 @@ def config_of(
     )
 
 
-def default_size(handle: PolicyHandle) -> tuple[int, int]:
-    """Height and width that the model was made for."""
-    with host.engine():
-        return _load(handle.spec).default_size
-
-
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 
 def _load(spec: PolicySpec) -> Live:
     """The model, from memory or from its files; the one not used for longest goes."""
-    key = root_key(spec)
+    key = key_of(root_key(spec), spec.memory)
     if key not in _live:
         while len(_live) >= LOADED:
             _live.popitem(last=False)[1].policy.to("cpu")
-        config = Config(seed=spec.seed, model=replace(spec.model, device="cpu"), lora=spec.lora, memory=spec.memory)
-        policy, size = assemble.load_model(config, World("cpu"))
-        trainer = Trainer(policy, [Prompt("")], {}, replace(config, training=DRAWING), size=size)
-        fresh = _snapshot(trainer, [])
-        _live[key] = Live(policy, host.resident(policy), size, fresh, (key, fresh))
+        model = replace(spec.model, path=host.model_path(spec.model.path), device="cpu")
+        if model.dtype == "auto":  # it is loaded on the CPU, but does not work there
+            model = replace(model, dtype="float32" if host.device().type == "cpu" else "bfloat16")
+        lora = replace(spec.lora, init=host.lora_path(spec.lora.init))
+        config = Config(seed=spec.seed, model=model, lora=lora, memory=spec.memory)
+        with host.engine():  # weights that are made in inference mode could never be trained
+            policy, size = assemble.load_model(config, World("cpu"))
+            trainer = Trainer(policy, [Prompt("")], {}, replace(config, training=DRAWING), size=size)
+            fresh = _snapshot(trainer)
+        _live[key] = Live(policy, host.resident(policy), size, fresh, (root_key(spec), fresh))
     _live.move_to_end(key)
     host.load(_live[key].resident)
     return _live[key]
@@ -234,18 +264,21 @@ def _load(spec: PolicySpec) -> Live:
 
 def is_kept(handle: PolicyHandle) -> bool:
     """Whether `state_of` has it."""
-    live = _live.get(root_key(handle.spec))
-    return bool(live and live.last[0] == handle.state) or store(handle.spec).has(handle.state)
+    return _in_memory(handle) is not None or store(handle.spec).has(handle.state)
 
 
 def state_of(handle: PolicyHandle) -> State:
     """The handle's state, from memory or from disk."""
-    live = _live.get(root_key(handle.spec))
-    if live and live.last[0] == handle.state:
-        return live.last[1]
+    state = _in_memory(handle)
+    if state is not None:
+        return state
     if handle.state == root_key(handle.spec):
         return _load(handle.spec).fresh
     return store(handle.spec).load(handle.state)
+
+
+def _in_memory(handle: PolicyHandle) -> State | None:
+    return next((state for key, state in (live.last for live in _live.values()) if key == handle.state), None)
 
 
 def _enter(
@@ -274,10 +307,10 @@ def _restore(live: Live, state: State, name: AdapterName) -> None:
             value.copy_(state.tensors[f"{name}/{key}"])
 
 
-def _snapshot(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> State:
+def _snapshot(trainer: Trainer, history: Sequence[Mapping[str, Any]] = (), line: Sequence[str] = ()) -> State:
     """The trainer's state with memory of its own."""
     tensors, info = trainer.state()
-    return State({name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}, info, list(history))
+    return State({name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}, info, history, line)
 
 
 def _reward(term: RewardTerm) -> Reward:

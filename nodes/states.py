@@ -1,7 +1,8 @@
 """The states of a run on disk: `output/dgpo/<run>/<root>/`, one checkpoint per state, named by what made it.
 
 A state's key is a hash of the state before it and of all that the step depended on, so the same step is never taken
-twice, another setting leads to another state, and nothing that is there is ever overwritten with something else.
+twice, another setting leads to another state, and nothing that is there is ever overwritten with something else. Which
+of its states a run has come by last is in `run.json`.
 Nothing here knows ComfyUI.
 """
 
@@ -20,20 +21,24 @@ from torch import Tensor
 from dgpo_core.checkpoint import load_checkpoint, save_checkpoint
 from dgpo_core.config_io import to_plain
 from dgpo_core.errors import UserError
-from dgpo_core.files import write_atomic
+from dgpo_core.files import reason, write_atomic
 
 from .values import PolicyHandle, PolicySpec, key_of
 
-KEEP = 5  # newest states that stay on disk
+KEEP = 5  # states that stay on disk: those that were used last
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A trainer's state, on the CPU: flat tensors, its `info`, and one record of metrics per iteration so far."""
+    """A trainer's state, on the CPU: flat tensors, its `info`, and one record of metrics per iteration so far.
+
+    line: the keys of the states from the first step on, this one's last.
+    """
 
     tensors: Mapping[str, Tensor]
     info: Mapping[str, Any]
-    history: Sequence[Mapping[str, Any]]
+    history: Sequence[Mapping[str, Any]] = ()
+    line: Sequence[str] = ()
 
     @property
     def step(self) -> int:
@@ -56,62 +61,92 @@ class Store:
         """Raises UserError if the state is not kept any longer, or damaged."""
         if not self._path(key).is_file():
             raise UserError(
-                f"Run {self.spec.run!r} no longer has the state that is asked for; it keeps the newest {KEEP}. Set the"
-                " iteration to a later one, or to 0 to start anew."
+                f"Run {self.spec.run!r} no longer has the state that is asked for, only the {KEEP} that were used last:"
+                " set the iteration to a later one, or to 0 to start anew."
             )
         tensors, info = load_checkpoint(self._path(key))
-        return State(tensors, info["trainer"], info["history"])
+        return State(tensors, info["trainer"], info["history"], info["line"])
 
     def save(self, key: str, state: State) -> None:
-        """Writes the state, makes it the run's newest at its step, and deletes the oldest beyond `KEEP`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self._path(key), state.tensors, {"trainer": state.info, "history": state.history})
-        self.follow(key, state)
-        self._prune()
+        """Writes the state, and deletes those not used for longest beyond `KEEP`. The run does not go by it yet."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot make the folder {self.folder}: {reason(error)}.") from error
+        info = {"trainer": state.info, "history": list(state.history), "line": list(state.line)}
+        save_checkpoint(self._path(key), state.tensors, info)
+        self._prune(self._path(key))
 
-    def follow(self, key: str, state: State) -> None:
-        """From here on the run goes by this state: later steps of another branch are forgotten (not deleted)."""
-        line = {step: k for step, k in self._line().items() if step < state.step} | {state.step: key}
+    def follow(self, state: State) -> bool:
+        """From here on the run goes by this state, which is saved; steps that follow on it stay the run's.
+
+        True where the run was on another branch, whose steps no longer are the run's (but stay on disk).
+        """
+        before, line = self._line(), list(state.line)
+        with contextlib.suppress(OSError):
+            os.utime(self._path(line[-1]))  # used now
+        if before[: len(line)] == line:
+            return False
         write_atomic(self._line_path, json.dumps({"spec": to_plain(self.spec), "states": line}, indent=1) + "\n")
+        return line[: len(before)] != before
 
     def at(self, step: int) -> PolicyHandle:
-        """The run's state after `step` steps. Raises UserError if it has not come so far."""
+        """The run's state after `step` steps. Raises UserError if it has not come so far, or no longer has it."""
         if step == 0:
             return PolicyHandle(self.spec, 0, self.root)
         line = self._line()
-        if step not in line:
-            raise UserError(
-                f"Run {self.spec.run!r} with these settings has made {max(line, default=0)} iterations, so iteration"
-                f" {step} cannot follow: set the iteration to {max(line, default=0)}, or to 0 to start anew."
-            )
-        return PolicyHandle(self.spec, step, line[step])
+        if step > len(line) or not self.has(line[step - 1]):
+            raise UserError(self._no_state(step, len(line)))
+        return PolicyHandle(self.spec, step, line[step - 1])
+
+    def _no_state(self, step: int, made: int) -> str:
+        newest = self.newest()
+        why = (
+            f"no longer has its state after {_iterations(step)}"
+            if step <= made
+            else f"with these settings has made {_iterations(made)}"
+        )
+        choice = f"to {newest}, or to 0 to start anew" if newest else "to 0"
+        return f"Run {self.spec.run!r} {why}, so iteration {step} cannot follow: set the iteration {choice}."
 
     def newest(self) -> int:
-        """The steps that the run has made."""
-        return max(self._line(), default=0)
+        """The last step of the run whose state is there."""
+        return max((step for step, key in enumerate(self._line(), start=1) if self.has(key)), default=0)
 
     @property
     def _line_path(self) -> Path:
         return self.folder / "run.json"
 
-    def _line(self) -> dict[int, str]:
+    def _line(self) -> list[str]:
+        """The keys of the run's states from its first step on; not all of them are still there."""
         try:
-            states = json.loads(self._line_path.read_text(encoding="utf-8"))["states"]
-        except (OSError, ValueError, KeyError):
-            return {}
-        return {int(step): key for step, key in states.items() if self.has(key)}
+            return [str(key) for key in json.loads(self._line_path.read_text(encoding="utf-8"))["states"]]
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, or spoilt by hand
+            return []
 
     def _path(self, key: str) -> Path:
         return self.folder / f"state_{key}.safetensors"
 
-    def _prune(self) -> None:
-        paths = sorted(self.folder.glob("state_*.safetensors"), key=os.path.getmtime)
-        for path in paths[:-KEEP]:
+    def _prune(self, newest: Path) -> None:
+        others = [path for path in self.folder.glob("state_*.safetensors") if path != newest]
+        for path in sorted(others, key=_used)[: 1 - KEEP]:
             with contextlib.suppress(OSError):  # another process may read it
                 path.unlink()
 
 
 def root_key(spec: PolicySpec) -> str:
     """The key of the state before the first step: of all that it depends on, not of where it runs."""
-    model = {"path": Path(spec.model.path).name, "family": spec.model.family, "dtype": spec.model.dtype}
+    model = {"path": spec.model.path, "family": spec.model.family, "dtype": spec.model.dtype}
     return key_of("root", model, spec.lora, spec.seed)
+
+
+def _used(path: Path) -> float:
+    """When it was last written or followed; 0 where another process has just deleted it."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _iterations(number: int) -> str:
+    return f"{number} iteration" if number == 1 else f"{number} iterations"

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.v0_0_2 import io, ui
+from server import PromptServer
 
 from dgpo_core.config import Config, RewardTerm, TrainingConfig
 from dgpo_core.config_io import MODES, apply_mode, load_preset, preset_names
+from dgpo_core.errors import UserError
 
-from . import fields, host, loop, sessions
+from . import fields, host, loop, presets, sessions
 from .states import State
 from .values import Groups, PolicyHandle, Prompts, Sampler, Training
 
@@ -47,6 +49,8 @@ class TrainingSettings(io.ComfyNode):
             return io.NodeOutput(Training(chosen.training, chosen.combine))
         if preset.startswith("mode "):
             return io.NodeOutput(Training(apply_mode(Config(), preset.removeprefix("mode ")).training, combine))
+        if preset != AS_BELOW:
+            raise UserError(f"There is no preset {preset}: choose one of the list.")
         return io.NodeOutput(Training(fields.values(TrainingConfig, settings), combine))
 
 
@@ -61,12 +65,13 @@ def trained_outputs() -> list[io.Output]:
     ]
 
 
-def weights_input() -> io.Input:
-    """Which weights a trainer gives out."""
+def weights_input(optional: bool = False) -> io.Input:
+    """Which weights of the adapter to take."""
     return io.Combo.Input(
         "weights",
-        options=["ema", "current"],
-        tooltip="Give out the slow moving average of the adapter, which is steadier, or its current weights.",
+        options=["current", "ema"],
+        optional=optional,
+        tooltip="The adapter's current weights, or their slow moving average: steadier, but far behind in a short run.",
     )
 
 
@@ -96,7 +101,7 @@ class LoRATrainer(io.ComfyNode):
         loop.require_scores(scored)
         tick = host.Progress(loop.training_forwards(scored, settings), cls.hidden.unique_id)
         after, state = sessions.learn(policy, scored, settings, tick)
-        sessions.keep(after)
+        sessions.keep(after, state)
         return trained(cls, after, state, scored.sampler, settings, scored.terms, weights)
 
 
@@ -111,7 +116,7 @@ def trained(
 ) -> io.NodeOutput:
     """The five outputs, and the curve on the node."""
     config = sessions.config_of(policy.spec, sampler, settings.training, terms, settings.combine)
-    lora = sessions.lora(policy, terms, config, weights)
+    lora = sessions.lora(policy, state, terms, config, weights)
     curve = host.to_image(loop.curve(state))
     losses = {"loss": [record["loss"] for record in state.history]}
     metrics = loop.describe(state)
@@ -168,5 +173,7 @@ class TrainingLoop(io.ComfyNode):
         after, state = loop.run(plan, host.Progress(iterations, cls.hidden.unique_id))
         return trained(cls, after, state, sampler, settings, reward, weights)
 
+
+presets.add_routes(PromptServer.instance.routes)
 
 NODES = [TrainingSettings, LoRATrainer, TrainingLoop]

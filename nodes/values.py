@@ -23,7 +23,8 @@ from dgpo_core.prompts import Prompt
 class PolicySpec:
     """A model with its fresh LoRA: all that is needed to make the state before the first step again.
 
-    run: name of the run's folder; model.path: a path on this machine, or "embedded".
+    run: name of the run's folder. model.path and lora.init are names in ComfyUI's lists, not paths, so that a run can
+    move to another machine; "embedded" is the embedded model.
     """
 
     run: str
@@ -76,9 +77,8 @@ class Training:
 class Groups:
     """The groups of one iteration, with the state that drew them.
 
-    policy: a handle with its `state` filled in; places: each group's place within the iteration, which its seeds derive
-    from; terms: the rewards that scored them, with their weights; empty before scoring. key: equal for equal groups
-    (and equal scores).
+    policy: a handle with its `state` filled in; terms: the rewards that scored them, with their weights; empty before
+    scoring. key: equal for equal groups (and equal scores), drawn with equal settings.
     """
 
     groups: tuple[Group, ...]

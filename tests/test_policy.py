@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.policy import FAMILIES, Cond, guided, load_policy
+from dgpo_core.policy import FAMILIES, Cond, guided, load_policy, pipeline
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
 PROMPTS = ["a red circle", "two blue squares"]
@@ -387,3 +387,19 @@ def test_training_lowers_the_loss_and_the_file_holds_what_was_learned(family: st
     with torch.no_grad():
         # B times 2 is exact, the branch itself is not scaled any more: float32's rounding
         torch.testing.assert_close(again.predict(x_t, t, cond), policy.predict(x_t, t, cond), atol=1e-5, rtol=1e-5)
+
+
+def test_the_network_makes_room_for_text_encoders_that_do_not_fit_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = load_policy(tiny.folder("sd3"), offload=True)
+    moves = []
+    monkeypatch.setattr(policy.network, "to", lambda device: moves.append(str(device)))
+    monkeypatch.setattr(pipeline, "_free_memory", lambda device: 0.0)
+    policy.encode(["a red circle"])
+    assert moves == ["cpu", str(policy.device)]
+    policy.encode(["a red circle"])  # encoded before: nothing has to move
+    assert len(moves) == 2
+    monkeypatch.setattr(pipeline, "_free_memory", lambda device: float("inf"))
+    policy.encode(["a blue square"])
+    assert len(moves) == 2

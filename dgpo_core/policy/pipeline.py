@@ -23,6 +23,7 @@ from dgpo_core.solvers import Solver, make_solver
 _VAE_PIXELS = 8 * 512 * 512
 # A prompt of SD3 with T5 takes 2.7 MB: past this much host memory the oldest are dropped, and encoded again if needed.
 _CACHE_BYTES = 16 * 2**30
+_WORKING_BYTES = 2**30  # what text encoders need besides their weights
 
 
 class DiffusersPolicy(Policy):
@@ -119,7 +120,7 @@ class DiffusersPolicy(Policy):
         new = [text for text in dict.fromkeys(prompts) if text not in self._conds]
         if new:
             self._require_text_encoders()
-            with self._at_work(self.text_encoders_to):
+            with self._room_for(self._text_encoders()), self._at_work(self.text_encoders_to):
                 for text in new:  # one at a time: an embedding must not depend on the prompts around it
                     self._remember(text, {k: v.to("cpu", self.dtype) for k, v in self._encode(text).items()})
         conds = {text: self._conds[text].to(self.device) for text in dict.fromkeys(prompts)}
@@ -274,10 +275,28 @@ class DiffusersPolicy(Policy):
         return nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
 
     def text_encoders_to(self, device: torch.device | str) -> None:
-        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-            module = getattr(self.pipe, name, None)
-            if module is not None:
-                module.to(device)
+        for module in self._text_encoders():
+            module.to(device)
+
+    def _text_encoders(self) -> list[nn.Module]:
+        found = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+        return [module for module in found if module is not None]
+
+    @contextmanager
+    def _room_for(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        """With `offload`, the network leaves the device inside the block where the modules do not fit beside it.
+
+        T5 takes 9.5 GB: beside Flux it fits no 24 GB card, and beside SD3.5 no 12 GB card.
+        """
+        need = sum(p.nbytes for module in modules for p in module.parameters())
+        away = self.offload and _free_memory(self.device) < need + _WORKING_BYTES
+        if away:
+            self.network.to("cpu")
+        try:
+            yield
+        finally:
+            if away:
+                self.network.to(self.device)
 
     def vae_to(self, device: torch.device | str) -> None:
         self.pipe.vae.to(device)
@@ -304,6 +323,14 @@ def _own_memory(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.data_ptr() % 64:
             parameter.data = parameter.data.clone()
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that are free on an accelerator; on a CPU nothing has to make room."""
+    if device.type != "cuda":
+        return float("inf")
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _bytes(cond: Cond) -> int:

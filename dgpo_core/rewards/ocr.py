@@ -30,7 +30,7 @@ class Ocr(Reward):
 
     range = (0.0, 1.0)
     licence = "Apache-2.0"
-    download = 'pip install "dgpo[ocr]": rapidocr with its models and onnxruntime, about 50 MB'
+    download = "pip install rapidocr onnxruntime: with its models, about 50 MB"
 
     def __init__(self, device: str = "cpu", threads: int = 0) -> None:
         super().__init__(device)
@@ -86,7 +86,7 @@ def _reader(threads: int) -> Any:
     except ImportError as error:
         raise UserError(
             f"The reward 'ocr' needs the package {error.name or 'rapidocr'}, which is not installed: run"
-            ' `pip install "dgpo[ocr]"`.'
+            " `pip install rapidocr onnxruntime`."
         ) from None
     params: dict[str, Any] = {"Global.log_level": "error"}
     if threads:

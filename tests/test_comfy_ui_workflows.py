@@ -1,0 +1,68 @@
+"""Every shared workflow in ComfyUI's real front end: it opens whole, and says what its API file says."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_browser import Browser
+from comfy_server import REPO, ComfyServer
+from PIL import Image
+
+WORKFLOWS = REPO / "workflows"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+def without_meta(prompt: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nodes without ids and titles, links by the class of the node they come from."""
+
+    def plain(value: Any) -> Any:
+        return [prompt[value[0]]["class_type"], value[1]] if isinstance(value, list) else value
+
+    nodes = [
+        {"class_type": node["class_type"], "inputs": {k: plain(v) for k, v in node["inputs"].items()}}
+        for node in prompt.values()
+    ]
+    return sorted(nodes, key=lambda node: json.dumps(node, sort_keys=True))
+
+
+@pytest.fixture
+def files(comfy: ComfyServer) -> None:
+    """What the workflows name and a fresh ComfyUI does not have."""
+    for name, colour in (("dgpo_liked.png", "red"), ("dgpo_disliked.png", "blue")):
+        picture = io.BytesIO()
+        Image.new("RGB", (64, 64), colour).save(picture, "PNG")
+        (comfy.base / "input" / name).write_bytes(picture.getvalue())
+    checkpoint = comfy.base / "models" / "checkpoints" / "sd_v1-5.safetensors"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.touch()  # opened by nobody here: the front end only asks whether it is there
+
+
+def test_there_is_a_workflow_and_a_thumbnail_for_each_api_file() -> None:
+    assert sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json")) == NAMES
+    assert sorted(path.stem for path in WORKFLOWS.glob("*.jpg")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_without_a_red_node_or_an_error(
+    name: str, comfy: ComfyServer, files: None, browser: Browser, tmp_path: Path
+) -> None:
+    browser.load_workflow(json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8")))
+    browser.fit()
+    browser.screenshot(Path(os.environ.get("DGPO_SCREENSHOTS", tmp_path)) / f"{name}.png")
+    assert browser.missing_nodes() == []
+    assert browser.red_nodes() == []
+    assert browser.errors() == []
+    api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text("utf-8"))
+    assert without_meta(browser.to_api()) == without_meta(api)
+
+
+def test_comfyui_offers_every_workflow_as_a_template(comfy: ComfyServer) -> None:
+    offered = comfy.get("/workflow_templates")
+    assert sorted(offered["dgpo"]) == NAMES
+    for name in NAMES:
+        assert comfy.get(f"/api/workflow_templates/dgpo/{name}.json")["nodes"]
