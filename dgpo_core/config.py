@@ -88,7 +88,7 @@ class DataConfig:
     """Prompts for evaluation, disjoint from the training prompts, same formats; empty: no evaluation on any."""
     text: str = ""
     """The training prompts themselves, one per line; where given, no file is read."""
-    order_seed: int = -1
+    order_seed: Annotated[int, Range(-1)] = -1
     """Seed of the order in which prompts are taken; -1 takes the run's seed."""
     groups_per_iteration: Count = 8
     """Prompts (= groups, the paper's P) per iteration over all processes, at least 1 (paper 8, '24 is better')."""
