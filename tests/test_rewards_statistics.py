@@ -73,11 +73,28 @@ def test_jpeg_size_is_that_of_the_file() -> None:
     assert sizes[0] > 2 * sizes[1]
 
 
+def test_group_diversity_is_the_mean_distance_to_the_others() -> None:
+    images = torch.cat([flat(v, v, v) for v in (0.0, 0.5, 1.0, 0.2, 0.2, 0.9)])
+    prompts = ["a", "a", "a", "b", "b", "a"]
+    scores = make_reward("group_diversity").score(images, prompts, [{}] * 6)
+    torch.testing.assert_close(scores, torch.tensor([0.75, 0.5, 0.75, 0.0, 0.0, 0.0]))
+    assert make_reward("group_diversity").score(images[:0], [], []).shape == (0,)
+
+
+def test_group_diversity_is_of_composition_not_noise() -> None:
+    torch.manual_seed(0)
+    noisy = flat(0.5, 0.5, 0.5, 256) + (torch.rand(4, 3, 256, 256) - 0.5) / 2
+    half = torch.cat([flat(0, 0, 0, 256)[..., :128], flat(1, 1, 1, 256)[..., :128]], dim=-1)
+    assert score("group_diversity", noisy).max() < 0.05
+    torch.testing.assert_close(score("group_diversity", torch.cat([half, half.flip(-1)])), torch.ones(2))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
         ("jpeg_size", {"quality": 200}, "quality"),
         ("edge_density", {"threshold": "high"}, "threshold"),
+        ("group_diversity", {"side": 0}, "side"),
         ("entropy", {"bins": 3}, "'entropy' does not take these options"),
     ],
 )

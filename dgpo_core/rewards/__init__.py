@@ -22,6 +22,9 @@ REWARDS: dict[str, str] = {
     "entropy": "dgpo_core.rewards.statistics:Entropy",
     "brightness": "dgpo_core.rewards.statistics:Brightness",
     "saturation": "dgpo_core.rewards.statistics:Saturation",
+    "group_diversity": "dgpo_core.rewards.statistics:GroupDiversity",
+    "vlm_judge": "dgpo_core.rewards.vlm_judge:VlmJudge",
+    "remote": "dgpo_core.rewards.remote:Remote",
 }
 """Name -> "module:class". The module is imported when the reward is first used."""
 

@@ -1,5 +1,6 @@
 """What a reward is, and how groups are scored with several."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -44,12 +45,13 @@ def score_groups(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list
     images = torch.cat([group.images for group in groups])
     prompts = [group.prompt.text for group in groups for _ in range(len(group))]
     metadata = [group.prompt.metadata for group in groups for _ in range(len(group))]
-    scores = {name: _checked(name, r.score(images, prompts, metadata), prompts) for name, r in rewards.items()}
+    scores = {name: checked(name, r.score(images, prompts, metadata), prompts) for name, r in rewards.items()}
     parts = {name: values.split([len(group) for group in groups]) for name, values in scores.items()}
     return [group.scored({name: parts[name][i] for name in parts}) for i, group in enumerate(groups)]
 
 
-def _checked(name: str, values: Tensor, prompts: Sequence[str]) -> Tensor:
+def checked(name: str, values: Tensor, prompts: Sequence[str]) -> Tensor:
+    """What the reward `name` returned, float32 [B] on the CPU; raises UserError as `score_groups` does."""
     if values.shape != (len(prompts),):
         raise UserError(
             f"Reward {name!r} returned scores of shape {tuple(values.shape)} for {len(prompts)} images: it must return"
@@ -61,3 +63,9 @@ def _checked(name: str, values: Tensor, prompts: Sequence[str]) -> Tensor:
         i = int(bad[0])
         raise UserError(f"Reward {name!r} returned {values[i]} for sample {i} ({prompts[i]!r}): it must be a number.")
     return values
+
+
+def runs(prompts: Sequence[str]) -> list[slice]:
+    """Where the same prompt stands in a row: in `score`, a group, or groups of one prompt next to each other."""
+    starts = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
+    return [slice(start, end) for start, end in itertools.pairwise([*starts, len(prompts)])]

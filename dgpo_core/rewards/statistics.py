@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.pictures import to_pil
-from dgpo_core.rewards.base import Reward
+from dgpo_core.rewards.base import Reward, runs
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the brightness, by ITU-R BT.601."""
@@ -99,6 +99,33 @@ class Saturation(Statistic):
     def measure(self, images: Tensor) -> Tensor:
         high, low = images.amax(dim=1), images.amin(dim=1)
         return ((high - low) / high.clamp(min=1e-8)).mean(dim=(1, 2))
+
+
+class GroupDiversity(Reward):
+    """How far each image is from the others of its group, on average; 0 for equal images and for one alone.
+
+    The distance of two images is the root mean square of their difference, made smaller to `side` x `side` by averages,
+    so that noise counts little and composition and colour count. A group is the images whose equal prompts stand in a
+    row (two groups of one prompt next to each other count as one). It falls where a training collapses to one picture
+    per prompt.
+    """
+
+    range = (0.0, 1.0)
+
+    def __init__(self, device: str = "cpu", side: int = 32) -> None:
+        super().__init__(device)
+        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+            raise UserError(f"The side of the reward 'group_diversity' must be a whole number above 0, not {side!r}.")
+        self.side = side
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        small = torch.nn.functional.adaptive_avg_pool2d(images.float().clamp(0, 1), self.side).flatten(1)
+        scores = torch.zeros(len(images))
+        for group in runs(prompts):
+            members = small[group]
+            distances = torch.stack([(members - member).square().mean(1).sqrt() for member in members])
+            scores[group] = distances.sum(1) / max(1, len(members) - 1)
+        return scores
 
 
 def luma(images: Tensor) -> Tensor:

@@ -1,0 +1,199 @@
+"""`python -m dgpo_core.rewards.serve --reward NAME`: one reward as an HTTP server, for the reward `remote`.
+
+GET /health says which reward it is. POST /score takes images, prompts and metadata (see `wire`) and answers
+{"scores": [...]}; what is wrong is answered as {"error": "one sentence"}.
+"""
+
+import hmac
+import http.server
+import ipaddress
+import json
+import socket
+import socketserver
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from dgpo_core.cli import parse
+from dgpo_core.distributed import World
+from dgpo_core.errors import UserError
+from dgpo_core.files import reason
+from dgpo_core.rewards import Reward, make_reward, wire
+from dgpo_core.rewards.base import checked
+from dgpo_core.rewards.web import secret
+
+MOST_DROPPED = 2**30  # bytes
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Serve one reward over HTTP."""
+
+    reward: str
+    """The reward to score with."""
+    options: str = ""
+    """Its options, as JSON."""
+    host: str = "127.0.0.1"
+    """The address to listen on; one that is not of this machine alone needs a token."""
+    port: int = 8000
+    """The port to listen on; 0 takes a free one."""
+    token_env: str = ""
+    """Name of the environment variable that holds the token which clients must send."""
+    limit_mb: int = 256
+    """The largest request, in MB (2^20 bytes): 16 images of 1024 x 1024 pixels are 48."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
+
+
+class RewardServer(http.server.ThreadingHTTPServer):
+    """Answers for one reward; one request is scored at a time, the others wait.
+
+    token: what clients must send; empty for none, which is refused on an address that other machines reach.
+    limit: bytes of a request. Raises UserError where it cannot listen.
+    """
+
+    def __init__(self, name: str, reward: Reward, host: str, port: int, token: str = "", limit: int = 2**28) -> None:
+        self.name, self.reward, self.token, self.limit = name, reward, token, limit
+        self.lock = threading.Lock()
+        try:
+            self.address_family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            local = ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
+            if local or token:
+                super().__init__(address[:2], Handler)
+        except (OSError, UnicodeError) as error:
+            raise UserError(f"Cannot listen on {host}, port {port}: {reason(error)}.") from None
+        if not local and not token:
+            raise UserError(f"Other machines can reach {host}: name a token's environment variable with --token_env.")
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self.server_address[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def scores(self, request: wire.Request) -> list[float]:
+        """The reward's scores. Raises UserError for what it cannot score."""
+        with self.lock:
+            values = self.reward.score(*request)
+        return checked(self.name, values, request.prompts).tolist()
+
+    def server_bind(self) -> None:
+        """Not HTTPServer's, which asks the name service what the address is called."""
+        socketserver.TCPServer.server_bind(self)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One request."""
+
+    server: RewardServer
+    timeout = 60  # seconds without a byte
+    server_version = "dgpo-reward"
+
+    def do_GET(self) -> None:
+        """/health."""
+        if self.path == "/health":
+            self._answer(HTTPStatus.OK, {"reward": self.server.name})
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, {"error": "There are GET /health and POST /score."})
+
+    def do_POST(self) -> None:
+        """/score."""
+        length = self.headers.get("Content-Length", "")
+        size = int(length) if length.isdecimal() and len(length) < 16 else 0
+        status, problem = self._refusal(size)
+        if problem:
+            self._drop(size)
+            self._answer(status, {"error": problem})
+        else:
+            self._answer(*self._score(self.rfile.read(size)))
+
+    def _refusal(self, size: int) -> tuple[HTTPStatus, str]:
+        """What is wrong with a request before its body is read."""
+        sent = self.headers.get("Authorization", "").encode("utf-8", "replace")
+        if self.path != wire.PATH:
+            return HTTPStatus.NOT_FOUND, "There are GET /health and POST /score."
+        if self.server.token and not hmac.compare_digest(sent, f"Bearer {self.server.token}".encode()):
+            return HTTPStatus.UNAUTHORIZED, "The token is missing or wrong."
+        if self.headers.get_content_type() != wire.KIND:
+            return HTTPStatus.BAD_REQUEST, f"The content type must be {wire.KIND}."
+        if not size:
+            return HTTPStatus.BAD_REQUEST, "The request has no body, or does not say its Content-Length."
+        if size > self.server.limit:
+            problem = f"The request is larger than {self.server.limit / 2**20:g} MB: send smaller batches, or raise"
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{problem} the server's --limit_mb."
+        return HTTPStatus.OK, ""
+
+    def _score(self, body: bytes) -> tuple[HTTPStatus, dict[str, Any]]:
+        try:
+            request = wire.unpack(body)
+        except ValueError as error:
+            return HTTPStatus.BAD_REQUEST, {"error": str(error)}
+        try:
+            return HTTPStatus.OK, {"scores": self.server.scores(request)}
+        except UserError as error:
+            return HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            problem = f"The reward {self.server.name!r} failed with {type(error).__name__}: {reason(error)}."
+            return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": problem}
+
+    def _drop(self, size: int) -> None:
+        """Reads what is not wanted, up to a limit: a client that is still sending would not see the answer."""
+        size = min(size, MOST_DROPPED)
+        while size > 0 and (part := self.rfile.read(min(size, 2**20))):
+            size -= len(part)
+
+    def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def make_server(options: ServeConfig) -> RewardServer:
+    """The server, listening already. Raises UserError for options that cannot work."""
+    if not 0 <= options.port < 2**16:  # the system would take another one
+        raise UserError(f"--port is {options.port} but must be 0 to 65535.")
+    if options.limit_mb < 1:
+        raise UserError(f"--limit_mb is {options.limit_mb} but must be at least 1.")
+    try:
+        token = secret(options.token_env)
+    except UserError as error:
+        raise UserError(f"--token_env: {error}") from None
+    reward = make_reward(options.reward, _read_options(options.options), str(World(options.device).device))
+    return RewardServer(options.reward, reward, options.host, options.port, token, options.limit_mb * 2**20)
+
+
+def _read_options(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as error:
+        raise UserError(f"--options is not valid JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise UserError("--options must be an object, such as '{\"quality\": 90}'.")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 after Ctrl-C, 2 after a user's mistake."""
+    try:
+        options = parse(ServeConfig, argv, "python -m dgpo_core.rewards.serve", __doc__)
+        with make_server(options) as server:
+            print(f"The reward {server.name!r} is at {server.url}; Ctrl-C stops it.", flush=True)
+            server.serve_forever()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""A vision-language model as the judge, on any server that speaks OpenAI's chat completions."""
+
+import base64
+import functools
+import io
+import json
+import math
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.pictures import to_pil
+from dgpo_core.rewards.base import Reward
+from dgpo_core.rewards.web import Refused, Server, whole
+
+NAME = "vlm_judge"
+
+TEMPLATE = """This image was made for the following prompt:
+{prompt}
+
+How well does the image show what the prompt asks for, and how well is it made? Say in one sentence what is right and \
+what is wrong. Then write the score alone, on a last line of its own: a number from 0 (nothing is right) to 10 \
+(perfect)."""
+
+PATTERN = r"(?<![\w.])(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*10(?:\.0+)?\b)?"
+"""A number, which may be followed by "/10" or "out of 10": the 7 of "Score: 7/10"."""
+
+
+class VlmJudge(Reward):
+    """The score that a vision-language model writes, from `low` to `high`, scaled to [0, 1].
+
+    url: the server's address up to and without "/chat/completions", such as http://127.0.0.1:8000/v1. model: its name
+    there. key_env: the name of the environment variable that holds the API key, never the key. template: the question;
+    {prompt} in it becomes the prompt. pattern: the regular expression whose last match in the answer is the score; its
+    first group where it has one. low, high: what that number must be between. jpeg_quality: images are sent as JPEG of
+    this quality (1 to 95), or as PNG for 0. request: further fields of the request, {"temperature": 0} unless given.
+    concurrency: requests at once. timeout, retries, backoff: see `web.Server`; an answer without a score in the range,
+    or one that was cut off, is asked for again as well. max_calls: requests, further tries included, that this process
+    may send before it stops, 0 for no limit; a resumed run counts from 0 again.
+
+    Raises UserError for unusable options, for a sample without a score, and when `max_calls` is reached, where that can
+    be known before the first request of a call that would pass it.
+    Source: https://platform.openai.com/docs/api-reference/chat; vLLM, SGLang, llama.cpp and Ollama speak it as well.
+    """
+
+    range = (0.0, 1.0)
+
+    def __init__(
+        self,
+        device: str = "cpu",
+        url: str = "",
+        model: str = "",
+        key_env: str = "",
+        template: str = TEMPLATE,
+        pattern: str = PATTERN,
+        low: float = 0.0,
+        high: float = 10.0,
+        jpeg_quality: int = 0,
+        request: Mapping[str, Any] | None = None,
+        concurrency: int = 8,
+        timeout: float = 60.0,
+        retries: int = 4,
+        backoff: float = 1.0,
+        max_calls: int = 0,
+    ) -> None:
+        super().__init__(device)
+        self.server = Server(NAME, url, key_env, timeout, retries, backoff)
+        self.model, self.template = self._text("model", model), self._text("template", template)
+        self.pattern, self.low, self.high = self._pattern(pattern), *self._bounds(low, high)
+        self.jpeg_quality = whole(NAME, "jpeg_quality", jpeg_quality)
+        if jpeg_quality > 95:
+            self.server.fail(f"jpeg_quality must be 0 to 95, not {jpeg_quality}.")
+        self.request = self._fields({"temperature": 0} if request is None else request)
+        self.concurrency = whole(NAME, "concurrency", concurrency, least=1)
+        self.max_calls, self.calls, self.lock = whole(NAME, "max_calls", max_calls), 0, threading.Lock()
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        self._afford(len(images))
+        stop, pool = threading.Event(), ThreadPoolExecutor(self.concurrency)
+        try:
+            samples = enumerate(zip(images, prompts, strict=True))
+            jobs = [pool.submit(self._judge, i, image, prompt, stop) for i, (image, prompt) in samples]
+            for job in as_completed(jobs):
+                job.result()
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)  # what is under way ends with its timeout at the latest
+        return torch.tensor([job.result() for job in jobs], dtype=torch.float32)
+
+    def read(self, answer: bytes) -> float:
+        """The score in [0, 1] of a chat completion. Raises Refused where there is none."""
+        try:
+            choice = json.loads(answer)["choices"][0]
+            text = choice["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            raise Refused("did not answer with a chat completion") from None
+        if choice.get("finish_reason") == "length":
+            raise Refused("cut its answer off: ask for more max_tokens in the option request")
+        if not isinstance(text, str):
+            raise Refused("answered without a text")
+        value = self._number(text)
+        if not self.low <= value <= self.high:
+            raise Refused(f"gave the score {value:g}, which is not from {self.low:g} to {self.high:g}")
+        return (value - self.low) / (self.high - self.low)
+
+    def _judge(self, i: int, image: Tensor, prompt: str, stop: threading.Event) -> float:
+        body = json.dumps(self._question(image, prompt)).encode()
+        sample, count = f"sample {i} ({prompt!r})", functools.partial(self._afford, 1, spend=True)
+        return self.server.ask("/chat/completions", body, "application/json", self.read, sample, count, stop)
+
+    def _question(self, image: Tensor, prompt: str) -> dict[str, Any]:
+        content = [
+            {"type": "text", "text": self.template.replace("{prompt}", prompt)},
+            {"type": "image_url", "image_url": {"url": self._data_url(image)}},
+        ]
+        return {"model": self.model, "messages": [{"role": "user", "content": content}], **self.request}
+
+    def _data_url(self, image: Tensor) -> str:
+        buffer = io.BytesIO()
+        kind, options = ("jpeg", {"quality": self.jpeg_quality}) if self.jpeg_quality else ("png", {})
+        to_pil(image).save(buffer, kind, **options)
+        return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+    def _number(self, text: str) -> float:
+        matches = list(self.pattern.finditer(text))
+        shown = " ".join(text.split())
+        shown = repr(shown[:57] + "..." if len(shown) > 60 else shown)
+        if not matches:
+            raise Refused(f"wrote no score that the pattern finds: {shown}")
+        found = matches[-1].group(1 if self.pattern.groups else 0)
+        try:
+            value = float(found)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise Refused(f"wrote {found!r} where the pattern finds the score, which is no number: {shown}")
+        return value
+
+    def _afford(self, calls: int, spend: bool = False) -> None:
+        """Raises UserError where so many more requests are more than `max_calls`; else counts them, if so told."""
+        with self.lock:
+            if self.max_calls and self.calls + calls > self.max_calls:
+                self.server.fail(
+                    f"{self.calls} of at most {self.max_calls} requests to {self.server.url} are used and {calls} more"
+                    " are needed: raise max_calls, or set it to 0 for no limit."
+                )
+            self.calls += calls if spend else 0
+
+    def _text(self, name: str, value: Any) -> str:
+        if not isinstance(value, str) or not value.strip():
+            self.server.fail(f"its option {name} must be a text, not {value!r}.")
+        return value
+
+    def _fields(self, request: Any) -> dict[str, Any]:
+        try:
+            return json.loads(json.dumps(dict(request)))
+        except (TypeError, ValueError):
+            self.server.fail(f"its option request must be fields and their values, as in JSON, not {request!r}.")
+
+    def _pattern(self, pattern: Any) -> re.Pattern[str]:
+        try:
+            return re.compile(self._text("pattern", pattern))
+        except re.error as error:
+            self.server.fail(f"its pattern {pattern!r} is not a regular expression ({error}).")
+
+    def _bounds(self, low: Any, high: Any) -> tuple[float, float]:
+        numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in (low, high))
+        if not numbers or low >= high:
+            self.server.fail(f"low must be a number below high, not {low!r} and {high!r}.")
+        return float(low), float(high)
