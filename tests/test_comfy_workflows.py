@@ -1,0 +1,145 @@
+"""Every shared workflow runs to its end in a real ComfyUI; sizes are made small, nothing else is changed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import single_file
+import torch
+from comfy_server import REPO, ComfyServer, images
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+Graph = dict[str, dict[str, Any]]
+API = REPO / "workflows" / "api"
+NAMES = sorted(path.stem for path in API.glob("*.json"))
+SMALL: dict[str, dict[str, dict[str, Any]]] = {  # by workflow and kind of node
+    "any_node_as_reward": {"DGPO_Prompts": {"per_iteration": 2}},
+    "apply_lora": {
+        "DGPO_LoRALoader": {"lora_name": "test_workflows.safetensors"},
+        "DGPO_SamplerSettings": {"height": 64, "width": 64, "steps": 2},
+        "EmptyLatentImage": {"height": 64, "width": 64},
+        "KSampler": {"steps": 2},
+    },
+    "gallery_preferences": {},
+    "human_ranking": {"DGPO_HumanRanker": {"preset": "1>2=3>4>5>6; 2>1>3>4>5>6"}},  # else it asks a person
+    "quickstart": {
+        "DGPO_Prompts": {"per_iteration": 4},
+        "DGPO_SamplerSettings": {"group_size": 12},
+        "DGPO_TrainingLoop": {"iterations": 20},
+    },
+    "visual_loop": {"DGPO_Prompts": {"per_iteration": 2}},
+}
+
+
+def workflow(name: str) -> Graph:
+    """The graph, made small."""
+    graph: Graph = json.loads((API / f"{name}.json").read_text("utf-8"))
+    for kind, inputs in SMALL.get(name, {}).items():
+        nodes = [node for node in graph.values() if node["class_type"] == kind]
+        assert nodes, f"{name} has no {kind} any more"
+        for node in nodes:
+            assert inputs.keys() <= node["inputs"].keys()
+            node["inputs"].update(inputs)
+    return graph
+
+
+# --- what the workflows need -----------------------------------------------------------------------------------------
+
+
+def pictures(comfy: ComfyServer) -> None:
+    """One that is liked and one that is not, larger than the model's."""
+    for name, colour in (("dgpo_liked.png", "red"), ("dgpo_disliked.png", "blue")):
+        Image.new("RGB", (640, 480), colour).save(comfy.base / "input" / name)
+
+
+def checkpoint(comfy: ComfyServer) -> None:
+    """A random SD1.5 of two short levels with a tiny VAE, and a LoRA for it."""
+    levels = {"block_out_channels": (320, 320), "layers_per_block": 1, "cross_attention_dim": 768}
+    kinds = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=8, attention_head_dim=8, **levels, **kinds)
+    with torch.device("meta"):
+        names = CLIPTextModel(
+            CLIPTextConfig(intermediate_size=3072, num_hidden_layers=12, hidden_size=768)
+        ).state_dict()
+    text = {key: torch.zeros(value.shape).half() for key, value in names.items()}  # all prompts mean the same
+    pipe = SimpleNamespace(unet=unet.half(), vae=_with(_tiny_vae()), text_encoder=_with(text))
+    single_file.write(pipe, comfy.base / "models" / "checkpoints" / "sd_v1-5.safetensors")
+    query = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    parts = {"lora_A": torch.randn(4, 320), "lora_B": torch.randn(320, 4)}
+    lora = {f"{query}.{part}.weight": value for part, value in parts.items()}
+    save_file(lora, comfy.base / "models" / "loras" / "test_workflows.safetensors")
+
+
+def _with(state: dict[str, Tensor]) -> SimpleNamespace:
+    """What `single_file` asks of a module."""
+    return SimpleNamespace(state_dict=lambda: state)
+
+
+def _tiny_vae() -> dict[str, Tensor]:
+    """Under the names of its authors' code, whose decoder has one more layer in front."""
+    state = AutoencoderTiny().half().state_dict()
+    named = {}
+    for key, value in state.items():
+        part, layer, rest = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", key).groups()
+        named[f"taesd_{part}.{int(layer) + (part == 'decoder')}.{rest}"] = value
+    return named
+
+
+NEEDS: dict[str, Callable[[ComfyServer], None]] = {"gallery_preferences": pictures, "apply_lora": checkpoint}
+
+# --- they run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
+def test_the_workflow_runs(comfy: ComfyServer, name: str) -> None:
+    NEEDS.get(name, lambda _: None)(comfy)
+    graph = workflow(name)
+    entry = comfy.run(graph)
+    assert entry["status"]["status_str"] == "success"
+    shown = {key for key, node in graph.items() if node["class_type"] in ("DGPO_LoRATrainer", "DGPO_BeforeAfter")}
+    assert shown
+    for key in shown:
+        (picture,) = images({"outputs": {key: entry["outputs"][key]}})
+        assert len(comfy.view(picture).convert("RGB").getcolors(2**24)) > 10
+    saves = [key for key, node in graph.items() if node["class_type"] == "DGPO_SaveLoRA"]
+    assert all(_saved(comfy, entry["outputs"][key]).is_file() for key in saves)
+
+
+def test_the_quickstart_raises_the_reward(comfy: ComfyServer) -> None:
+    """20 of its 40 iterations with fewer images: drawn from the same seeds, the prompts are met more often."""
+    graph = workflow("quickstart")
+    (compare,) = (key for key, node in graph.items() if node["class_type"] == "DGPO_BeforeAfter")
+    graph["said"] = {"class_type": "PreviewAny", "inputs": {"source": [compare, 1]}}
+    entry = comfy.run(graph)
+    before, after = map(float, re.findall(r"([\d.]+) (?:before|after)", entry["outputs"]["said"]["text"][0]))
+    assert after > before + 0.1
+    (save,) = (key for key, node in graph.items() if node["class_type"] == "DGPO_SaveLoRA")
+    assert _saved(comfy, entry["outputs"][save]).is_file()
+
+
+def test_the_lora_changes_what_the_checkpoint_draws(comfy: ComfyServer) -> None:
+    checkpoint(comfy)
+    graph = workflow("apply_lora")
+    (loader,) = (node for node in graph.values() if node["class_type"] == "DGPO_LoRALoader")
+    (save,) = (key for key, node in graph.items() if node["class_type"] == "SaveImage")
+    drawn = []
+    for strength in (0.0, 1.0):
+        loader["inputs"]["strength_model"] = strength
+        (picture,) = images({"outputs": {save: comfy.run(graph)["outputs"][save]}})
+        drawn.append(comfy.view(picture).tobytes())
+    assert drawn[0] != drawn[1]
+
+
+def _saved(comfy: ComfyServer, output: dict[str, Any]) -> Path:
+    return comfy.base / "output" / "loras" / output["text"][0]
