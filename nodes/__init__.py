@@ -4,14 +4,14 @@ from typing import Any
 
 from comfy_api.v0_0_2 import ComfyExtension
 
-from . import compare, lora, policy, prompts, ranker, rewards, sampling, training
+from . import compare, lora, native, policy, prompts, ranker, rewards, sampling, training
 
 
 class DGPOExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
 
     async def get_node_list(self) -> list[Any]:
-        files = (policy, prompts, sampling, rewards, ranker, training, lora, compare)
+        files = (policy, native, prompts, sampling, rewards, ranker, training, lora, compare)
         return [node for file in files for node in file.NODES]
 
 

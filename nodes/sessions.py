@@ -15,10 +15,8 @@ from typing import Any
 
 import torch
 
-from dgpo_core import assemble
 from dgpo_core.config import Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
 from dgpo_core.config_io import check_timesteps
-from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.group import Group
 from dgpo_core.policy import AdapterName, Policy, lora_file
@@ -29,6 +27,7 @@ from dgpo_core.trainer import Trainer
 
 from . import host
 from .lora_model import LoraModel
+from .sources import SOURCES, Opened
 from .states import State, Store, root_key
 from .values import Groups, PolicyHandle, PolicySpec, Sampler, Training, key_of
 
@@ -40,11 +39,13 @@ DRAWING = TrainingConfig(timesteps=1, t_min=0.0)  # fits every solver: drawing d
 class Live:
     """A loaded model. `fresh` is its state before the first step; `last` the state that was left, with its key."""
 
-    policy: Policy
-    resident: Any
-    default_size: tuple[int, int]
+    opened: Opened
     fresh: State
     last: tuple[str, State]
+
+    @property
+    def policy(self) -> Policy:
+        return self.opened.policy
 
 
 _live: OrderedDict[str, Live] = OrderedDict()
@@ -244,21 +245,18 @@ def config_of(
 def _load(spec: PolicySpec) -> Live:
     """The model, from memory or from its files; the one not used for longest goes."""
     key = key_of(root_key(spec), spec.memory)
+    if key in _live and not _live[key].opened.current():
+        _live.pop(key).policy.to("cpu")
     if key not in _live:
         while len(_live) >= LOADED:
             _live.popitem(last=False)[1].policy.to("cpu")
-        model = replace(spec.model, path=host.model_path(spec.model.path), device="cpu")
-        if model.dtype == "auto":  # it is loaded on the CPU, but does not work there
-            model = replace(model, dtype="float32" if host.device().type == "cpu" else "bfloat16")
-        lora = replace(spec.lora, init=host.lora_path(spec.lora.init))
-        config = Config(seed=spec.seed, model=model, lora=lora, memory=spec.memory)
         with host.engine():  # weights that are made in inference mode could never be trained
-            policy, size = assemble.load_model(config, World("cpu"))
-            trainer = Trainer(policy, [Prompt("")], {}, replace(config, training=DRAWING), size=size)
-            fresh = _snapshot(trainer)
-        _live[key] = Live(policy, host.resident(policy), size, fresh, (root_key(spec), fresh))
+            opened = SOURCES[spec.source](spec)
+            config = Config(seed=spec.seed, lora=spec.lora, memory=spec.memory, training=DRAWING)
+            fresh = _snapshot(Trainer(opened.policy, [Prompt("")], {}, config, size=opened.size))
+        _live[key] = Live(opened, fresh, (root_key(spec), fresh))
     _live.move_to_end(key)
-    host.load(_live[key].resident)
+    _live[key].opened.load()
     return _live[key]
 
 
@@ -292,7 +290,7 @@ def _enter(
     """A trainer on the loaded model in the handle's state."""
     live = _load(handle.spec)
     config = config_of(handle.spec, sampler, training, terms, combine)
-    size = sampler.height or live.default_size[0], sampler.width or live.default_size[1]
+    size = sampler.height or live.opened.size[0], sampler.width or live.opened.size[1]
     live.policy.latent_shape(*size)
     trainer = Trainer(live.policy, [Prompt("")], {}, config, size=size, check=tick)
     state = state_of(handle)

@@ -24,7 +24,8 @@ class PolicySpec:
     """A model with its fresh LoRA: all that is needed to make the state before the first step again.
 
     run: name of the run's folder. model.path and lora.init are names in ComfyUI's lists, not paths, so that a run can
-    move to another machine; "embedded" is the embedded model.
+    move to another machine; "embedded" is the embedded model. source: which function of `sources` makes the model;
+    of a native one, model.path is its name in `native_models`.
     """
 
     run: str
@@ -32,6 +33,7 @@ class PolicySpec:
     model: ModelConfig
     lora: LoraConfig
     memory: MemoryConfig
+    source: str = "files"
 
 
 @dataclass(frozen=True)

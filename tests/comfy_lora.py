@@ -102,7 +102,9 @@ def native_unet(network: Any, sdxl: bool) -> Native:
     }  # fmt: skip
     if sdxl:
         depths = {"transformer_depth": [0, 2], "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 2, 2]}
-        config.update(depths, num_classes="sequential", adm_in_channels=80)
+        config.update(
+            depths, num_classes="sequential", adm_in_channels=network.config.projection_class_embeddings_input_dim
+        )
     settings = (supported.SDXL if sdxl else supported.SD15)(config)
     settings.unet_config.update(num_heads=4, num_head_channels=-1)
     names = comfy.utils.unet_to_diffusers(settings.unet_config)
@@ -118,11 +120,12 @@ def native_unet(network: Any, sdxl: bool) -> Native:
     return _native(settings, state, call)
 
 
-def native_sd3(network: Any) -> Native:
+def native_sd3(network: Any, dtype: torch.dtype = torch.float32) -> Native:
+    """dtype: of the weights; they are cast to float32 where they are used."""
     state = comfy.model_detection.convert_diffusers_mmdit(_copy(network), "")
     settings = supported.SD3(comfy.model_detection.detect_unet_config(state, ""))
     return _native(settings, state, lambda model, x, t, cond: model(x, t, context=cond["tokens"],
-                                                                   y=cond["pooled"]))  # fmt: skip
+                                                                   y=cond["pooled"]), dtype)  # fmt: skip
 
 
 def native_flux(network: Any) -> Native:
@@ -140,8 +143,10 @@ def native_flux(network: Any) -> Native:
     return _native(supported.Flux(config), state, call)
 
 
-def _native(settings: Any, state: dict[str, Tensor], call: Callable[..., Tensor]) -> Native:
-    settings.set_inference_dtype(torch.float32, None)
+def _native(
+    settings: Any, state: dict[str, Tensor], call: Callable[..., Tensor], dtype: torch.dtype = torch.float32
+) -> Native:
+    settings.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     model = settings.get_model({})
     missing, unexpected = model.diffusion_model.load_state_dict(state, strict=False)
     assert not missing, f"not converted: {missing}"

@@ -36,7 +36,7 @@ class Adapters:
     ) -> None:
         from peft.tuners.lora import LoraLayer  # imported late, here and below: it takes seconds
 
-        _check(rank, alpha, dropout, targets)
+        check_settings(rank, alpha, dropout, targets)
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, tuple(targets)
         model.requires_grad_(False)
         for name in NAMES:
@@ -111,7 +111,8 @@ class Adapters:
                     self._states[name][key].copy_(value)
 
 
-def _check(rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+def check_settings(rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+    """Raises UserError for a number out of range and where there are no targets."""
     if rank < 1:
         raise UserError(f"The LoRA rank must be at least 1, not {rank}.")
     if not alpha > 0:

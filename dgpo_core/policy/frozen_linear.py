@@ -1,0 +1,131 @@
+"""LoRA training on networks of another engine: frozen maps of which autograd keeps nothing, and adapters beside them.
+
+peft is for diffusers' networks. Where a network belongs to somebody else (ComfyUI), its modules must keep their names
+and its weights may be inference tensors, which autograd refuses to save, or may be moved away between the forward and
+the backward. So the weight is fetched again in the backward, and the adapters live outside of the module tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from dgpo_core.policy.adapters import NAMES, check_settings
+from dgpo_core.policy.base import AdapterName
+from dgpo_core.seeds import derive_seed, noise
+
+Forward = Callable[[Tensor], Tensor]
+Fetch = Callable[[], Tensor]  # a frozen weight, in the dtype and on the device that the gradient has
+
+
+class _Frozen(torch.autograd.Function):
+    """An affine map of x whose weight gets no gradient; `pull(g, shape of x)` is the transposed map."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: Forward, pull: Callable[[Tensor, Size], Tensor]) -> Tensor:
+        ctx.pull, ctx.shape = pull, x.shape
+        y = forward(x)
+        # a product over several dimensions is a view, which nobody may write into in place; this is none, and no copy
+        return torch.ops.aten._unsafe_view(y, y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.pull(gradients[0], ctx.shape), None, None
+
+
+def frozen_linear(x: Tensor, forward: Forward, weight: Fetch) -> Tensor:
+    """`forward(x)`, [..., out] for x [..., in], for a frozen Linear of whatever kind.
+
+    Neither x nor the weight is saved: the backward is g @ weight(), with the weight [out, in] fetched then.
+    """
+    return _Frozen.apply(x, forward, lambda g, shape: g @ weight())
+
+
+def frozen_conv(
+    x: Tensor,
+    forward: Forward,
+    weight: Fetch,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """`forward(x)` for a frozen convolution with zero padding, x [B, C, ...]; nothing is saved, as above."""
+
+    def pull(g: Tensor, shape: Size) -> Tensor:
+        like = g.new_empty(()).expand(shape)  # its shape alone is looked at
+        no_output_padding = [0] * len(stride)
+        found = torch.ops.aten.convolution_backward(
+            g, like, weight(), None, stride, padding, dilation, False, no_output_padding, groups, (True, False, False)
+        )
+        return found[0]
+
+    return _Frozen.apply(x, forward, pull)
+
+
+class LoraBank:
+    """The adapters "current", "old" and "ema" of a network that knows nothing of them.
+
+    shapes: (out, in) of each target by its module's name. rank >= 1; alpha > 0: the branch is scaled by alpha / rank.
+    A is normal with deviation 1 / rank and B zero, drawn from `seed` per module and on the CPU: what `Adapters` begin
+    with under the same names. The parameters are float32 on `device`. Raises UserError for numbers out of range and
+    where there are no targets.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, int]], *, rank: int, alpha: float, seed: int, device: torch.device
+    ) -> None:
+        check_settings(rank, alpha, 0.0, tuple(shapes))
+        self.rank, self.alpha, self.targets = rank, alpha, tuple(shapes)
+        self._states = {name: _fresh(shapes, rank, seed, name == "current", device) for name in NAMES}
+        self._active: AdapterName | None = "current"
+
+    @property
+    def scale(self) -> float:
+        """What the branch is multiplied by."""
+        return self.alpha / self.rank
+
+    @property
+    def active(self) -> AdapterName | None:
+        """The adapter that branches use now; None: there are none."""
+        return self._active
+
+    def state(self, name: AdapterName) -> dict[str, Parameter]:
+        """The live parameters of one adapter: `<module>.lora_A.weight`, `<module>.lora_B.weight`."""
+        return dict(self._states[name])
+
+    @contextmanager
+    def using(self, name: AdapterName | None) -> Iterator[None]:
+        """Switches for the length of the block, then back to what was active before."""
+        before, self._active = self._active, name
+        try:
+            yield
+        finally:
+            self._active = before
+
+    def add(self, module: str, x: Tensor, y: Tensor) -> Tensor:
+        """y [..., out] with the active adapter's branch on x [..., in] added, computed in float32."""
+        if self._active is None:
+            return y
+        state = self._states[self._active]
+        low = F.linear(x.float(), state[f"{module}.lora_A.weight"])
+        return y + (F.linear(low, state[f"{module}.lora_B.weight"]) * self.scale).to(y.dtype)
+
+
+def _fresh(
+    shapes: Mapping[str, tuple[int, int]], rank: int, seed: int, trained: bool, device: torch.device
+) -> dict[str, Parameter]:
+    state = {}
+    for module, (outputs, inputs) in shapes.items():
+        key = f"{module}.lora_A.weight"
+        start = noise(derive_seed(seed, "lora", key), (rank, inputs)) / rank
+        state[key] = Parameter(start.to(device), requires_grad=trained)
+        state[f"{module}.lora_B.weight"] = Parameter(torch.zeros(outputs, rank, device=device), requires_grad=trained)
+    return state

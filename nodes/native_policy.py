@@ -1,0 +1,228 @@
+"""`NativePolicy`: the engine's policy on ComfyUI's MODEL, CLIP and VAE, where they are and with the user's patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.supported_models as families
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from dgpo_core.errors import UserError
+from dgpo_core.policy import AdapterName, Cond, Policy, lora_file
+from dgpo_core.policy.frozen_linear import LoraBank
+from dgpo_core.solvers import Solver, make_solver
+
+from . import native_sampling
+from .native_hooks import Hooks, differentiable, target_shapes
+
+INJECTION = "dgpo"
+_PROMPT = "prompt"  # the one tensor of a Cond: which text each row has
+_KEPT = 1024  # conditionings in main memory: of Flux 4 MB each
+_SMALL = (families.SD15, families.SD20)  # made for 512 pixels; the others for 1024
+_LABELS = {  # modelspec.architecture and ss_base_model_version of the LoRA, by ComfyUI's name of the family
+    "SD15": ("stable-diffusion-v1", "sd_v1"),
+    "SD20": ("stable-diffusion-v2", "sd_v2"),
+    "SDXL": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    "SD3": ("stable-diffusion-3", "sd3"),
+    "Flux": ("flux-1-dev", "flux1"),
+}
+
+
+class NativePolicy(Policy):
+    """Adapters on a clone of `model`, which shares the MODEL's weights; see `Policy` for what the methods promise.
+
+    clip and vae: ComfyUI's; targets: ends of the names of the modules that get a LoRA, none for the attention
+    projections. A `Cond` of this policy holds the numbers of its texts: conditionings stay in ComfyUI's form.
+    Call its methods outside of inference mode (`host.engine`).
+
+    Raises UserError for a MODEL that cannot be trained: quantised, not of still images, of another noise schedule.
+    """
+
+    def __init__(
+        self, model: Any, clip: Any, vae: Any, *, rank: int, alpha: float, targets: Sequence[str], seed: int
+    ) -> None:
+        self.patcher, self.clip, self.vae = model.clone(), clip, vae
+        base = model.model
+        if getattr(base.latent_format, "latent_dimensions", 2) != 2:
+            raise UserError("The MODEL's latents are not of still images: use a text-to-image model.")
+        self.device: torch.device = self.patcher.load_device
+        self.dtype: torch.dtype = base.manual_cast_dtype or base.get_dtype()
+        self.family = type(base.model_config).__name__
+        sampling = self.patcher.get_model_object("model_sampling")
+        self.prediction, self.scheduler_config = native_sampling.schedule(sampling, self.device)
+        shapes = target_shapes(base.diffusion_model, targets)
+        self.adapters = LoraBank(shapes, rank=rank, alpha=alpha, seed=seed, device=self.device)
+        self.hooks = Hooks(base.diffusion_model, self.adapters)
+        self.patcher.set_injections(INJECTION, [self.hooks.injection()])
+        self._numbers: dict[str, int] = {}  # of every text so far
+        self._conditionings: dict[int, Any] = {}  # by number, of the latest texts
+
+    # --- sizes -------------------------------------------------------------------------------------------------------
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        side = 512 if isinstance(self.patcher.model.model_config, _SMALL) else 1024
+        return side, side
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        unit = int(self.vae.spacial_compression_encode())
+        if height < unit or width < unit or height % unit or width % unit:
+            raise UserError(
+                f"Images of this model have a height and width of multiples of {unit}, not {height} x {width}."
+            )
+        return self.patcher.model.latent_format.latent_channels, height // unit, width // unit
+
+    # --- prompts -----------------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str]) -> list[Cond]:
+        numbers = [self._numbers.setdefault(text, len(self._numbers)) for text in prompts]
+        for number in dict.fromkeys(numbers):
+            self._conditioning(number)
+        while len(self._conditionings) > max(_KEPT, len(set(numbers))):
+            self._conditionings.pop(next(iter(self._conditionings)))
+        return [Cond({_PROMPT: torch.tensor([number])}) for number in numbers]
+
+    def is_encoded(self, prompts: Sequence[str]) -> bool:
+        return all(self._numbers.get(text) in self._conditionings for text in prompts)
+
+    def _conditioning(self, number: int) -> Any:
+        """Of the text with this number; encoded again where it was dropped, and now the latest."""
+        found = self._conditionings.pop(number, None)
+        self._conditionings[number] = found or self._encode(list(self._numbers)[number])
+        return self._conditionings[number]
+
+    def _encode(self, text: str) -> Any:
+        """What CLIP Text Encode gives out, on the CPU and in tensors that autograd takes."""
+        with torch.inference_mode():
+            found = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        return _own(found)
+
+    # --- the network -------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """The MODEL's weights on the device, as far as ComfyUI has room for them, with the adapters on."""
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([self.patcher])
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        x_t, t, texts = x_t.to(self.device, torch.float32), t.to(self.device), cond.tensors[_PROMPT]
+        x, sigma = native_sampling.to_comfy(self.prediction, x_t, t)
+        known = {text: self._conditioning(text) for text in texts.unique().tolist()}  # may make room for the CLIP
+        rows = [(texts == text).nonzero().flatten() for text in known]
+        with self._running(x):
+            parts = [self._denoised(x[row], sigma[row], given) for row, given in zip(rows, known.values(), strict=True)]
+        x0 = torch.cat(parts)[torch.cat(rows).argsort()]
+        return native_sampling.from_denoised(self.prediction, x_t, x0, t).float()
+
+    @contextmanager
+    def _running(self, x: Tensor) -> Iterator[None]:
+        """What ComfyUI does around a sampler's run."""
+        if not self.patcher.is_injected:  # never loaded, or made room for another model
+            needed = self.patcher.model.memory_required([2 * x.shape[0], *x.shape[1:]])
+            with torch.inference_mode():
+                comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        try:
+            self.patcher.pre_run()
+            with differentiable():
+                yield
+        finally:
+            self.patcher.cleanup()
+
+    def _denoised(self, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
+        """The clean latent that the MODEL sees in x [B,C,h,w] at sigma [B], by the path that its samplers take."""
+        helpers, samplers = comfy.sampler_helpers, comfy.samplers
+        conds = {"positive": helpers.convert_cond(conditioning)}
+        options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
+        helpers.prepare_model_patcher(self.patcher, conds, options)
+        samplers.filter_registered_hooks_on_conds(conds, options)
+        options["transformer_options"].setdefault("optimized_attention_override", _attention)
+        model = self.patcher.model
+        with torch.no_grad():
+            conds = samplers.process_conds(model, x, conds, x.device, latent_image=torch.zeros_like(x), seed=0)
+        return samplers.calc_cond_batch(model, [conds["positive"]], x, sigma, options)[0]
+
+    def solver(self, name: str, steps: int, height: int, width: int, shift: float | None = None) -> Solver:
+        return make_solver(name, self.scheduler_config, self.prediction, steps, shift=shift)
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.hooks.checkpointing = True
+
+    # --- the VAE -----------------------------------------------------------------------------------------------------
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with torch.inference_mode():
+            images = self.vae.decode(self.patcher.model.process_latent_out(latents.detach().clone()))
+        return images.to(self.device, torch.float32, copy=True).movedim(-1, 1).clamp(0, 1)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            latents = self.patcher.model.process_latent_in(self.vae.encode(images.movedim(1, -1).cpu()))
+        return latents.to(self.device, torch.float32, copy=True)
+
+    # --- adapters ----------------------------------------------------------------------------------------------------
+
+    def using(self, name: AdapterName | None) -> AbstractContextManager[None]:
+        return self.adapters.using(name)
+
+    def train(self, mode: bool = True) -> None:
+        """Nothing to do: there is no dropout."""
+
+    def trainable(self) -> dict[str, Parameter]:
+        return self.adapters.state("current")
+
+    def adapter_state(self, name: AdapterName) -> dict[str, Tensor]:
+        return dict(self.adapters.state(name))
+
+    def lora_tensors(self, name: AdapterName = "current") -> dict[str, Tensor]:
+        """Under the names that ComfyUI's own loader knows for every family: `diffusion_model.<module>`."""
+        return lora_file.tensors("diffusion_model", self.adapter_state(name), self.adapters.scale)
+
+    def lora_metadata(self, extra: Mapping[str, str]) -> dict[str, str]:
+        architecture, base_version = _LABELS.get(self.family, (self.family.lower(), self.family.lower()))
+        own = {"modelspec.implementation": "comfyui", "ss_network_module": "networks.lora"}
+        return lora_file.describe(
+            architecture=architecture,
+            base_version=base_version,
+            rank=self.adapters.rank,
+            alpha=self.adapters.alpha,
+            prediction=self.prediction.name,
+            extra={**own, **extra},
+        )
+
+    # --- off the accelerator -----------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device | str) -> None:
+        """To the CPU: takes the adapters off the network, which ComfyUI moves; they come back where it is needed."""
+        if torch.device(device).type != "cpu":
+            self.load()
+            return
+        with torch.inference_mode():
+            self.patcher.detach(unpatch_all=False)
+
+    def weights(self) -> nn.Module:
+        return self.patcher.model
+
+
+def _attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """torch's attention: sage and flash have no backward, and roll-outs must see the model that is trained."""
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+
+def _own(value: Any) -> Any:
+    """The conditioning with every tensor in normal memory on the CPU."""
+    if isinstance(value, Tensor):
+        return value.to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _own(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_own(part) for part in value)
+    return value

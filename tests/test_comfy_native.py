@@ -1,0 +1,173 @@
+"""The native policy in a real ComfyUI: exact gradients, a base left alone, and a LoRA that its own loader applies."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_server import find_comfyui, find_python, why_not
+
+SCRIPT = Path(__file__).with_name("comfy_native.py")
+TOLERANCE = 1e-5
+"""Of predictions and gradients, as a share of the largest value: float32 sums in another order. 3e-6 was measured."""
+MODULES = {"sd15": 32, "sdxl": 64, "sd3": 7, "flux": 18}  # attention projections, q, k and v fused in sd3 and flux
+PREDICTIONS = {"sd15": "epsilon", "sdxl": "epsilon", "sd3": "flow", "flux": "flow"}
+BLOCKS = {"sd15": 12, "sdxl": 12, "sd3": 2, "flux": 6}
+
+families = pytest.mark.parametrize("family", MODULES)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """What `comfy_native.py` saw."""
+    if why_not():
+        pytest.skip(why_not())
+    ran = subprocess.run(
+        [find_python(), str(SCRIPT), "--cpu"],
+        cwd=find_comfyui(),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@families
+def test_it_predicts_what_the_network_returns(found: dict[str, Any], family: str) -> None:
+    assert found[family]["training"]["base"] < TOLERANCE  # at the engine's own x_t and t
+
+
+@families
+def test_gradients_are_those_of_plain_autograd(found: dict[str, Any], family: str) -> None:
+    case = found[family]["training"]
+    assert case["prediction"] < TOLERANCE
+    assert case["gradient"] < TOLERANCE
+    assert case["effect"] > 1000 * TOLERANCE
+    assert max(case["checkpointed"]) < TOLERANCE
+    assert case["blocks"] == BLOCKS[family]
+
+
+@families
+def test_gradients_reach_all_of_the_lora_and_nothing_else(found: dict[str, Any], family: str) -> None:
+    case = found[family]["training"]
+    assert case["targets"] == MODULES[family]
+    assert case["reached"] == 2 * MODULES[family]
+    assert case["others"] == 0
+
+
+@families
+def test_autograd_saves_no_weight_of_the_base(found: dict[str, Any], family: str) -> None:
+    assert found[family]["training"]["saved"] == 0
+
+
+@families
+def test_a_batch_of_several_texts_is_its_rows(found: dict[str, Any], family: str) -> None:
+    assert found[family]["rows"]["rows"] < TOLERANCE
+    assert found[family]["rows"]["texts"] > 0.1  # the texts do something
+
+
+@families
+def test_comfyuis_own_loader_applies_the_lora(found: dict[str, Any], family: str) -> None:
+    case = found[family]["saving"]
+    assert case["keys"] == 2 * case["patched"] == 2 * MODULES[family]
+    assert case["not_loaded"] == []
+    assert case["loaded"] < TOLERANCE
+    assert case["metadata"]["modelspec.prediction_type"] == PREDICTIONS[family]
+    assert case["metadata"]["ss_network_dim"] == case["metadata"]["ss_network_alpha"] == "4"
+
+
+@families
+def test_a_lora_on_the_model_is_trained_on_top_of(found: dict[str, Any], family: str) -> None:
+    assert found[family]["saving"]["on_top"] < TOLERANCE
+    assert found[family]["saving"]["still_there"]
+
+
+@families
+def test_the_model_is_left_as_it_was(found: dict[str, Any], family: str) -> None:
+    assert found[family]["restoring"] == dict.fromkeys(("after", "after_error", "keys", "clean", "inference"), True)
+
+
+@families
+def test_the_trainer_trains(found: dict[str, Any], family: str) -> None:
+    case = found[family]["iterating"]
+    assert len(case["metrics"]) == 2
+    assert all(math.isfinite(value) for metrics in case["metrics"] for value in metrics.values())
+    assert all(metrics["informative"] == 1 and metrics["grad_norm"] > 0 for metrics in case["metrics"])
+    assert case["metrics"][0]["kl"] == 0 < case["metrics"][1]["kl"]
+    shape, low, high, encoded = case["images"]
+    assert shape == encoded == [4, 3, 128, 128]
+    assert 0 <= low < high <= 1
+    assert case["spread"] > 0.01  # every sample has a noise of its own
+    assert case["moved"] > 0.01
+    assert case["finite"]
+    assert case["restored"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_weights_of_a_smaller_type_are_cast(found: dict[str, Any], dtype: str) -> None:
+    case = found["sd3"][dtype]
+    assert case["prediction"] < TOLERANCE
+    assert case["gradient"] < TOLERANCE
+
+
+def test_a_noise_schedule_that_a_node_put_on_the_model_counts(found: dict[str, Any]) -> None:
+    case = found["sd15"]["kinds"]
+    assert case["kinds"] == ["epsilon", "v"]
+    assert case["v"] < TOLERANCE
+
+
+def test_texts_are_encoded_once(found: dict[str, Any]) -> None:
+    case = found["sd15"]["texts"]
+    assert case["encoded"] == ["red", "blue", "green", "white", "red"]
+    assert case["known"] == [True, False]
+    assert case["dropped"]
+
+
+def test_hooks_of_others_are_run_and_kept(found: dict[str, Any]) -> None:
+    assert found["sd15"]["others"] == {"run": True, "there": True}
+
+
+def test_models_that_cannot_be_trained_are_refused(found: dict[str, Any]) -> None:
+    case = found["sd15"]["refused"]
+    assert case["schedule"].endswith("use an epsilon, v or flow model.")
+    assert case["targets"] == "No layer of the MODEL can carry a LoRA on the targets nowhere."
+    assert "multiples of 8, not 100 x 128" in case["size"]
+    assert "quantised (time_embed.0)" in case["quantised"]
+    assert "not of still images" in case["video"]
+
+
+def test_the_steps_of_the_nodes_work_with_it(found: dict[str, Any]) -> None:
+    case = found["sd3"]["node"]
+    assert case["steps"] == [1, 2, 2]
+    assert case["moved"]
+    assert case["patched"] == MODULES["sd3"]
+    assert case["differs"]
+    assert case["restored"]
+    assert case["metadata"]["dgpo.base"].startswith("SD3-")
+    assert case["metadata"]["dgpo.step"] == "2"
+
+
+def test_a_run_goes_on_with_the_same_files_loaded_again(found: dict[str, Any]) -> None:
+    case = found["sd3"]["node"]
+    assert case["named_alike"]
+    assert case["resumed"]
+    assert case["anew"]  # without its states it is the same from the start
+    assert case["other_patches"]
+    assert case["network"]
+
+
+def test_a_model_that_comfyui_has_dropped_is_told(found: dict[str, Any]) -> None:
+    case = found["sd3"]["node"]
+    assert case["lost"] == 1
+    assert "no longer in memory" in case["gone"]
+
+
+def test_a_bad_name_of_a_run_is_told(found: dict[str, Any]) -> None:
+    assert "cannot be a folder name" in found["sd3"]["node"]["bad_run"]
