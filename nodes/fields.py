@@ -33,6 +33,20 @@ def widgets(settings: type, *names: str, **options: Mapping[str, Any]) -> list[i
     return [_widget(settings, fields[name], hints[name], options.get(name, {})) for name in names or fields]
 
 
+def run_widgets() -> list[io.Input]:
+    """The name and the seed of a run."""
+    return [
+        io.String.Input("run", default="my_run", tooltip="Name of the run: its states are kept in output/dgpo/<run>."),
+        io.Int.Input(
+            "run_seed",  # the front end would draw a widget called "seed" anew at every press
+            default=0,
+            min=0,
+            max=SEEDS,
+            tooltip="Seed of everything random in the run. Another seed is another run from the start.",
+        ),
+    ]
+
+
 def values(settings: type, given: Mapping[str, Any]) -> Any:
     """An instance of `settings` from what its widgets gave; other entries are left out. UserError for a bad value."""
     names = {field.name for field in dataclasses.fields(settings)}

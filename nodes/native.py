@@ -27,16 +27,7 @@ class NativePolicyNode(io.ComfyNode):
                 io.Model.Input("model", tooltip="What is trained on; it stays as it is."),
                 io.Clip.Input("clip", tooltip="Reads the prompts."),
                 io.Vae.Input("vae", tooltip="Turns latents into pictures."),
-                io.String.Input(
-                    "run", default="my_run", tooltip="Name of the run: its states are kept in output/dgpo/<run>."
-                ),
-                io.Int.Input(
-                    "run_seed",  # the front end would draw a widget called "seed" anew at every press
-                    default=0,
-                    min=0,
-                    max=fields.SEEDS,
-                    tooltip="Seed of everything random in the run. Another seed is another run from the start.",
-                ),
+                *fields.run_widgets(),
                 *fields.widgets(LoraConfig, "rank", "alpha", "targets"),
                 *fields.widgets(MemoryConfig, "gradient_checkpointing"),
             ],

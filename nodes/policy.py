@@ -29,16 +29,7 @@ class LoadPolicy(io.ComfyNode):
                     options=host.model_choices(),
                     tooltip="The embedded model, a file in models/checkpoints or a folder in models/diffusers.",
                 ),
-                io.String.Input(
-                    "run", default="my_run", tooltip="Name of the run: its states are kept in output/dgpo/<run>."
-                ),
-                io.Int.Input(
-                    "run_seed",  # the front end would draw a widget called "seed" anew at every press
-                    default=0,
-                    min=0,
-                    max=fields.SEEDS,
-                    tooltip="Seed of everything random in the run. Another seed is another run from the start.",
-                ),
+                *fields.run_widgets(),
                 *fields.widgets(LoraConfig, "rank", "alpha", "dropout", "targets"),
                 io.Combo.Input(
                     "start_from", options=host.lora_choices(), tooltip="A LoRA in diffusers format to continue from."
