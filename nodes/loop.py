@@ -11,7 +11,6 @@ from PIL import Image
 from dgpo_core.config import RewardTerm
 from dgpo_core.errors import UserError
 from dgpo_core.pictures import reward_curve
-from dgpo_core.prompts import PromptStream
 from dgpo_core.trainer import NOTHING_TO_LEARN
 
 from . import host, sessions
@@ -58,20 +57,16 @@ def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State]:
 
 
 def _draw(plan: Plan, handle: PolicyHandle) -> Groups:
-    stream = PromptStream(plan.prompts.prompts, plan.prompts.per_iteration, plan.prompts.seed)
-    places = list(enumerate(stream.at(handle.step)))
-    return sessions.draw(handle, places, plan.sampler, handle.step, host.check)
+    return sessions.draw(handle, plan.prompts.at(handle.step), plan.sampler, handle.step, host.check)
 
 
 def _furthest(plan: Plan) -> tuple[PolicyHandle, State]:
     """The last state of this very plan that is kept: keys tell without drawing anything."""
-    stream = PromptStream(plan.prompts.prompts, plan.prompts.per_iteration, plan.prompts.seed)
     handle = plan.policy if plan.policy.state else sessions.store(plan.policy.spec).at(0)
     found = handle
     while handle.step < plan.iterations:
         host.check()
-        places = list(enumerate(stream.at(handle.step)))
-        handle = sessions.foretell(handle, places, plan.sampler, plan.terms, plan.settings)
+        handle = sessions.foretell(handle, plan.prompts.at(handle.step), plan.sampler, plan.terms, plan.settings)
         if sessions.is_kept(handle):
             found = handle
     return found, sessions.state_of(found)

@@ -8,7 +8,6 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from dgpo_core.config import ModelConfig, RolloutConfig
-from dgpo_core.prompts import PromptStream
 from dgpo_core.solvers import SOLVERS
 
 from . import fields, host, sessions
@@ -73,9 +72,8 @@ class GroupSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, policy: PolicyHandle, prompts: Prompts, settings: Sampler, iteration: int) -> io.NodeOutput:
-        stream = PromptStream(prompts.prompts, prompts.per_iteration, prompts.seed)
         tick = host.Progress(forwards(settings, prompts.per_iteration), cls.hidden.unique_id)
-        groups = sessions.draw(policy, list(enumerate(stream.at(iteration))), settings, iteration, tick)
+        groups = sessions.draw(policy, prompts.at(iteration), settings, iteration, tick)
         return io.NodeOutput(groups, host.images_of(groups.groups))
 
 

@@ -221,7 +221,6 @@ def config_of(
     training: TrainingConfig,
     terms: Sequence[RewardTerm] = (),
     combine: str = "sum",
-    data: DataConfig | None = None,
 ) -> Config:
     """What the settings of a graph are for the engine."""
     return Config(
@@ -231,7 +230,7 @@ def config_of(
         combine=combine,
         model=replace(spec.model, height=sampler.height, width=sampler.width),
         lora=spec.lora,
-        data=data or DataConfig(held_out=""),
+        data=DataConfig(held_out=""),
         rollout=sampler.rollout,
         training=training,
         memory=spec.memory,

@@ -16,7 +16,7 @@ import torch
 from dgpo_core.config import LoraConfig, MemoryConfig, ModelConfig, RewardTerm, RolloutConfig, TrainingConfig
 from dgpo_core.errors import UserError
 from dgpo_core.group import Group
-from dgpo_core.prompts import Prompt
+from dgpo_core.prompts import Prompt, PromptStream
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Prompts:
     prompts: tuple[Prompt, ...]
     per_iteration: int
     seed: int
+
+    def at(self, iteration: int) -> list[tuple[int, Prompt]]:
+        """The prompts of an iteration, counted from 0, with their places in it."""
+        return list(enumerate(PromptStream(self.prompts, self.per_iteration, self.seed).at(iteration)))
 
 
 @dataclass(frozen=True)

@@ -346,3 +346,17 @@ def _until(done: Callable[[], Any], timeout: float, what: str) -> Any:
             raise TimeoutError(f"Waited {timeout:.0f} s for {what} in vain.")
         time.sleep(0.1)
     return value
+
+
+def run_script(script: Path, timeout: float) -> Any:
+    """What a script that works inside ComfyUI, without its server, prints last: one line of JSON."""
+    ran = subprocess.run(
+        [find_python(), str(script), "--cpu"],
+        cwd=find_comfyui(),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return json.loads(ran.stdout.splitlines()[-1])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_server import find_comfyui, find_python, why_not
+from comfy_server import run_script, why_not
 
 SCRIPT = Path(__file__).with_name("comfy_lora.py")
 TOLERANCE = 1e-5
@@ -23,16 +21,7 @@ def found() -> dict[str, Any]:
     """What `comfy_lora.py` saw."""
     if why_not():
         pytest.skip(why_not())
-    ran = subprocess.run(
-        [find_python(), str(SCRIPT), "--cpu"],
-        cwd=find_comfyui(),
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    return run_script(SCRIPT, timeout=600)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

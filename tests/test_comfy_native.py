@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_server import find_comfyui, find_python, why_not
+from comfy_server import run_script, why_not
 
 SCRIPT = Path(__file__).with_name("comfy_native.py")
 TOLERANCE = 1e-5
@@ -27,16 +24,7 @@ def found() -> dict[str, Any]:
     """What `comfy_native.py` saw."""
     if why_not():
         pytest.skip(why_not())
-    ran = subprocess.run(
-        [find_python(), str(SCRIPT), "--cpu"],
-        cwd=find_comfyui(),
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    return run_script(SCRIPT, timeout=900)
 
 
 @families
