@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,15 @@ DRAWING = TrainingConfig(timesteps=1, t_min=0.0)  # fits every solver: drawing d
 
 @dataclass
 class Live:
-    """A loaded model. `fresh` is its state before the first step; `last` the state that was left, with its key."""
+    """A loaded model. `fresh` is its state before the first step; `last` the state that was left, with its key.
+
+    fits: by batch setting, the most samples at once since the accelerator's memory ran out; empty where it never did.
+    """
 
     opened: Opened
     fresh: State
     last: tuple[str, State]
+    fits: dict[str, int] = field(default_factory=dict)
 
     @property
     def policy(self) -> Policy:
@@ -92,6 +96,7 @@ def draw(
     with host.engine():
         trainer = _enter(handle, sampler, DRAWING, (), tick)
         groups = trainer.draw(places)
+        _note_memory(handle.spec, trainer)
     return Groups(tuple(_on_cpu(g) for g in groups), handle, sampler, iteration, _drawn_key(handle, places, sampler))
 
 
@@ -155,6 +160,7 @@ def learn(handle: PolicyHandle, groups: Groups, training: Training, tick: Callab
         trainer = _enter(handle, groups.sampler, training.training, groups.terms, tick, training.combine)
         before = state_of(handle)
         done = trainer.learn([_on(group, trainer.policy.device) for group in groups.groups], range(len(groups.groups)))
+        _note_memory(handle.spec, trainer)
         record = {"iteration": trainer.step, **done.metrics}
         state = _snapshot(trainer, [*before.history, record], [*before.line, after.state])
         _load(handle.spec).last = (after.state, state)
@@ -194,11 +200,16 @@ def draw_with(
     with host.engine():
         trainer = _enter(handle, sampler, DRAWING, (), host.check)
         settings = sampler.rollout
-        with trainer.policy.using(adapter):
-            groups = rollout(
-                trainer.policy, trainer.solver, list(prompts), [tuple(seeds)] * len(prompts), size=trainer.size,
-                cfg=settings.cfg, negative_prompt=settings.negative_prompt, batch=settings.batch, check=host.check,
-            )  # fmt: skip
+
+        def work(batch: int) -> list[Group]:
+            with trainer.policy.using(adapter):
+                return rollout(
+                    trainer.policy, trainer.solver, list(prompts), [tuple(seeds)] * len(prompts), size=trainer.size,
+                    cfg=settings.cfg, negative_prompt=settings.negative_prompt, batch=batch, check=host.check,
+                )  # fmt: skip
+
+        groups, trainer.rollout_batch = trainer.within_memory(work, trainer.rollout_batch, len(prompts) * len(seeds))
+        _note_memory(handle.spec, trainer)
         return [_on_cpu(group) for group in groups]
 
 
@@ -294,7 +305,19 @@ def _enter(
     trainer = Trainer(live.policy, [Prompt("")], {}, config, size=size, check=tick)
     state = state_of(handle)
     trainer.load_state(state.tensors, state.info)
+    for setting, most in live.fits.items():
+        asked = getattr(trainer, setting)
+        setattr(trainer, setting, min(asked or most, most))
     return trainer
+
+
+def _note_memory(spec: PolicySpec, trainer: Trainer) -> None:
+    """A batch that the trainer had to halve stays halved in the steps that follow, until the model is loaded anew."""
+    asked = {"rollout_batch": trainer.config.rollout.batch, "micro_batch": trainer.config.training.micro_batch}
+    for setting, most in asked.items():
+        found = getattr(trainer, setting)
+        if found and found != most:
+            _load(spec).fits[setting] = found
 
 
 def _restore(live: Live, state: State, name: AdapterName) -> None:
