@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from torch import Tensor
 from dgpo_core.checkpoint import load_checkpoint, save_checkpoint
 from dgpo_core.config_io import to_plain
 from dgpo_core.errors import UserError
-from dgpo_core.files import reason, write_atomic
+from dgpo_core.files import TEMPORARY, reason, write_atomic
 
 from .values import PolicyHandle, PolicySpec, key_of
 
 KEEP = 5  # states that stay on disk: those that were used last
+WRITING_S = 3600  # seconds after which a file that is being written is one that a killed process left
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,8 @@ class Store:
         return State(tensors, info["trainer"], info["history"], info["line"])
 
     def save(self, key: str, state: State) -> None:
-        """Writes the state, and deletes those not used for longest beyond `KEEP`. The run does not go by it yet."""
+        """Writes the state, and deletes those not used for longest beyond `KEEP`, and what a killed process left half
+        written. The run does not go by it yet."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -129,7 +132,8 @@ class Store:
 
     def _prune(self, newest: Path) -> None:
         others = [path for path in self.folder.glob("state_*.safetensors") if path != newest]
-        for path in sorted(others, key=_used)[: 1 - KEEP]:
+        left = [p for p in self.folder.glob(f".state_*{TEMPORARY}.*") if time.time() - _used(p) > WRITING_S]
+        for path in [*sorted(others, key=_used)[: 1 - KEEP], *left]:
             with contextlib.suppress(OSError):  # another process may read it
                 path.unlink()
 
