@@ -112,6 +112,8 @@ class RolloutConfig:
     """Prompt of the unguided branch where cfg > 1."""
     on_policy_steps: CountOrZero = 200
     """Optimiser steps after which the fast EMA draws instead of the current weights (GenEval: 500)."""
+    scheduler: str = ""
+    """Noise levels, by the name of one of ComfyUI's schedulers, for native policies; empty: the model's own."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dgpo_core.prompts import Prompt
 from dgpo_core.rewards import Reward, score_groups
 from dgpo_core.rollout import Check, nothing, rollout
 from dgpo_core.seeds import derive_seed
+from dgpo_core.solvers import Solver
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ def evaluation_set(prompts: Sequence[Prompt], images: int) -> list[tuple[Prompt,
     return rows
 
 
+def evaluation_solver(policy: Policy, config: Config, size: tuple[int, int]) -> Solver:
+    """The evaluation's solver; where it is the roll-out's, on the noise levels of the roll-out's scheduler."""
+    e, drawn = config.evaluation, config.rollout
+    name = e.solver or drawn.solver
+    return policy.solver(name, e.steps, *size, scheduler=drawn.scheduler if name == drawn.solver else "")
+
+
 def draw_evaluation(
     policy: Policy,
     adapter: AdapterName | None,
@@ -60,8 +68,7 @@ def draw_evaluation(
     check: Check = nothing,
 ) -> list[Group]:
     """The images of an evaluation set with the evaluation's solver, steps and guidance."""
-    e = config.evaluation
-    solver = policy.solver(e.solver or config.rollout.solver, e.steps, *size)
+    e, solver = config.evaluation, evaluation_solver(policy, config, size)
     with policy.using(adapter):
         return rollout(
             policy,

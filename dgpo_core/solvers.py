@@ -53,14 +53,22 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Solver:
-    """A scheduler that is ready to draw; make it with `make_solver`.
+    """What all policies' solvers have; see `Policy.solver` and `Policy.sample`.
 
-    name: as in SOLVERS. timesteps: the distinct model timesteps, float32 [n], descending: what training may draw from.
-    calls: model calls per sample (Heun and PLMS need more of them than steps).
+    timesteps: the distinct model timesteps, float32 [n], descending: what training may draw from.
     """
 
     name: str
     timesteps: Tensor
+
+
+@dataclass(frozen=True)
+class SchedulerSolver(Solver):
+    """A scheduler of diffusers' that is ready to draw; make it with `make_solver`.
+
+    name: as in SOLVERS. calls: model calls per sample (Heun and PLMS need more of them than steps).
+    """
+
     calls: int
     _scheduler: Any
     _reset: Callable[[], None]
@@ -188,45 +196,80 @@ _BUILDERS: dict[str, dict[str, Builder]] = {"flow": _FLOW, "epsilon": _DISCRETE,
 SOLVERS: dict[str, tuple[str, ...]] = {prediction: tuple(table) for prediction, table in _BUILDERS.items()}
 """Solver names by prediction name."""
 
-_ALIASES = {"uni_pc": "unipc", "pndm": "plms", "flow_euler": "euler", "dpm++_2m": "dpmpp_2m", "dpmsolver": "dpmpp_2m"}
-_NOISY = {  # solvers that add noise -> the deterministic one to use instead
-    "euler_ancestral": "euler",
-    "euler_a": "euler",
-    "euler_ancestral_cfg_pp": "euler",
-    "dpm_2_ancestral": "dpmpp_2m",
-    "dpmpp_2s_ancestral": "dpmpp_2m",
-    "dpmpp_sde": "dpmpp_2m",
-    "dpmpp_2m_sde": "dpmpp_2m",
-    "dpmpp_3m_sde": "dpmpp_2m",
-    "sde_dpmsolver++": "dpmpp_2m",
-    "ddpm": "ddim",
-    "lcm": "ddim",
-    "tcd": "ddim",
-    "er_sde": "dpmpp_2m",
-    "sa_solver": "unipc",
-    "flow_sde": "euler",
+_ALIASES = {  # another spelling, where a name is not known as it is
+    "uni_pc": "unipc",
+    "unipc": "uni_pc",
+    "pndm": "plms",
+    "flow_euler": "euler",
+    "dpm++_2m": "dpmpp_2m",
+    "dpmsolver": "dpmpp_2m",
+}
+_NOISY = {  # solvers that add noise -> deterministic ones to use instead, the nearest first
+    "euler_ancestral": ("euler",),
+    "euler_a": ("euler",),
+    "euler_ancestral_cfg_pp": ("euler_cfg_pp", "euler"),
+    "dpm_2_ancestral": ("dpm_2", "dpmpp_2m"),
+    "dpmpp_2s_ancestral": ("dpmpp_2m",),
+    "dpmpp_2s_ancestral_cfg_pp": ("dpmpp_2m_cfg_pp", "dpmpp_2m"),
+    "dpmpp_sde": ("dpmpp_2m",),
+    "dpmpp_2m_sde": ("dpmpp_2m",),
+    "dpmpp_2m_sde_heun": ("dpmpp_2m",),
+    "dpmpp_3m_sde": ("dpmpp_2m",),
+    "sde_dpmsolver++": ("dpmpp_2m",),
+    "res_multistep_ancestral": ("res_multistep", "dpmpp_2m"),
+    "res_multistep_ancestral_cfg_pp": ("res_multistep_cfg_pp", "dpmpp_2m"),
+    "exp_heun_2_x0_sde": ("exp_heun_2_x0", "heun"),
+    "seeds_2": ("exp_heun_2_x0", "heun", "dpmpp_2m"),
+    "seeds_3": ("exp_heun_2_x0", "heun", "dpmpp_2m"),
+    "ddpm": ("ddim",),
+    "lcm": ("ddim",),
+    "tcd": ("ddim",),
+    "er_sde": ("dpmpp_2m",),
+    "sa_solver": ("uni_pc", "unipc"),
+    "sa_solver_pece": ("uni_pc", "unipc"),
+    "flow_sde": ("euler",),
 }
 
 
 def check_solver(name: str, prediction: str) -> str:
     """The canonical name of a solver for a prediction ("flow", "epsilon", "v"); UserError where there is none."""
-    table = _BUILDERS[prediction]
-    plain = name.strip().lower().replace("-", "_").replace(" ", "_")
-    plain = _ALIASES.get(plain, plain)
-    if plain in table:
-        return plain
-    if plain in _NOISY or plain.endswith(("_sde", "_ancestral", "_gpu")) or "_sde_" in plain:
-        sibling = _NOISY.get(plain, "dpmpp_2m")
-        sibling = sibling if sibling in table else "euler"
+    return choose(name, tuple(_BUILDERS[prediction]), f"{prediction} models")
+
+
+def choose(name: str, known: Sequence[str], what_for: str) -> str:
+    """The one of `known` that a solver's name stands for.
+
+    Raises UserError where there is none: for a solver that adds noise with the one of `known` to use instead.
+    """
+    found, plain = find(name, known), _plain(name)
+    if found:
+        return found
+    siblings = _siblings(plain.removesuffix("_gpu"))
+    if siblings:
+        sibling = next((other for other in siblings if other in known), "euler")
         raise UserError(
             f"Solver {name!r} adds noise while it samples, but DGPO needs a deterministic one: use {sibling!r}."
         )
-    known = ", ".join(table)
-    if any(plain in other for other in _BUILDERS.values()):
-        raise UserError(f"Solver {name!r} does not exist for {prediction} models: use one of {known}.")
-    near = difflib.get_close_matches(plain, table, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise UserError(f"Unknown solver {name!r}: {hint}Known for {prediction} models: {known}.")
+    near = difflib.get_close_matches(plain, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? Else " if near else ""
+    raise UserError(f"Solver {name!r} does not exist for {what_for}: {hint}use one of {', '.join(known)}.")
+
+
+def find(name: str, known: Sequence[str]) -> str:
+    """The one of `known` that a solver's name stands for, in whatever spelling; empty where there is none."""
+    plain = _plain(name)
+    return next((other for other in (plain, _ALIASES.get(plain)) if other in known), "")
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _siblings(plain: str) -> tuple[str, ...]:
+    """What to use instead of a solver that adds noise; empty for a name that does not sound of it."""
+    if plain.endswith(("_sde", "_ancestral")) or "_sde_" in plain or "_ancestral_" in plain:
+        return _NOISY.get(plain, ("dpmpp_2m",))
+    return _NOISY.get(plain, ())
 
 
 def make_solver(
@@ -237,7 +280,7 @@ def make_solver(
     shift: float | None = None,
     mu: float | None = None,
     sigmas: Sequence[float] | None = None,
-) -> Solver:
+) -> SchedulerSolver:
     """The solver `name` on a checkpoint's scheduler config; see `Schedule` for the arguments.
 
     Raises UserError for an unknown or noisy name, steps < 1, or a missing mu.
@@ -251,4 +294,4 @@ def make_solver(
     scheduler, reset = _BUILDERS[prediction.name][name](schedule)
     reset()
     levels = scheduler.timesteps.float().unique(sorted=True).flip(0)
-    return Solver(name, levels, len(scheduler.timesteps), scheduler, reset)
+    return SchedulerSolver(name, levels, len(scheduler.timesteps), scheduler, reset)

@@ -24,7 +24,15 @@ from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
 from dgpo_core.group import Group
-from dgpo_core.measure import Measurement, draw_evaluation, evaluation_set, evaluation_weights, measure, total
+from dgpo_core.measure import (
+    Measurement,
+    draw_evaluation,
+    evaluation_set,
+    evaluation_solver,
+    evaluation_weights,
+    measure,
+    total,
+)
 from dgpo_core.pictures import grid, png, reward_curve
 from dgpo_core.policy import AdapterName, Policy
 from dgpo_core.prompts import Prompt
@@ -102,7 +110,7 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
     rewards = assemble.training_rewards(config, world)
     judges = assemble.evaluation_rewards(config, rewards, world)
     policy, size = assemble.load_model(config, world)
-    policy.solver(config.evaluation.solver or config.rollout.solver, config.evaluation.steps, *size)
+    evaluation_solver(policy, config, size)  # a bad name is told now, not after the training
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
     return Session(config, world, policy, size, trainer, held_out, judges, check, batch=config.evaluation.batch)
 

@@ -80,7 +80,8 @@ class Trainer:
         self.check, self.tell = check, tell
         order_seed = config.seed if config.data.order_seed < 0 else config.data.order_seed
         self.stream = PromptStream(prompts, config.data.groups_per_iteration, order_seed)
-        self.solver = policy.solver(config.rollout.solver, config.rollout.steps, *size)
+        drawn = config.rollout
+        self.solver = policy.solver(drawn.solver, drawn.steps, *size, scheduler=drawn.scheduler)
         self.candidates = self._candidates()
         self.parameters = policy.trainable()
         t = config.training
@@ -258,10 +259,8 @@ class Trainer:
         return kept
 
     def _encode(self, texts: Sequence[str]) -> list[Cond]:
-        """Conditionings of the prompts; the one of the negative prompt is made, too, where it will be needed."""
-        settings = self.config
-        extra = [settings.rollout.negative_prompt] if max(settings.rollout.cfg, settings.training.kl_cfg) > 1 else []
-        return self.policy.encode([*texts, *extra])[: len(texts)]
+        """Conditionings of the prompts; the one of the negative prompt is made with them."""
+        return self.policy.encode([*texts, self.config.rollout.negative_prompt])[: len(texts)]
 
     def within_memory(self, work: Callable[[int], Any], batch: int, whole: int) -> tuple[Any, int]:
         """work(batch), again with half the batch when the accelerator runs out of memory; and the batch that did it."""

@@ -14,6 +14,8 @@ from dgpo_core.config import Config, LoraConfig, MemoryConfig, RolloutConfig, Tr
 from dgpo_core.config_io import apply_mode, load_preset, preset_names, to_plain
 from dgpo_core.errors import UserError
 
+MODELS_OWN = "model's own"
+"""The choice of Sampler Settings that is no scheduler."""
 CONTROLLED = ("iteration",)  # widgets behind which the front end stores one more value, "increment" or the like
 
 
@@ -88,7 +90,7 @@ def load_workflow(path: str | Path) -> dict[str, Any]:
         "lora": {**_of(LoraConfig, policy), "init": _file(policy["start_from"], "models/loras")},
         "memory": _of(MemoryConfig, policy),
         "data": _data(prompts),
-        "rollout": _of(RolloutConfig, sampler),
+        "rollout": {**_of(RolloutConfig, sampler), "scheduler": _scheduler(sampler.get("scheduler", MODELS_OWN))},
         "training": training,
         "evaluation": {
             "steps": sampler["steps"],
@@ -141,6 +143,10 @@ def _file(choice: str, folder: str) -> str:
     if choice == "none":
         return ""
     return "embedded" if choice.startswith("embedded") else f"{folder}/{choice}"
+
+
+def _scheduler(choice: str) -> str:
+    return "" if choice == MODELS_OWN else choice
 
 
 def _of(group: type, widgets: Mapping[str, Any]) -> dict[str, Any]:

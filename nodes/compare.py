@@ -19,10 +19,9 @@ from dgpo_core.pictures import grid
 from dgpo_core.prompts import Prompt
 
 from . import fields, host, sessions
+from .native_sampling import SAMPLERS
 from .training import weights_input
 from .values import PolicyHandle, Prompts, Sampler
-
-DETERMINISTIC = ["euler", "heun", "ddim", "dpmpp_2m", "uni_pc", "lms", "deis"]
 
 
 class BeforeAfter(io.ComfyNode):
@@ -52,7 +51,7 @@ class BeforeAfter(io.ComfyNode):
                 io.Clip.Input("clip", optional=True, tooltip="Of the two models."),
                 io.Vae.Input("vae", optional=True, tooltip="Of the two models."),
                 io.Combo.Input(
-                    "sampler", options=DETERMINISTIC, optional=True, tooltip="ComfyUI's sampler, for two models."
+                    "sampler", options=list(SAMPLERS), optional=True, tooltip="ComfyUI's sampler, for two models."
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -114,7 +113,7 @@ def _native(models: Any, name: str, prompts: Sequence[Prompt], seeds: Sequence[i
             latent = comfy.sample.fix_empty_latent_channels(model, empty)
             noise = comfy.sample.prepare_noise(latent, seed)
             x0 = comfy.sample.sample(
-                model, noise, rollout.steps, rollout.cfg, models.get("sampler") or DETERMINISTIC[0],
+                model, noise, rollout.steps, rollout.cfg, models.get("sampler") or SAMPLERS[0],
                 models.get("scheduler") or comfy.samplers.KSampler.SCHEDULERS[0], positive, negative, latent, seed=seed,
             )  # fmt: skip
             pictures.append(vae.decode(x0).reshape(-1, height, width, 3))

@@ -18,11 +18,12 @@ from torch.nn import Parameter
 
 from dgpo_core.errors import UserError
 from dgpo_core.policy import AdapterName, Cond, Policy, lora_file
+from dgpo_core.policy.base import Check
 from dgpo_core.policy.frozen_linear import LoraBank
-from dgpo_core.solvers import Solver, make_solver
 
 from . import native_sampling
 from .native_hooks import Hooks, differentiable, target_shapes
+from .native_sampling import NativeSolver
 
 INJECTION = "dgpo"
 _PROMPT = "prompt"  # the one tensor of a Cond: which text each row has
@@ -150,8 +151,28 @@ class NativePolicy(Policy):
             conds = samplers.process_conds(model, x, conds, x.device, latent_image=torch.zeros_like(x), seed=0)
         return samplers.calc_cond_batch(model, [conds["positive"]], x, sigma, options)[0]
 
-    def solver(self, name: str, steps: int, height: int, width: int, shift: float | None = None) -> Solver:
-        return make_solver(name, self.scheduler_config, self.prediction, steps, shift=shift)
+    # --- drawing -----------------------------------------------------------------------------------------------------
+
+    def solver(
+        self, name: str, steps: int, height: int, width: int, shift: float | None = None, scheduler: str = ""
+    ) -> NativeSolver:
+        given = self.patcher, self.prediction, self.scheduler_config
+        return native_sampling.make_native_solver(*given, name, steps, shift=shift, scheduler=scheduler)
+
+    def sample(self, solver: NativeSolver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check) -> Tensor:
+        texts, negative = cond.tensors[_PROMPT], self._conditioning(int(uncond.tensors[_PROMPT]))
+        parts, order = [], []
+        for text in texts.unique().tolist():
+            positive = self._conditioning(text)
+            for rows in (texts == text).nonzero().flatten().split(self._at_once(x_T)):
+                parts.append(native_sampling.draw(self.patcher, solver, x_T[rows], positive, negative, cfg, check))
+                order.append(rows)
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _at_once(self, batch: Tensor) -> int:
+        """Rows that are drawn and decoded together. On a CPU a matrix product's last bits depend on how many there are,
+        and each image must be what KSampler draws from its seed alone."""
+        return 1 if self.device.type == "cpu" else len(batch)
 
     def enable_gradient_checkpointing(self) -> None:
         self.hooks.checkpointing = True
@@ -160,7 +181,8 @@ class NativePolicy(Policy):
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.inference_mode():
-            images = self.vae.decode(self.patcher.model.process_latent_out(latents.detach().clone()))
+            scaled = self.patcher.model.process_latent_out(latents.detach().clone())
+            images = torch.cat([self.vae.decode(part) for part in scaled.split(self._at_once(scaled))])
         return images.to(self.device, torch.float32, copy=True).movedim(-1, 1).clamp(0, 1)
 
     def encode_images(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A MODEL's noise schedule in the engine's terms, and the way between their noisy latents.
+"""A MODEL's noise schedule in the engine's terms, the way between their noisy latents, and ComfyUI's own samplers.
 
 The engine's x_t is alpha x0 + sigma eps with alpha, sigma in 0..1. ComfyUI's flow models have the same; its epsilon and
 v models have x0 + s eps with s = sigma / alpha, which the model scales down again.
@@ -7,14 +7,30 @@ v models have x0 + s eps with s = sigma / alpha, which the model scales down aga
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_patcher
 import comfy.model_sampling as sampling
+import comfy.sample
+import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper
 from torch import Tensor
 
 from dgpo_core.errors import UserError
+from dgpo_core.policy.base import Check
 from dgpo_core.prediction import Epsilon, Flow, Prediction, V
+from dgpo_core.solvers import SOLVERS, Solver, choose, find, make_solver
+
+_DETERMINISTIC = (
+    *("euler", "heun", "ddim", "dpmpp_2m", "uni_pc", "uni_pc_bh2", "lms", "deis", "ipndm", "ipndm_v"),
+    *("dpm_2", "dpm_fast", "heunpp2", "exp_heun_2_x0", "res_multistep", "gradient_estimation"),
+    *("euler_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "gradient_estimation_cfg_pp"),
+)  # but dpm_adaptive: how far it goes at a time depends on all images that it draws at once
+SAMPLERS = tuple(name for name in _DETERMINISTIC if name in comfy.samplers.SAMPLER_NAMES)
+"""ComfyUI's samplers that add no noise on the way, those that this ComfyUI has."""
 
 _UNKNOWN = (
     sampling.EDM,
@@ -67,6 +83,102 @@ def from_denoised(prediction: Prediction, x_t: Tensor, x0: Tensor, t: Tensor) ->
     """What the network returned [B,C,h,w], given the clean latent x0 that ComfyUI made of it."""
     alpha, sigma = (_spread(value, x_t) for value in prediction.coefficients(t))
     return prediction.target(x0, (x_t - alpha * x0) / sigma, t)
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NativeSolver(Solver):
+    """One of ComfyUI's samplers, by `name`, on ComfyUI's noise levels `sigmas` [n + 1], descending to the last, 0."""
+
+    sigmas: Tensor
+
+
+def make_native_solver(
+    patcher: Any,
+    prediction: Prediction,
+    config: Mapping[str, Any],
+    name: str,
+    steps: int,
+    shift: float | None = None,
+    scheduler: str = "",
+) -> NativeSolver:
+    """The sampler `name` on KSampler's levels for a scheduler, or (without one) on the engine's for `config`.
+
+    Raises UserError for a name that there is not, a sampler that adds noise, and a bad number of steps.
+    """
+    name = choose(name, SAMPLERS, "native policies")
+    if scheduler:
+        return NativeSolver(name, *_scheduled(patcher, prediction, name, check_scheduler(scheduler), steps))
+    of_engine = find(name, SOLVERS[prediction.name]) or "euler"
+    timesteps = make_solver(of_engine, config, prediction, steps, shift=shift).timesteps
+    return NativeSolver(name, timesteps, torch.cat([_levels(prediction, timesteps), torch.zeros(1)]))
+
+
+def check_scheduler(name: str) -> str:
+    """The name, if it is one of ComfyUI's schedulers; else UserError."""
+    known = comfy.samplers.KSampler.SCHEDULERS
+    if name not in known:
+        raise UserError(f"ComfyUI has no scheduler {name!r}: use one of {', '.join(known)}.")
+    return name
+
+
+def _scheduled(patcher: Any, prediction: Prediction, name: str, scheduler: str, steps: int) -> tuple[Tensor, Tensor]:
+    """KSampler's sigmas, and the engine's timesteps that are nearest to them, in the order of a `NativeSolver`."""
+    ksampler = comfy.samplers.KSampler(patcher, steps, torch.device("cpu"), name, scheduler, 1.0)
+    sigmas = ksampler.sigmas.float()
+    noisy = sigmas[sigmas > 0]
+    if isinstance(prediction, Flow):
+        timesteps = noisy * prediction.num_train_timesteps
+    else:
+        timesteps = patcher.get_model_object("model_sampling").timestep(noisy).float()
+    return timesteps.unique(sorted=True).flip(0).cpu(), sigmas
+
+
+def _levels(prediction: Prediction, t: Tensor) -> Tensor:
+    """ComfyUI's sigmas of the engine's timesteps, both [n]."""
+    return to_comfy(prediction, torch.zeros(len(t)), t)[1].cpu()
+
+
+class _Keeping(comfy.samplers.KSAMPLER):
+    """A sampler that keeps what it drew as the model has it: what comes out in the end is scaled for the VAE."""
+
+    def __init__(self, sampler: comfy.samplers.KSAMPLER) -> None:
+        super().__init__(sampler.sampler_function, sampler.extra_options, sampler.inpaint_options)
+        self.x0 = torch.empty(0)
+
+    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.x0 = super().sample(*args, **kwargs)
+        return self.x0
+
+
+def draw(
+    patcher: Any, solver: NativeSolver, x_T: Tensor, positive: Any, negative: Any, cfg: float, check: Check
+) -> Tensor:
+    """What KSampler makes of the noise x_T [B,C,h,w]: clean latents of that shape as the model has them, float32.
+
+    positive and negative: CONDITIONING. check: called before every forward of the network.
+    """
+    guider = comfy.samplers.CFGGuider(patcher)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
+    add_wrapper(WrappersMP.APPLY_MODEL, _checked(check), guider.model_options, is_model_options=True)
+    sampler = _Keeping(comfy.samplers.sampler_object(solver.name))
+    with torch.inference_mode():
+        empty = comfy.sample.fix_empty_latent_channels(patcher, torch.zeros_like(x_T))
+        sigmas = solver.sigmas.clone()  # uni_pc writes into them
+        guider.sample(x_T.view(empty.shape), empty, sampler, sigmas, disable_pbar=True, seed=0)
+    return sampler.x0.to(torch.float32, copy=True).view(x_T.shape)
+
+
+def _checked(check: Check) -> Callable[..., Any]:
+    def forward(network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        check()
+        return network(*args, **kwargs)
+
+    return forward
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
+import comfy.samplers
 from comfy_api.v0_0_2 import io
 
 from dgpo_core.config import ModelConfig, RolloutConfig
-from dgpo_core.solvers import SOLVERS
+from dgpo_core.errors import UserError
+from dgpo_core.solvers import SOLVERS, choose, find
+from dgpo_core.workflow import MODELS_OWN
 
 from . import fields, host, sessions
+from .native_sampling import SAMPLERS, check_scheduler
 from .values import PolicyHandle, Prompts, Sampler
 
-SOLVER_NAMES = list(dict.fromkeys(name for names in SOLVERS.values() for name in names))
+_OF_ENGINE = dict.fromkeys(name for names in SOLVERS.values() for name in names)
+SOLVER_NAMES = [*SAMPLERS, *(name for name in _OF_ENGINE if not find(name, SAMPLERS))]
+"""All that draw without noise on the way; a policy says which of them it has."""
+DRAWING = [field.name for field in dataclasses.fields(RolloutConfig) if field.name != "scheduler"]
 
 
 class SamplerSettings(io.ComfyNode):
@@ -27,16 +35,36 @@ class SamplerSettings(io.ComfyNode):
             category=host.CATEGORY,
             description="Solver, steps, guidance, size of the images and of the groups.",
             inputs=[
-                *fields.widgets(RolloutConfig, solver={"options": SOLVER_NAMES}),
+                *fields.widgets(RolloutConfig, *DRAWING, solver={"options": SOLVER_NAMES}),
                 *fields.widgets(
                     ModelConfig, "height", "width", height={"max": 4096, "step": 8}, width={"max": 4096, "step": 8}
+                ),
+                io.Combo.Input(  # optional and last: graphs that were saved without it stay valid
+                    "scheduler",
+                    options=[MODELS_OWN, *comfy.samplers.KSampler.SCHEDULERS],
+                    default=MODELS_OWN,
+                    optional=True,
+                    tooltip="Noise levels of a native policy: as KSampler's of this name, or the model's own.",
                 ),
             ],
             outputs=[fields.Sampler.Output(display_name="settings", tooltip="For every node that draws images.")],
         )
 
     @classmethod
-    def execute(cls, height: int, width: int, **settings: Any) -> io.NodeOutput:
+    def validate_inputs(cls, solver: str | None = None, scheduler: str | None = None) -> bool | str:
+        """A solver that adds noise is told before anything runs, with the one to use instead."""
+        try:  # a connected input is None here
+            if solver is not None:
+                choose(solver, SOLVER_NAMES, "DGPO")
+            if scheduler not in (None, MODELS_OWN):
+                check_scheduler(scheduler)
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, height: int, width: int, scheduler: str = MODELS_OWN, **settings: Any) -> io.NodeOutput:
+        settings["scheduler"] = "" if scheduler == MODELS_OWN else scheduler
         return io.NodeOutput(Sampler(fields.values(RolloutConfig, settings), height, width))
 
 

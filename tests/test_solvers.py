@@ -294,7 +294,7 @@ def test_a_noisy_setting_of_the_checkpoint_is_overruled(algorithm: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind", "says"),
-    [("eulr", "flow", "'euler'"), ("ddim", "flow", "euler, heun"), ("heun", "v", "ddim"), ("", "v", "Unknown")],
+    [("eulr", "flow", "'euler'"), ("ddim", "flow", "euler, heun"), ("heun", "v", "ddim"), ("", "v", "does not exist")],
 )
 def test_an_unknown_solver_is_told_with_the_known_ones(name: str, kind: str, says: str) -> None:
     with pytest.raises(UserError, match=says):

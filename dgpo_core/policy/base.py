@@ -6,7 +6,7 @@ Nothing here knows diffusers or peft, so that a policy on another engine can be 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from dgpo_core.prediction import Prediction
 from dgpo_core.solvers import Solver
 
 AdapterName = Literal["current", "old", "ema"]
+Check = Callable[[], None]  # called before every forward; raises to stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +102,20 @@ class Policy(ABC):
         """Images [B,3,H,W] in 0..1 -> latents [B,C,h,w], float32: the mode of the VAE's posterior, scaled."""
 
     @abstractmethod
-    def solver(self, name: str, steps: int, height: int, width: int, shift: float | None = None) -> Solver:
-        """A deterministic solver on this model's noise levels for images of height x width pixels."""
+    def solver(
+        self, name: str, steps: int, height: int, width: int, shift: float | None = None, scheduler: str = ""
+    ) -> Solver:
+        """A deterministic solver on this model's noise levels for images of height x width pixels.
+
+        scheduler: the name of other noise levels, where the policy knows any. Raises UserError for a name unknown here.
+        """
+
+    @abstractmethod
+    def sample(self, solver: Solver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check) -> Tensor:
+        """Clean latents x0 from initial noise x_T, both [B,C,h,w], by a solver of this policy's and without gradients.
+
+        cond has B rows, uncond one; cfg: the guidance scale, 1 is without guidance.
+        """
 
     @abstractmethod
     def using(self, name: AdapterName | None) -> AbstractContextManager[None]:

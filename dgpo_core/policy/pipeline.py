@@ -15,9 +15,9 @@ from torch.nn import Parameter
 from dgpo_core.errors import UserError
 from dgpo_core.policy import lora_file
 from dgpo_core.policy.adapters import Adapters
-from dgpo_core.policy.base import AdapterName, Cond, Policy
+from dgpo_core.policy.base import AdapterName, Check, Cond, Policy, guided
 from dgpo_core.prediction import Prediction
-from dgpo_core.solvers import Solver, make_solver
+from dgpo_core.solvers import SchedulerSolver, make_solver
 
 # Images decoded or encoded at once hold at most this many pixels (8 of 512 x 512): the VAE's peak memory is bounded.
 _VAE_PIXELS = 8 * 512 * 512
@@ -148,9 +148,26 @@ class DiffusersPolicy(Policy):
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return self._forward(x_t.to(self.dtype), t, cond.tensors).float()
 
-    def solver(self, name: str, steps: int, height: int, width: int, shift: float | None = None) -> Solver:
+    def solver(
+        self, name: str, steps: int, height: int, width: int, shift: float | None = None, scheduler: str = ""
+    ) -> SchedulerSolver:
+        if scheduler:
+            raise UserError(
+                f"The scheduler {scheduler!r} is one of ComfyUI's, for native policies: leave rollout.scheduler empty"
+                " (in the node: model's own)."
+            )
         options = self._solver_options(steps, self.latent_shape(height, width))
         return make_solver(name, self.scheduler_config, self.prediction, steps, shift=shift, **options)
+
+    @torch.no_grad()
+    def sample(
+        self, solver: SchedulerSolver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check
+    ) -> Tensor:
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            check()
+            return guided(self, x, t, cond, uncond, cfg)
+
+        return solver.sample(predict, x_T.to(self.device))
 
     def enable_gradient_checkpointing(self) -> None:
         self.network.enable_gradient_checkpointing()
