@@ -4,6 +4,7 @@ import pytest
 import torch
 from engine import PROMPTS, SIZE, Calls, moved
 
+from dgpo_core.errors import UserError
 from dgpo_core.group import Group
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rollout import nothing, rollout
@@ -82,6 +83,11 @@ def test_the_active_adapter_draws(policy: DiffusersPolicy, monkeypatch: pytest.M
         old = draw(policy)
     assert calls.adapters() == {"old"}
     assert not torch.allclose(draw(policy)[0].latents, old[0].latents, atol=1e-3)
+
+
+def test_a_scheduler_of_comfyui_is_refused_in_one_sentence(policy: DiffusersPolicy) -> None:
+    with pytest.raises(UserError, match="'karras' is one of ComfyUI's, for native policies: leave rollout.scheduler"):
+        policy.solver("euler", 3, *SIZE, scheduler="karras")
 
 
 def test_a_roll_out_can_be_stopped_before_every_forward(

@@ -72,6 +72,16 @@ def test_files_are_looked_for_as_in_comfyuis_folder(tmp_path: Path) -> None:
     assert (config.data.prompts, config.data.held_out) == ("input/mine.txt", "")
 
 
+def test_a_scheduler_of_comfyui_is_kept_and_the_models_own_is_none(tmp_path: Path) -> None:
+    assert read(WORKFLOWS / "api" / "quickstart.json").rollout.scheduler == ""
+    assert read(changed(tmp_path, "quickstart", _3={"scheduler": "karras"})).rollout.scheduler == "karras"
+    path = tmp_path / "older.json"  # saved before there was a choice
+    data = json.loads((WORKFLOWS / "api" / "quickstart.json").read_text())
+    del data["3"]["inputs"]["scheduler"]
+    path.write_text(json.dumps(data))
+    assert read(path).rollout.scheduler == ""
+
+
 def test_the_command_line_goes_before_the_workflow() -> None:
     path = str(WORKFLOWS / "quickstart.json")
     config = parse_args(["--workflow", path, "--iterations", "3", "--training.lr", "1e-5"])
