@@ -8,7 +8,15 @@ from bright import Bright, Red
 from engine import SIZE, make_trainer, moved, quick
 
 from dgpo_core.distributed import World
-from dgpo_core.measure import Measurement, draw_evaluation, evaluation_set, evaluation_weights, measure, total
+from dgpo_core.measure import (
+    Measurement,
+    draw_evaluation,
+    evaluation_set,
+    evaluation_solver,
+    evaluation_weights,
+    measure,
+    total,
+)
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.prompts import Prompt
 
@@ -103,3 +111,16 @@ def test_the_total_of_a_group_is_the_weighted_sum(policy: DiffusersPolicy) -> No
     (group,) = draw_evaluation(policy, None, evaluation_set(HELD_OUT[:1], 2), quick(), SIZE)
     group = group.scored({"bright": torch.tensor([1.0, 2.0]), "red": torch.tensor([3.0, 5.0])})
     assert total(group, {"bright": 2.0, "red": -1.0}).tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("solver", "asked"), [("", ("euler", "karras")), ("euler", ("euler", "karras")), ("heun", ("heun", ""))]
+)
+def test_the_roll_outs_scheduler_goes_with_its_solver(
+    solver: str, asked: tuple[str, str], policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(rollout={"solver": "euler", "scheduler": "karras"}, evaluation={"solver": solver, "steps": 5})
+    seen = []
+    monkeypatch.setattr(policy, "solver", lambda name, steps, *size, scheduler: seen.append((name, scheduler, steps)))
+    evaluation_solver(policy, config, SIZE)
+    assert seen == [(*asked, 5)]
