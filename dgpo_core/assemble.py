@@ -6,6 +6,7 @@ from pathlib import Path
 from dgpo_core.config import EMBEDDED, Config
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
+from dgpo_core.measure import watched
 from dgpo_core.policy import Policy, load_policy
 from dgpo_core.prompts import Prompt, load_prompts, read_prompts
 from dgpo_core.rewards import Reward, make_reward
@@ -73,3 +74,10 @@ def evaluation_rewards(config: Config, trained: Mapping[str, Reward], world: Wor
     if not name:
         return dict(trained)
     return {name: trained.get(name) or make_reward(name, device=str(world.device))}
+
+
+def watched_rewards(config: Config, made: Mapping[str, Reward], world: World) -> dict[str, Reward]:
+    """The rewards that are scored at each evaluation and never trained on, besides those that are `made`."""
+    options = {term.name: term.options for term in config.watch}
+    names = [name for name in watched(config) if name not in made]
+    return {name: make_reward(name, options.get(name), str(world.device)) for name in names}

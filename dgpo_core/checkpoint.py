@@ -28,6 +28,11 @@ def checkpoint_path(folder: str | Path, step: int) -> Path:
     return Path(folder) / f"step_{step:06d}.safetensors"
 
 
+def best_checkpoint(folder: str | Path) -> Path:
+    """Where the checkpoint of the best evaluation so far lies: never pruned, and never what a run goes on from."""
+    return Path(folder) / "best.safetensors"
+
+
 def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
     """Writes `tensors` (any shape, type and device) and `info` (JSON; floats survive bit for bit), atomically.
 

@@ -12,6 +12,12 @@ from typing import Annotated, Any, Literal
 EMBEDDED = "embedded"
 """Instead of a path: what ships inside the package (the demo model, its training and its held-out prompts)."""
 
+STATISTICS = ("edge_density", "entropy", "saturation", "group_diversity")
+"""What every evaluation watches besides `watch`: statistics that cost next to nothing and show most hacks first."""
+
+NEUTRAL = (*STATISTICS, "jpeg_size", "brightness")
+"""Rewards of which more is neither better nor worse."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -193,6 +199,8 @@ class EvalConfig:
     """Guidance scale of the evaluation, 1 to 100; 1 is no guidance."""
     weights: Literal["ema", "current"] = "ema"
     """Evaluate and save the slow EMA of the adapter, or its current weights."""
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """Where a watched reward falls while the trained one rises: tell, or also stop and save the best adapter so far."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +243,8 @@ class Config:
     """Rewards and their weights: NAME or NAME=WEIGHT, separated by commas, such as pickscore=1.0,clip_score=0.5."""
     combine: Literal["sum", "normalised"] = "sum"
     """Add the weighted rewards as they are, or each divided by its standard deviation within the iteration."""
+    watch: tuple[RewardTerm, ...] = ()
+    """Rewards that each evaluation scores and nothing is trained on, as NAME,...; statistics are watched always."""
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -28,8 +28,11 @@ MODES = ("1", "2a", "2b")
 PERSONAL = ("name", "output", "resume")
 """Where a run lives and how it was started: no part of what it computes."""
 
-RESUMABLE = (*PERSONAL, "iterations", "rollout.batch", "training.micro_batch", "evaluation.batch")
-"""What `--resume` may change besides the groups below: iterations (only up) and what only trades memory for time."""
+BATCHES = ("rollout.batch", "training.micro_batch", "evaluation.batch")
+
+RESUMABLE = (*PERSONAL, *BATCHES, "iterations", "evaluation.on_alarm")
+"""What `--resume` may change besides the groups below: iterations (only up), what only trades memory for time, and
+whether an alarm ends the run."""
 
 RESUMABLE_GROUPS = ("checkpoint.", "memory.", "model.device")
 
@@ -314,6 +317,11 @@ def _check_names(config: Config) -> None:
             raise UserError(f"The reward {term.name} is given more than once; give it once, with its weight.")
         if term.weight == 0 or not Range().holds(term.weight):
             raise UserError(f"The weight of the reward {term.name} must be a number other than 0, not {term.weight:g}.")
+    for term in config.watch:
+        if term.name in names:
+            raise UserError(f"{term.name} is trained, so it cannot be watched as well: leave it out of watch.")
+        if term.weight != 1.0:
+            raise UserError(f"{term.name} is only watched and has no weight: give its name alone.")
     bad = set('/\\:*?"<>|\0') & set(config.name)
     if bad or config.name.strip(" .") != config.name:
         raise UserError(f"The run name {config.name!r} cannot be a folder name; use letters, digits, '-', '_' and '.'.")

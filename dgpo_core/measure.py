@@ -1,14 +1,19 @@
-"""How good is an adapter? Images of held-out prompts, from seeds that training never uses, under a reward."""
+"""How good is an adapter? Images of held-out prompts, from seeds that training never uses, under some rewards."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from dgpo_core.config import Config
+from dgpo_core.config import STATISTICS, Config
 from dgpo_core.distributed import World
+from dgpo_core.errors import UserError
+from dgpo_core.files import write_atomic
 from dgpo_core.group import Group
 from dgpo_core.policy.base import AdapterName, Policy
 from dgpo_core.prompts import Prompt
@@ -41,14 +46,94 @@ class Measurement:
         return f"{self.mean:.3f}  (95 % interval {self.ci95[0]:.3f} to {self.ci95[1]:.3f}, {self.n} images)"
 
 
+@dataclass(frozen=True)
+class Gain:
+    """The mean of the differences between two evaluations, image by image, and its standard error; n images.
+
+    The same prompt and seed are compared, so what differs from prompt to prompt and from seed to seed falls out. sem is
+    the larger of two: that of independent images, and that of independent prompts, whose images may rise and fall
+    together. It is infinite where nothing can be said.
+    """
+
+    mean: float
+    sem: float
+    n: int
+
+    @staticmethod
+    def of(differences: Tensor, prompts: Tensor) -> "Gain":
+        """From [n] differences and the number of each one's prompt, [n]."""
+        n = len(differences)
+        if n < 2:
+            return Gain(differences.mean().item() if n else math.nan, math.inf, n)
+        mean = differences.double().mean()
+        off = differences.double() - mean
+        by_image = off.square().sum() * n / (n - 1)
+        _, owner = prompts.unique(return_inverse=True)
+        sums = torch.zeros(int(owner.max()) + 1, dtype=off.dtype).index_add_(0, owner, off)
+        by_prompt = sums.square().sum() * len(sums) / max(1, len(sums) - 1)
+        return Gain(mean.item(), torch.maximum(by_image, by_prompt).sqrt().item() / n, n)
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """The 95 % confidence interval; normal approximation."""
+        return self.mean - 1.96 * self.sem, self.mean + 1.96 * self.sem
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What the images of one evaluation scored, image by image.
+
+    places: int64 [n, 2], of each image the number of its prompt and its number among that prompt's images; the same
+    place has the same prompt and seed in every evaluation. scores: float32 [n] by reward.
+    """
+
+    iteration: int
+    places: Tensor
+    scores: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def total(self, weights: Mapping[str, float]) -> Tensor:
+        """The weighted sum of the scores, [n]."""
+        return torch.stack([weight * self.scores[name] for name, weight in weights.items()]).sum(0)
+
+    def gain(self, before: "Evaluation", weights: Mapping[str, float]) -> Gain:
+        """How much better than `before`, over the images that both have."""
+        known = {place: i for i, place in enumerate(map(tuple, before.places.tolist()))}
+        pairs = [(known[place], i) for i, place in enumerate(map(tuple, self.places.tolist())) if place in known]
+        theirs, mine = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+        return Gain.of(self.total(weights)[mine] - before.total(weights)[theirs], self.places[mine, 0])
+
+    def save(self, path: Path) -> None:
+        """Writes it as safetensors, atomically."""
+        tensors = {"places": self.places, **{f"scores/{name}": values for name, values in self.scores.items()}}
+        write_atomic(path, save(tensors, {"iteration": str(self.iteration)}))
+
+    @staticmethod
+    def load(path: Path) -> "Evaluation":
+        """What `save` wrote. Raises UserError if the file is missing or damaged."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                iteration = int(file.metadata()["iteration"])
+            scores = {name.removeprefix("scores/"): value for name, value in found.items() if name != "places"}
+            return Evaluation(iteration, found["places"], scores)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"The evaluation {path} cannot be read ({error}): delete it.") from None
+
+
 def evaluation_set(prompts: Sequence[Prompt], images: int) -> list[tuple[Prompt, list[int]]]:
-    """Prompts with the seeds of their images: `images` in all, spread evenly, the same for every adapter."""
+    """Prompts with the seeds of their images: `images` in all, spread evenly, the same for every adapter.
+
+    They come in pairs, so that the diversity within a prompt can be seen: few images take the first prompts only.
+    """
+    prompts = prompts[: math.ceil(images / 2)]
     each, more = divmod(images, len(prompts))
     rows = []
     for i, prompt in enumerate(prompts):
         copies = each + (i < more)
-        if copies:
-            rows.append((prompt, [derive_seed("evaluation", i, copy) for copy in range(copies)]))
+        rows.append((prompt, [derive_seed("evaluation", i, copy) for copy in range(copies)]))
     return rows
 
 
@@ -90,9 +175,44 @@ def total(group: Group, weights: Mapping[str, float]) -> Tensor:
 
 def evaluation_weights(config: Config) -> dict[str, float]:
     """The weights of the reward that measures the gain."""
-    if config.evaluation.reward:
-        return {config.evaluation.reward: 1.0}
+    return {config.evaluation.reward: 1.0} if config.evaluation.reward else trained_weights(config)
+
+
+def trained_weights(config: Config) -> dict[str, float]:
+    """The weights of the reward that is trained: what "in-domain" means."""
     return {term.name: term.weight for term in config.reward}
+
+
+def watched(config: Config) -> list[str]:
+    """The rewards that are scored at each evaluation and never trained on, statistics last."""
+    measuring = [config.evaluation.reward] if config.evaluation.reward else []
+    names = dict.fromkeys([*measuring, *(term.name for term in config.watch), *STATISTICS])
+    return [name for name in names if name not in trained_weights(config)]
+
+
+def score_evaluation(
+    policy: Policy,
+    adapter: AdapterName | None,
+    prompts: Sequence[Prompt],
+    rewards: Mapping[str, Reward],
+    config: Config,
+    size: tuple[int, int],
+    images: int,
+    world: World,
+    check: Check = nothing,
+    iteration: int = 0,
+) -> Evaluation:
+    """Draw `images` images of held-out prompts and score them by every reward; the processes share the work."""
+    mine = world.share(list(enumerate(evaluation_set(prompts, images))))
+    groups = draw_evaluation(policy, adapter, [row for _, row in mine], config, size, check) if mine else []
+    scored = score_groups(groups, rewards)
+    if config.memory.offload:
+        for reward in rewards.values():
+            reward.idle()
+    rows = world.gather([(i, group.scores) for (i, _), group in zip(mine, scored, strict=True)])
+    scores = {name: torch.cat([row[name] for _, row in rows]) for name in rewards}
+    places = [(i, copy) for i, row in rows for copy in range(len(next(iter(row.values()))))]
+    return Evaluation(iteration, torch.tensor(places), scores)
 
 
 def measure(
@@ -106,9 +226,6 @@ def measure(
     world: World,
     check: Check = nothing,
 ) -> Measurement:
-    """The mean reward of `images` images of held-out prompts; the work is spread over the processes."""
-    mine = world.share(evaluation_set(prompts, images))
-    groups = draw_evaluation(policy, adapter, mine, config, size, check) if mine else []
-    weights = evaluation_weights(config)
-    scores = world.gather([total(group, weights) for group in score_groups(groups, rewards)])
-    return Measurement.of(torch.cat(scores))
+    """The mean reward of `images` images of held-out prompts, by the reward that measures the gain."""
+    found = score_evaluation(policy, adapter, prompts, rewards, config, size, images, world, check)
+    return Measurement.of(found.total(evaluation_weights(config)))

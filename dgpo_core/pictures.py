@@ -67,30 +67,47 @@ def png(image: Image.Image) -> bytes:
 
 
 def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
-    """A PNG of the training reward and the held-out measurements over the iterations.
+    """A PNG of what is trained, the reward `name`, and beside it of all that is watched, over the iterations.
 
-    records: those of metrics.jsonl; ones with "reward" are iterations, ones with "held_out" measurements.
+    records: those of metrics.jsonl; ones with "reward" are iterations, ones with "held_out" evaluations. Bars are 95 %
+    intervals, dashes the value before the training; what an alarm is about is red.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    looks = [r for r in records if r.get("in_domain")]
+    watched = [key for key in (looks[-1] if looks else {}) if key.startswith("watch/")]
+    columns = math.ceil(len(watched) / 2)
+    figure = Figure(figsize=(6.4 + 2.6 * columns, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    panels = figure.add_gridspec(2, 2 + columns, width_ratios=[2, 2, *[1.8] * columns])
+    axes = figure.add_subplot(panels[:, :2])
     trained = [(r["iteration"], r["reward"]) for r in records if r.get("reward") is not None]
     if trained:
-        axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.8, label="training reward")
-    held_out = [(r["iteration"], r["held_out"], r["held_out_ci95"]) for r in records if r.get("held_out") is not None]
-    if held_out:
-        x, y, bounds = zip(*held_out, strict=True)
-        errors = [[m - low for m, (low, _) in zip(y, bounds, strict=True)],
-                  [high - m for m, (_, high) in zip(y, bounds, strict=True)]]  # fmt: skip
-        axes.errorbar(x, y, errors, color="tab:orange", marker="o", capsize=3, label=f"held-out {name}")
+        axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.8, label="while training")
+    if looks:
+        _errorbars(axes, looks, "in_domain", "tab:orange", label="held-out prompts")
+    axes.set_title(f"trained: {name}" if name else "trained", fontsize=11)
     axes.set_xlabel("iteration")
-    axes.set_ylabel("reward")
     axes.grid(alpha=0.3)
-    if trained or held_out:
-        axes.legend(loc="lower right")
+    if trained or looks:
+        axes.legend(loc="lower right", fontsize=9)
+    raised = {key for r in looks for key in r.get("alarms", ())}
+    for i, key in enumerate(watched):
+        short = key.removeprefix("watch/")
+        color = "crimson" if short in raised else "tab:green"
+        small = figure.add_subplot(panels[i % 2, 2 + i // 2])
+        small.axhline(looks[0][key]["mean"], color="gray", linestyle="--", linewidth=0.8)
+        _errorbars(small, looks, key, color)
+        small.set_title(f"watched: {short}", fontsize=9, color=color if short in raised else "black")
+        small.tick_params(labelsize=8)
+        small.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _errorbars(axes: Any, looks: Sequence[Mapping[str, Any]], key: str, color: str, **options: Any) -> None:
+    """Means with their 95 % intervals."""
+    points = [(r["iteration"], r[key]["mean"], 1.96 * (r[key]["sem"] or 0.0)) for r in looks if r.get(key)]
+    axes.errorbar(*zip(*points, strict=True), color=color, marker="o", markersize=4, capsize=3, **options)

@@ -1,6 +1,7 @@
 """A run's folder on disk: whole files or none, one writer at a time, and nothing lost but the last half-written line.
 
-`runs/<name>/` holds config.yaml, metrics.jsonl, reward.png, samples/, lora.safetensors, checkpoints/ and summary.json.
+`runs/<name>/` holds config.yaml, metrics.jsonl, reward.png, samples/, evaluations/, lora.safetensors, checkpoints/ and
+summary.json.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
-FOLDERS = ("samples", "checkpoints")
+FOLDERS = ("samples", "checkpoints", "evaluations")
 
 
 class Run:
@@ -44,6 +45,11 @@ class Run:
     summary_path = property(lambda self: self.folder / "summary.json")
     samples = property(lambda self: self.folder / "samples")
     checkpoints = property(lambda self: self.folder / "checkpoints")
+    evaluations = property(lambda self: self.folder / "evaluations")
+
+    def evaluation_path(self, iteration: int) -> Path:
+        """Where the scores of an evaluation lie, image by image."""
+        return self.evaluations / f"iteration_{iteration:06d}.safetensors"
 
     # --- opening -----------------------------------------------------------------------------------------------------
 

@@ -10,37 +10,33 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from dgpo_core import assemble, config_io
-from dgpo_core.checkpoint import checkpoint_path, latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from dgpo_core.checkpoint import (
+    best_checkpoint,
+    checkpoint_path,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from dgpo_core.cli import parse_args
 from dgpo_core.config import Config
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
+from dgpo_core.evaluation import Evaluator, read_evaluations, side_by_side
 from dgpo_core.files import write_atomic
-from dgpo_core.group import Group
-from dgpo_core.measure import (
-    Measurement,
-    draw_evaluation,
-    evaluation_set,
-    evaluation_solver,
-    evaluation_weights,
-    measure,
-    total,
-)
-from dgpo_core.pictures import grid, png, reward_curve
+from dgpo_core.measure import Evaluation, Measurement, evaluation_solver
+from dgpo_core.pictures import reward_curve
 from dgpo_core.policy import AdapterName, Policy
-from dgpo_core.prompts import Prompt
-from dgpo_core.rewards import Reward, score_groups
 from dgpo_core.run import Run
 from dgpo_core.trainer import Iteration, Trainer
 
-SAMPLE_PROMPTS, SAMPLES_EACH = 6, 6  # rows and columns of the pictures in samples/
 INTERRUPTED = 130  # exit code of a run ended by Ctrl-C, as shells have it
 ECHO = 5.0  # seconds in which a second signal is still the first one, passed on by `accelerate launch` or `torchrun`
 
@@ -80,19 +76,16 @@ class Stop:
 
 @dataclass
 class Session:
-    """Everything one training run works with. batch: images per forward of an evaluation, as memory allows."""
+    """Everything one training run works with."""
 
     config: Config
     world: World
     policy: Policy
-    size: tuple[int, int]
     trainer: Trainer
-    held_out: list[Prompt]
-    judges: dict[str, Reward]
+    evaluator: Evaluator
     check: Callable[[], None]
     seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
-    batch: int = 0
 
     @property
     def adapter(self) -> AdapterName:
@@ -108,11 +101,15 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
     """Load and check everything that the run needs; nothing is written."""
     prompts, held_out = assemble.training_prompts(config), assemble.held_out_prompts(config)
     rewards = assemble.training_rewards(config, world)
-    judges = assemble.evaluation_rewards(config, rewards, world)
+    judges = rewards | assemble.evaluation_rewards(config, rewards, world)
+    if held_out:
+        judges |= assemble.watched_rewards(config, judges, world)
     policy, size = assemble.load_model(config, world)
     evaluation_solver(policy, config, size)  # a bad name is told now, not after the training
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
-    return Session(config, world, policy, size, trainer, held_out, judges, check, batch=config.evaluation.batch)
+    memory, batch = trainer.within_memory, config.evaluation.batch
+    evaluator = Evaluator(config, policy, held_out, judges, size, world, check, memory, batch)
+    return Session(config, world, policy, trainer, evaluator, check)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,7 +165,7 @@ def _steps(session: Session, run: Run | None) -> None:
         elif session.world.any(run is not None and not _is_measured(run, trainer.step)):
             _now_and_then(session, run)  # an evaluation that Ctrl-C cut off
         with tqdm(total=config.iterations, initial=trainer.step, unit="it", disable=run is None) as bar:
-            while trainer.step < config.iterations:
+            while trainer.step < config.iterations and not _is_stopped(session):
                 _log(run, trainer.iterate(), trainer.step, bar)
                 _now_and_then(session, run)
         _finish(session, run)
@@ -198,59 +195,53 @@ def _now_and_then(session: Session, run: Run | None) -> None:
     if config.evaluation.every and step % config.evaluation.every == 0 and not last:
         _evaluate(session, run, session.adapter, config.evaluation.images)
         _samples(session, run, session.adapter)
-    if run and (step % config.checkpoint.every == 0 or last):
+    if run and (step % config.checkpoint.every == 0 or last or _is_stopped(session)):
         _checkpoint(session, run)
 
 
-def _evaluate(session: Session, run: Run | None, adapter: AdapterName | None, images: int) -> Measurement | None:
-    """Measure on held-out prompts, note it in metrics.jsonl and draw the curve anew."""
-    if not (images and session.held_out):
-        return None
-    s = session
+def _evaluate(session: Session, run: Run | None, adapter: AdapterName | None, images: int) -> None:
+    """Measure on held-out prompts, note it, draw the curve anew, warn, and keep the state that is best so far."""
+    evaluator, step = session.evaluator, session.trainer.step
+    if not (images and evaluator.prompts):
+        return
+    evaluator.history = [e for e in evaluator.history if e.iteration != step] + [evaluator.at(step, adapter, images)]
+    if not run:
+        return
+    evaluator.history[-1].save(run.evaluation_path(step))
+    record = evaluator.watch.record(evaluator.history)
+    if record not in run.read_metrics():  # a run that was killed at its very end measures the same again
+        run.append_metrics(record)
+    write_atomic(run.reward_png, reward_curve(run.read_metrics(), evaluator.watch.title))
+    tqdm.write(f"Iteration {step}: held-out {evaluator.watch.measure(evaluator.history[-1])}\n  {side_by_side(record)}")
+    for warning in record.get("alarms", {}).values():
+        tqdm.write(f"Warning: {warning}.")
+    if evaluator.watch.best(evaluator.history) is evaluator.history[-1]:
+        _save_state(session, best_checkpoint(run.checkpoints))
 
-    def work(batch: int) -> Measurement:
-        config = _in_batches(s.config, batch)
-        return measure(s.policy, adapter, s.held_out, s.judges, config, s.size, images, s.world, s.check)
 
-    found, s.batch = s.trainer.within_memory(work, s.batch, images)
-    if run:
-        record = {"iteration": s.trainer.step, "held_out": found.mean, "held_out_ci95": list(found.ci95), "n": found.n}
-        if record not in run.read_metrics():  # a run that was killed at its very end measures the same again
-            run.append_metrics(record)
-        write_atomic(run.reward_png, reward_curve(run.read_metrics(), "+".join(evaluation_weights(s.config))))
-        tqdm.write(f"Iteration {s.trainer.step}: held-out {found}")
-    return found
-
-
-def _in_batches(config: Config, batch: int) -> Config:
-    """The settings with this many images per forward of an evaluation."""
-    return replace(config, evaluation=replace(config.evaluation, batch=batch))
+def _is_stopped(session: Session) -> bool:
+    """Whether an alarm ends the run; every process sees the same evaluations."""
+    evaluator = session.evaluator
+    return session.config.evaluation.on_alarm == "stop" and bool(evaluator.watch.alarms(evaluator.history))
 
 
 def _samples(session: Session, run: Run | None, adapter: AdapterName | None) -> None:
     """The same prompts and seeds at every call, as one labelled picture in samples/."""
-    if not run:
-        return
-    prompts = session.held_out or session.trainer.stream.prompts
-    few = prompts[:: max(1, len(prompts) // SAMPLE_PROMPTS)][:SAMPLE_PROMPTS]
-    rows = evaluation_set(few, SAMPLES_EACH * len(few))
-
-    def work(batch: int) -> list[Group]:
-        config = _in_batches(session.config, batch)
-        return draw_evaluation(session.policy, adapter, rows, config, session.size, session.check)
-
-    groups, session.batch = session.trainer.within_memory(work, session.batch, SAMPLES_EACH * len(few))
-    groups = score_groups(groups, session.judges)
-    scores = [total(group, evaluation_weights(session.config)) for group in groups]
-    sheet = png(grid(groups, f"iteration {session.trainer.step}", scores))
-    write_atomic(run.samples / f"iteration_{session.trainer.step:06d}.png", sheet)
+    if run:
+        step, prompts = session.trainer.step, session.evaluator.prompts or session.trainer.stream.prompts
+        sheet = session.evaluator.samples(step, adapter, prompts)
+        write_atomic(run.samples / f"iteration_{step:06d}.png", sheet)
 
 
 def _checkpoint(session: Session, run: Run) -> None:
+    _save_state(session, checkpoint_path(run.checkpoints, session.trainer.step))
+    prune_checkpoints(run.checkpoints, session.config.checkpoint.keep)
+
+
+def _save_state(session: Session, path: Path) -> None:
     tensors, info = session.trainer.state()
     info |= {"seconds": session.elapsed(), "fingerprint": config_io.fingerprint(session.config)}
-    save_checkpoint(checkpoint_path(run.checkpoints, session.trainer.step), tensors, info)
-    prune_checkpoints(run.checkpoints, session.config.checkpoint.keep)
+    save_checkpoint(path, tensors, info)
 
 
 def _resume(session: Session, run: Run | None) -> int:
@@ -263,6 +254,7 @@ def _resume(session: Session, run: Run | None) -> int:
         tensors, info = load_checkpoint(newest, config_io.fingerprint(session.config))
         session.trainer.load_state(tensors, info)
         session.seconds = info["seconds"]
+    session.evaluator.history = read_evaluations(folder.with_name("evaluations"), session.trainer.step)
     if run:
         run.truncate_metrics(session.trainer.step if session.trainer.step else -1)
     return session.trainer.step
@@ -270,22 +262,43 @@ def _resume(session: Session, run: Run | None) -> int:
 
 def _finish(session: Session, run: Run | None) -> None:
     """Measure once more, save the adapter and the summary, and tell."""
-    config = session.config
-    after = _evaluate(session, run, session.adapter, config.evaluation.final_images)
-    _samples(session, run, session.adapter)
+    config, evaluator, trainer = session.config, session.evaluator, session.trainer
+    if not _is_stopped(session):
+        _evaluate(session, run, session.adapter, config.evaluation.final_images)
+        _samples(session, run, session.adapter)
+    made, after = trainer.step, evaluator.history[-1] if evaluator.history else None
+    stopped = _is_stopped(session)  # or by this very evaluation
+    if stopped:
+        tensors, info = load_checkpoint(best_checkpoint(Path(config.output, config.name, "checkpoints")))
+        trainer.load_state(tensors, info)
+        after = evaluator.at(trainer.step, session.adapter, config.evaluation.final_images or config.evaluation.images)
     if not run:
         return
-    session.policy.save_lora(run.lora_path, lora_metadata(config, session.trainer.step), session.adapter)
-    name = "+".join(evaluation_weights(config))
-    summary: dict[str, Any] = {"reward": name, "seconds": session.elapsed(), "iterations": session.trainer.step}
+    session.policy.save_lora(run.lora_path, lora_metadata(config, trainer.step), session.adapter)
+    summary = {"seconds": session.elapsed(), "iterations": made}
+    summary |= {"stopped_at": made, "iterations": trainer.step} if stopped else {}
+    _conclude(run, evaluator, after if after and after.iteration == trainer.step else None, summary)
+
+
+def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary: dict[str, Any]) -> None:
+    """Write the summary and tell what came of the run. after: the evaluation of the adapter that is saved."""
+    name = "+".join(evaluator.watch.measured)
     # gone where somebody has deleted metrics.jsonl before a resume
     before = next((r for r in run.read_metrics() if r["iteration"] == 0 and "held_out" in r), None)
+    alarms = evaluator.watch.alarms(evaluator.history)
+    summary = {"reward": name, **summary} | ({"alarms": [str(alarm) for alarm in alarms]} if alarms else {})
     if after and before:
         base = Measurement(before["held_out"], tuple(before["held_out_ci95"]), before["n"])
-        summary |= {"base": base.as_json(), "adapter": after.as_json()}
-        print(f"\n{name} on held-out prompts\n  before  {base}\n  after   {after}")
+        found = evaluator.watch.measure(after)
+        summary |= {"base": base.as_json(), "adapter": found.as_json()}
+        print(f"\n{name} on held-out prompts\n  before  {base}\n  after   {found}")
     run.write_json(run.summary_path, summary)
-    print(f"{session.trainer.step} iterations in {session.elapsed() / 60:.1f} minutes; everything is in {run.folder}:")
+    for alarm in alarms:
+        print(f"Warning: {alarm}.")
+    if "stopped_at" in summary:
+        print(f"Stopped by it after iteration {summary['stopped_at']}; what is saved is the best before it.")
+    minutes = summary["seconds"] / 60
+    print(f"{summary['iterations']} iterations in {minutes:.1f} minutes; everything is in {run.folder}:")
     print("  lora.safetensors (the adapter), samples/ (before, during, after), reward.png, summary.json")
 
 

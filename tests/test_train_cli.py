@@ -64,7 +64,10 @@ def test_a_run_leaves_what_it_promises_and_its_gain_can_be_measured_again(
 
 def _check_files(run: Path) -> None:
     names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
-    folders, files = {"samples", "checkpoints"}, {"config.yaml", "metrics.jsonl", "reward.png", "summary.json"}
+    folders, files = (
+        {"samples", "checkpoints", "evaluations"},
+        {"config.yaml", "metrics.jsonl", "reward.png", "summary.json"},
+    )
     assert names == {"lora.safetensors", *folders, *files}
     assert load_yaml(run / "config.yaml").training.timesteps == 2
     assert Image.open(run / "reward.png").size[0] > 300
