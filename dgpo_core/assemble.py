@@ -58,6 +58,8 @@ def training_prompts(config: Config) -> list[Prompt]:
 
 def held_out_prompts(config: Config) -> list[Prompt]:
     """The prompts that the gain is measured on; none where the settings name none."""
+    if config.data.held_out_text:
+        return read_prompts(config.data.held_out_text)
     if not config.data.held_out:
         return []
     return load_prompts(DEMO / "held_out.jsonl" if config.data.held_out == EMBEDDED else config.data.held_out)

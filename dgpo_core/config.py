@@ -94,6 +94,8 @@ class DataConfig:
     """Prompts for evaluation, disjoint from the training prompts, same formats; empty: no evaluation on any."""
     text: str = ""
     """The training prompts themselves, one per line; where given, no file is read."""
+    held_out_text: str = ""
+    """The prompts for evaluation themselves, one per line; where given, no file is read."""
     order_seed: Annotated[int, Range(-1)] = -1
     """Seed of the order in which prompts are taken; -1 takes the run's seed."""
     groups_per_iteration: Count = 8

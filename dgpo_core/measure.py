@@ -1,7 +1,7 @@
 """How good is an adapter? Images of held-out prompts, from seeds that training never uses, under some rewards."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,11 @@ from dgpo_core.rewards import Reward, score_groups
 from dgpo_core.rollout import Check, nothing, rollout
 from dgpo_core.seeds import derive_seed
 from dgpo_core.solvers import Solver
+
+PART = 2**29  # bytes of images in memory at once
+
+Row = tuple[int, tuple[Prompt, list[int]]]
+"""A prompt's number, the prompt, and the seeds of its images."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,13 @@ class Evaluation:
     iteration: int
     places: Tensor
     scores: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(iteration: int, rows: Sequence[tuple[int, Mapping[str, Tensor]]]) -> "Evaluation":
+        """From the number of each prompt and the scores of its images, [G] by reward."""
+        scores = {name: torch.cat([row[name] for _, row in rows]) for name in rows[0][1]}
+        places = [(i, copy) for i, row in rows for copy in range(len(next(iter(row.values()))))]
+        return Evaluation(iteration, torch.tensor(places), scores)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -201,18 +213,38 @@ def score_evaluation(
     world: World,
     check: Check = nothing,
     iteration: int = 0,
+    see: Callable[[int, Group], None] = lambda place, group: None,
 ) -> Evaluation:
-    """Draw `images` images of held-out prompts and score them by every reward; the processes share the work."""
+    """Draw `images` images of held-out prompts and score them by every reward; the processes share the work.
+
+    Drawn and scored in parts, so that the images of many large ones need not be in memory at once. see: called with
+    the number of each prompt and its scored group, on the process that drew it.
+    """
     mine = world.share(list(enumerate(evaluation_set(prompts, images))))
-    groups = draw_evaluation(policy, adapter, [row for _, row in mine], config, size, check) if mine else []
-    scored = score_groups(groups, rewards)
+    found = []
+    for part in _parts(mine, size):
+        groups = draw_evaluation(policy, adapter, [row for _, row in part], config, size, check)
+        scored = score_groups(groups, rewards)
+        for (i, _), group in zip(part, scored, strict=True):
+            see(i, group)
+            found.append((i, group.scores))
     if config.memory.offload:
         for reward in rewards.values():
             reward.idle()
-    rows = world.gather([(i, group.scores) for (i, _), group in zip(mine, scored, strict=True)])
-    scores = {name: torch.cat([row[name] for _, row in rows]) for name in rewards}
-    places = [(i, copy) for i, row in rows for copy in range(len(next(iter(row.values()))))]
-    return Evaluation(iteration, torch.tensor(places), scores)
+    return Evaluation.of(iteration, world.gather(found))
+
+
+def _parts(rows: Sequence[Row], size: tuple[int, int]) -> Iterator[list[Row]]:
+    """The rows in parts of about `PART` bytes of pixels."""
+    most = max(1, PART // (12 * size[0] * size[1]))
+    part: list[Row] = []
+    for row in rows:
+        part.append(row)
+        if sum(len(seeds) for _, (_, seeds) in part) >= most:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def measure(

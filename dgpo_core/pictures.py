@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dgpo_core.group import Group
 
-MARGIN, LINE = 6, 16  # pixels
+MARGIN, LINE, GAP = 6, 16, 18  # pixels
 LEAST_TILE, MOST_TILE = 96, 512
 
 
@@ -59,6 +59,52 @@ def grid(
     return sheet
 
 
+def comparison(
+    columns: Mapping[str, Sequence[Group]], scores: Sequence[Sequence[Tensor]], width: int = 1800
+) -> Image.Image:
+    """One block of images per column under its title, one row per group: the same prompts and seeds side by side.
+
+    columns: groups by title, as many in each. scores: of each column's groups, [G] each. width: pixels, about; as many
+    images of each group are shown as fit, at least one and at most four.
+    """
+    first = next(iter(columns.values()))
+    height, wide = first[0].images.shape[-2:]
+    zoom = (
+        max(1, math.ceil(LEAST_TILE / min(height, wide)))
+        if max(height, wide) < LEAST_TILE
+        else 256 / max(height, wide, 256)
+    )
+    tile_w, tile_h = round(wide * zoom), round(height * zoom)
+    smooth = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS
+    count = min(4, min(len(group) for group in first), max(1, (width // len(columns) - GAP) // (tile_w + MARGIN)))
+    block = count * (tile_w + MARGIN) + GAP
+    row_h = LINE + tile_h + LINE + MARGIN
+    top = 2 * LINE
+    sheet = Image.new("RGB", (MARGIN + len(columns) * block, top + len(first) * row_h), "white")
+    pen, font, bold = ImageDraw.Draw(sheet), ImageFont.load_default(size=12), ImageFont.load_default(size=15)
+    for x, (title, groups) in enumerate(columns.items()):
+        left = MARGIN + x * block
+        pen.text((left, MARGIN), _shortened(title, bold, block - GAP), fill="black", font=bold)
+        for y, group in enumerate(groups):
+            if x == 0:
+                text = _shortened(group.prompt.text, font, sheet.width - 2 * MARGIN)
+                pen.text((MARGIN, top + y * row_h), text, fill="black", font=font)
+            for i in range(count):
+                at = left + i * (tile_w + MARGIN), top + y * row_h + LINE
+                sheet.paste(to_pil(group.images[i]).resize((tile_w, tile_h), smooth), at)
+                pen.text((at[0], at[1] + tile_h), f"{float(scores[x][y][i]):.2f}", fill="dimgray", font=font)
+    return sheet
+
+
+def _shortened(text: str, font: Any, width: int) -> str:
+    """The text, or as much of it as is `width` pixels wide."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
 def png(image: Image.Image) -> bytes:
     """The picture as a PNG file."""
     buffer = io.BytesIO()
@@ -74,6 +120,7 @@ def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     looks = [r for r in records if r.get("in_domain")]
     watched = [key for key in (looks[-1] if looks else {}) if key.startswith("watch/")]
@@ -89,17 +136,19 @@ def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
         _errorbars(axes, looks, "in_domain", "tab:orange", label="held-out prompts")
     axes.set_title(f"trained: {name}" if name else "trained", fontsize=11)
     axes.set_xlabel("iteration")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if trained or looks:
         axes.legend(loc="lower right", fontsize=9)
     raised = {key for r in looks for key in r.get("alarms", ())}
     for i, key in enumerate(watched):
         short = key.removeprefix("watch/")
-        color = "crimson" if short in raised else "tab:green"
+        color, mark = ("crimson", " (alarm)") if short in raised else ("tab:green", "")
         small = figure.add_subplot(panels[i % 2, 2 + i // 2])
         small.axhline(looks[0][key]["mean"], color="gray", linestyle="--", linewidth=0.8)
         _errorbars(small, looks, key, color)
-        small.set_title(f"watched: {short}", fontsize=9, color=color if short in raised else "black")
+        small.set_title(f"watched: {short}{mark}", fontsize=9, color=color if mark else "black")
+        small.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         small.tick_params(labelsize=8)
         small.grid(alpha=0.3)
     buffer = io.BytesIO()

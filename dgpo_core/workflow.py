@@ -10,12 +10,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dgpo_core.config import Config, LoraConfig, MemoryConfig, RolloutConfig, TrainingConfig
+from dgpo_core.config import EMBEDDED, Config, LoraConfig, MemoryConfig, RolloutConfig, TrainingConfig
 from dgpo_core.config_io import apply_mode, load_preset, preset_names, to_plain
 from dgpo_core.errors import UserError
 
 MODELS_OWN = "model's own"
 """The choice of Sampler Settings that is no scheduler."""
+HELD_OUT = "embedded, held out"  # the embedded model's prompts that it does not train on, in the node Prompts
 CONTROLLED = ("iteration",)  # widgets behind which the front end stores one more value, "increment" or the like
 
 
@@ -99,7 +100,35 @@ def load_workflow(path: str | Path) -> dict[str, Any]:
             "weights": trainer.inputs["weights"],
         },
     }
-    return settings | ({"iterations": trainer.inputs["iterations"]} if looped else {})
+    if not looped:
+        return settings
+    settings["iterations"] = trainer.inputs["iterations"]
+    return _watched(flow, trainer, settings)
+
+
+def _watched(flow: Workflow, loop: Node, settings: dict[str, Any]) -> dict[str, Any]:
+    """With what a Training Loop measures on the way; without held-out prompts, as they are."""
+    if not isinstance(loop.inputs.get("held_out"), list):
+        return settings
+    evaluation = {
+        "every": loop.inputs.get("evaluate_every", 10),
+        "images": loop.inputs.get("evaluation_images", 64),
+        "on_alarm": loop.inputs.get("on_alarm", "warn"),
+    }
+    watch = _rewards(flow, loop, "watch") if isinstance(loop.inputs.get("watch"), list) else []
+    return {
+        **settings,
+        "watch": [{**term, "weight": 1.0} for term in watch],
+        "data": settings["data"] | _held_out(flow.behind(loop, "held_out", "DGPO_Prompts").inputs),
+        "evaluation": settings["evaluation"] | evaluation,
+    }
+
+
+def _held_out(prompts: Mapping[str, Any]) -> dict[str, Any]:
+    source = prompts["source"]
+    if source == "the text below":
+        return {"held_out_text": prompts["text"], "held_out": ""}
+    return {"held_out": EMBEDDED if source == HELD_OUT else _prompt_file(source)}
 
 
 def _training(widgets: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -113,9 +142,9 @@ def _training(widgets: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return _of(TrainingConfig, widgets), widgets["combine"]
 
 
-def _rewards(flow: Workflow, scorer: Node) -> list[dict[str, Any]]:
+def _rewards(flow: Workflow, scorer: Node, name: str = "reward") -> list[dict[str, Any]]:
     """The chain of rewards, first one first."""
-    terms, node = [], flow.behind(scorer, "reward", "DGPO_Reward")
+    terms, node = [], flow.behind(scorer, name, "DGPO_Reward")
     while True:
         options = node.inputs.get("options") or ""
         try:
@@ -133,9 +162,14 @@ def _data(prompts: Mapping[str, Any]) -> dict[str, Any]:
     found = {"groups_per_iteration": prompts["per_iteration"], "order_seed": prompts["order_seed"]}
     if source == "the text below":
         return {**found, "text": prompts["text"], "held_out": ""}
-    if source == "embedded":
+    if source == EMBEDDED:
         return found
-    return {**found, "prompts": f"input/{source}", "held_out": ""}
+    return {**found, "prompts": _prompt_file(source), "held_out": ""}
+
+
+def _prompt_file(source: str) -> str:
+    shipped = {EMBEDDED: "train.jsonl", HELD_OUT: "held_out.jsonl"}
+    return str(Path(__file__).parent / "demo" / shipped[source]) if source in shipped else f"input/{source}"
 
 
 def _file(choice: str, folder: str) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from dgpo_core import config
 from dgpo_core.errors import UserError
 from dgpo_core.policy import Policy
+from dgpo_core.workflow import HELD_OUT
 
 CATEGORY = "DGPO"
 EMBEDDED = "embedded (shapes world)"
@@ -96,7 +97,7 @@ def prompt_file_choices() -> list[str]:
     files = (
         sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".txt", ".jsonl")) if folder.is_dir() else []
     )
-    return ["the text below", "embedded", *files]
+    return ["the text below", "embedded", HELD_OUT, *files]
 
 
 def prompt_file(choice: str) -> Path:

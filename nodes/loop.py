@@ -17,6 +17,7 @@ from . import host, sessions
 from .rewards import contact_sheet
 from .states import State
 from .values import Groups, PolicyHandle, Prompts, Sampler, Training
+from .watching import Log, Watching
 
 PREVIEW_EVERY, PREVIEW_WIDTH = 2.0, 1400  # seconds, pixels
 
@@ -32,28 +33,42 @@ class Plan:
     settings: Training
     iterations: int
     save_every: int
+    watching: Watching | None = None
 
 
-def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State]:
-    """Iterate until `plan.iterations` are done, from the newest state of the same settings that was kept."""
+def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State, Log]:
+    """Iterate until `plan.iterations` are done, from the newest state of the same settings that was kept.
+
+    Where an alarm ends it, the state is the best one before. The log is empty where nothing is watched.
+    """
     handle, state = _furthest(plan)
+    log, best = Log(plan.watching), handle
+    log.recall(handle, state)
     shown, start, first = 0.0, time.monotonic(), handle.step
     progress.at(handle.step)
     try:
-        while handle.step < plan.iterations:
+        while handle.step < plan.iterations and not log.stopped:
             groups = sessions.score(_draw(plan, handle), plan.terms)
             handle, state = sessions.learn(handle, groups, plan.settings, host.check)
+            if log.look(handle):
+                best = handle
+                sessions.keep(handle, state)
             picture = None
             if time.monotonic() - shown > PREVIEW_EVERY or handle.step == plan.iterations:
-                shown, picture = time.monotonic(), preview(groups, state)
+                shown, picture = time.monotonic(), preview(groups, state, log)
             pace = (time.monotonic() - start) / (handle.step - first)
-            progress.at(handle.step, picture, status(state, plan.iterations, pace))
+            progress.at(handle.step, picture, status(state, plan.iterations, pace, log))
             if handle.step % plan.save_every == 0:
                 sessions.keep(handle, state)
+                sessions.use(best)
     finally:  # also after Cancel, which is no Exception in every version of ComfyUI
         if handle.step:
             sessions.keep(handle, state)
-    return handle, state
+            sessions.use(best)
+    if log.stopped:
+        handle = log.best(handle, state)
+        state = sessions.state_of(handle)
+    return handle, state, log
 
 
 def _draw(plan: Plan, handle: PolicyHandle) -> Groups:
@@ -87,14 +102,14 @@ def training_forwards(groups: Groups, settings: Training) -> int:
     return max(1, rows // t.micro_batch) * (2 if t.clip == 0 else 3)
 
 
-def curve(state: State) -> Image.Image:
-    """The reward over the iterations."""
-    return Image.open(io.BytesIO(reward_curve(state.history, ""))).convert("RGB")
+def curve(state: State, log: Log) -> Image.Image:
+    """The reward over the iterations, and beside it what is watched."""
+    return Image.open(io.BytesIO(reward_curve([*state.history, *log.records], log.title))).convert("RGB")
 
 
-def preview(groups: Groups, state: State) -> Image.Image:
+def preview(groups: Groups, state: State, log: Log) -> Image.Image:
     """Contact sheet and curve, one above the other."""
-    sheet, plot = contact_sheet(groups), curve(state)
+    sheet, plot = contact_sheet(groups), curve(state, log)
     sheet.thumbnail((PREVIEW_WIDTH, sheet.height))
     width = min(PREVIEW_WIDTH, max(sheet.width, plot.width))
     plot = plot.resize((width, round(plot.height * width / plot.width)))
@@ -104,21 +119,24 @@ def preview(groups: Groups, state: State) -> Image.Image:
     return both
 
 
-def status(state: State, iterations: int, pace: float) -> str:
-    """One line: iteration, reward, time left."""
+def status(state: State, iterations: int, pace: float, log: Log) -> str:
+    """Iteration, reward, time left; below it the last evaluation."""
     left = round(pace * (iterations - state.step))
     reward = state.history[-1]["reward"]
     text = f"iteration {state.step} of {iterations} · reward {reward:.3f} · {left // 60}:{left % 60:02d} left"
-    return text if state.history[-1]["informative"] else f"{text} · nothing to learn: all scores of a group are equal"
+    if not state.history[-1]["informative"]:
+        text = f"{text} · nothing to learn: all scores of a group are equal"
+    return "\n".join([text, *filter(None, [log.text()])])
 
 
-def describe(state: State) -> str:
-    """The numbers of the last iteration, one per line."""
+def describe(state: State, log: Log) -> str:
+    """The numbers of the last iteration, one per line, and the last evaluation."""
     if not state.history:
         return "not trained yet"
     last = state.history[-1]
     lines = [f"{name}: {_short(value)}" for name, value in last.items()]
-    return "\n".join([*lines, *([f"Note: {NOTHING_TO_LEARN}."] if last["informative"] == 0 else [])])
+    lines += [f"Note: {NOTHING_TO_LEARN}."] if last["informative"] == 0 else []
+    return "\n".join([*lines, *filter(None, [log.text()])])
 
 
 def _short(value: float | int) -> str:

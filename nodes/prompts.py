@@ -7,11 +7,13 @@ from comfy_api.v0_0_2 import io
 from dgpo_core.assemble import DEMO
 from dgpo_core.errors import UserError
 from dgpo_core.prompts import Prompt, load_prompts, read_prompts
+from dgpo_core.workflow import HELD_OUT
 
 from . import fields, host
 from .values import Prompts
 
 TEXT, EMBEDDED = "the text below", "embedded"
+SHIPPED = {EMBEDDED: "train.jsonl", HELD_OUT: "held_out.jsonl"}
 
 
 class PromptList(io.ComfyNode):
@@ -75,7 +77,7 @@ class PromptList(io.ComfyNode):
 def _read(source: str, text: str) -> list[Prompt]:
     if source == TEXT:
         return read_prompts(text)
-    return load_prompts(DEMO / "train.jsonl" if source == EMBEDDED else host.prompt_file(source))
+    return load_prompts(DEMO / SHIPPED[source] if source in SHIPPED else host.prompt_file(source))
 
 
 NODES = [PromptList]

@@ -6,6 +6,7 @@ that Cancel or an error has cut short leaves no trace.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +16,11 @@ from typing import Any
 
 import torch
 
-from dgpo_core.config import Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
+from dgpo_core.config import NEUTRAL, Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
 from dgpo_core.config_io import check_timesteps
 from dgpo_core.errors import UserError
 from dgpo_core.group import Group
+from dgpo_core.measure import Evaluation, draw_evaluation, evaluation_set
 from dgpo_core.policy import AdapterName, Policy, lora_file
 from dgpo_core.prompts import Prompt
 from dgpo_core.rewards import Reward, make_reward, score_groups
@@ -213,6 +215,58 @@ def draw_with(
         return [_on_cpu(group) for group in groups]
 
 
+def evaluate(
+    handle: PolicyHandle,
+    adapter: AdapterName | None,
+    prompts: Sequence[Prompt],
+    images: int,
+    sampler: Sampler,
+    terms: Sequence[RewardTerm],
+) -> Evaluation:
+    """What held-out images score that one adapter of the handle's state draws, or the base (None, at iteration 0).
+
+    The seeds are those of every evaluation. Kept on disk, and found again there.
+    """
+    found = evaluated(handle, adapter, prompts, images, sampler, terms)
+    if found:
+        return found
+    rows = evaluation_set(prompts, images)
+    with host.engine():
+        trainer = _enter(handle, sampler, DRAWING, (), host.check)
+
+        def work(batch: int) -> list[Group]:
+            config = replace(trainer.config, evaluation=replace(trainer.config.evaluation, batch=batch))
+            return draw_evaluation(trainer.policy, adapter, rows, config, trainer.size, host.check)
+
+        groups, _ = trainer.within_memory(work, sampler.rollout.batch, images)
+        scored = score_all([_on_cpu(group) for group in groups], terms)
+    step = 0 if adapter is None else handle.step
+    found = Evaluation.of(step, [(i, group.scores) for i, group in enumerate(scored)])
+    found.save(_evaluation_path(handle, adapter, prompts, images, sampler, terms))
+    return found
+
+
+def evaluated(handle: PolicyHandle, adapter: AdapterName | None, *asked: Any) -> Evaluation | None:
+    """What `evaluate` has found before, for the same arguments."""
+    with contextlib.suppress(UserError):
+        return Evaluation.load(_evaluation_path(handle, adapter, *asked))
+    return None
+
+
+def _evaluation_path(
+    handle: PolicyHandle,
+    adapter: AdapterName | None,
+    prompts: Sequence[Prompt],
+    images: int,
+    sampler: Sampler,
+    terms: Sequence[RewardTerm],
+) -> Path:
+    drawn = _drawn_key(
+        replace(handle, state="" if adapter is None else handle.state), list(enumerate(prompts)), sampler
+    )
+    return store(handle.spec).evaluation(key_of("evaluate", _scored_key(drawn, terms), images, adapter or ""))
+
+
 def encode(handle: PolicyHandle, prompt: Prompt, images: torch.Tensor, sampler: Sampler, iteration: int) -> Groups:
     """A group from pictures [G, 3, H, W] in [0, 1] that somebody has, cropped and scaled to the sampler's size."""
     handle = resolve(handle, iteration)
@@ -268,6 +322,11 @@ def _load(spec: PolicySpec) -> Live:
     _live.move_to_end(key)
     _live[key].opened.load()
     return _live[key]
+
+
+def use(handle: PolicyHandle) -> None:
+    """A state that is on disk stays there longer."""
+    store(handle.spec).use(handle.state)
 
 
 def is_kept(handle: PolicyHandle) -> bool:
@@ -335,6 +394,8 @@ def _snapshot(trainer: Trainer, history: Sequence[Mapping[str, Any]] = (), line:
 
 def _reward(term: RewardTerm) -> Reward:
     """A reward that is ready; a few are kept, on the CPU while they are idle."""
+    if term.name in NEUTRAL:  # made in no time, and would only drive out what is not
+        return make_reward(term.name, term.options, str(host.device()))
     key = key_of(term.name, term.options)
     if key not in _rewards:
         while len(_rewards) >= 4:

@@ -72,10 +72,7 @@ class Store:
     def save(self, key: str, state: State) -> None:
         """Writes the state, and deletes those not used for longest beyond `KEEP`, and what a killed process left half
         written. The run does not go by it yet."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"Cannot make the folder {self.folder}: {reason(error)}.") from error
+        self._make_folder()
         info = {"trainer": state.info, "history": list(state.history), "line": list(state.line)}
         save_checkpoint(self._path(key), state.tensors, info)
         self._prune(self._path(key))
@@ -86,12 +83,21 @@ class Store:
         True where the run was on another branch, whose steps no longer are the run's (but stay on disk).
         """
         before, line = self._line(), list(state.line)
-        with contextlib.suppress(OSError):
-            os.utime(self._path(line[-1]))  # used now
+        self.use(line[-1])
         if before[: len(line)] == line:
             return False
         write_atomic(self._line_path, json.dumps({"spec": to_plain(self.spec), "states": line}, indent=1) + "\n")
         return line[: len(before)] != before
+
+    def use(self, key: str) -> None:
+        """The state counts as used now."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path(key))
+
+    def evaluation(self, key: str) -> Path:
+        """Where an evaluation of one of the states is kept; its folder is made."""
+        self._make_folder()
+        return self.folder / f"evaluation_{key}.safetensors"
 
     def at(self, step: int) -> PolicyHandle:
         """The run's state after `step` steps. Raises UserError if it has not come so far, or no longer has it."""
@@ -111,6 +117,12 @@ class Store:
         )
         choice = f"to {newest}, or to 0 to start anew" if newest else "to 0"
         return f"Run {self.spec.run!r} {why}, so iteration {step} cannot follow: set the iteration {choice}."
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot make the folder {self.folder}: {reason(error)}.") from error
 
     def newest(self) -> int:
         """The last step of the run whose state is there."""

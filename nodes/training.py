@@ -15,6 +15,7 @@ from dgpo_core.errors import UserError
 from . import fields, host, loop, presets, sessions
 from .states import State
 from .values import Groups, PolicyHandle, Prompts, Sampler, Training
+from .watching import Log, Watching
 
 AS_BELOW = "as set below"
 
@@ -102,7 +103,7 @@ class LoRATrainer(io.ComfyNode):
         tick = host.Progress(loop.training_forwards(scored, settings), cls.hidden.unique_id)
         after, state = sessions.learn(policy, scored, settings, tick)
         sessions.keep(after, state)
-        return trained(cls, after, state, scored.sampler, settings, scored.terms, weights)
+        return trained(cls, after, state, scored.sampler, settings, scored.terms, weights, Log(None))
 
 
 def trained(
@@ -113,14 +114,46 @@ def trained(
     settings: Training,
     terms: Sequence[RewardTerm],
     weights: str,
+    log: Log,
 ) -> io.NodeOutput:
     """The five outputs, and the curve on the node."""
     config = sessions.config_of(policy.spec, sampler, settings.training, terms, settings.combine)
     lora = sessions.lora(policy, state, terms, config, weights)
-    curve = host.to_image(loop.curve(state))
+    curve = host.to_image(loop.curve(state, log))
     losses = {"loss": [record["loss"] for record in state.history]}
-    metrics = loop.describe(state)
+    metrics = loop.describe(state, log)
     return io.NodeOutput(policy, lora, losses, curve, metrics, ui=ui.PreviewImage(curve, cls=cls))
+
+
+def watch_inputs() -> list[io.Input]:
+    """What a loop measures on the way; all optional, and without held-out prompts nothing is measured."""
+    return [
+        fields.Prompts.Input(
+            "held_out",
+            optional=True,
+            tooltip="Prompts that are not trained on: drawn from the same seeds every time, to see what is learned.",
+        ),
+        fields.Reward.Input(
+            "watch", optional=True, tooltip="Rewards that are only scored on them, never trained, besides statistics."
+        ),
+        io.Int.Input(
+            "evaluate_every",
+            default=10,
+            min=1,
+            max=10_000,
+            optional=True,
+            tooltip="Iterations between two evaluations of the held-out prompts.",
+        ),
+        io.Int.Input(
+            "evaluation_images", default=64, min=2, max=10_000, optional=True, tooltip="Images of each evaluation."
+        ),
+        io.Combo.Input(
+            "on_alarm",
+            options=["warn", "stop"],
+            optional=True,
+            tooltip="Where a watched value falls while the reward rises: tell, or stop and give out the best before.",
+        ),
+    ]
 
 
 class TrainingLoop(io.ComfyNode):
@@ -152,6 +185,7 @@ class TrainingLoop(io.ComfyNode):
                     "save_every", default=10, min=1, max=10_000, tooltip="Iterations between two saved states."
                 ),
                 weights_input(),
+                *watch_inputs(),
             ],
             outputs=trained_outputs(),
             hidden=[io.Hidden.unique_id],
@@ -168,10 +202,22 @@ class TrainingLoop(io.ComfyNode):
         iterations: int,
         save_every: int,
         weights: str,
+        held_out: Prompts | None = None,
+        watch: Sequence[RewardTerm] = (),
+        evaluate_every: int = 10,
+        evaluation_images: int = 64,
+        on_alarm: str = "warn",
     ) -> io.NodeOutput:
-        plan = loop.Plan(policy, prompts, sampler, tuple(reward), settings, iterations, save_every)
-        after, state = loop.run(plan, host.Progress(iterations, cls.hidden.unique_id))
-        return trained(cls, after, state, sampler, settings, reward, weights)
+        watching = None
+        if held_out:
+            rewards = tuple(reward), tuple(watch)
+            stops = on_alarm == "stop"
+            watching = Watching(held_out.prompts, sampler, *rewards, evaluate_every, evaluation_images, weights, stops)
+        elif watch:
+            raise UserError("Watched rewards are scored on held-out prompts: connect some to held_out.")
+        plan = loop.Plan(policy, prompts, sampler, tuple(reward), settings, iterations, save_every, watching)
+        after, state, log = loop.run(plan, host.Progress(iterations, cls.hidden.unique_id))
+        return trained(cls, after, state, sampler, settings, reward, weights, log)
 
 
 presets.add_routes(PromptServer.instance.routes)

@@ -50,6 +50,7 @@ def test_a_run_leaves_what_it_promises_and_its_gain_can_be_measured_again(
 
     assert evaluate.main(["--lora", "runs/test/lora.safetensors", "--json", "again.json", "--images", "6"]) == 0
     again = json.loads((here / "again.json").read_text())
+    assert {row["model"] for row in again.pop("table")} == {"base", "test"}  # what is more than in the summary
     _check_summary(again)
     for part in ("base", "adapter"):
         assert again[part]["n"] == summary[part]["n"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dgpo_core import config_io
+from dgpo_core.assemble import held_out_prompts
 from dgpo_core.cli import parse_args
 from dgpo_core.config import Config
 from dgpo_core.config_io import load_preset
@@ -66,10 +67,34 @@ def test_rewards_are_read_along_their_chain(tmp_path: Path) -> None:
 
 def test_files_are_looked_for_as_in_comfyuis_folder(tmp_path: Path) -> None:
     chosen = {"model": "checkpoints/my.safetensors", "start_from": "dgpo/a.safetensors"}
-    config = read(changed(tmp_path, "quickstart", _1=chosen, _2={"source": "mine.txt"}))
+    config = read(changed(tmp_path, "quickstart", _1=chosen, _2={"source": "mine.txt"}, _9={"source": "other.txt"}))
     assert config.model.path == "models/checkpoints/my.safetensors"
     assert config.lora.init == "models/loras/dgpo/a.safetensors"
-    assert (config.data.prompts, config.data.held_out) == ("input/mine.txt", "")
+    assert (config.data.prompts, config.data.held_out) == ("input/mine.txt", "input/other.txt")
+
+
+def test_what_the_loop_watches_is_evaluated_headless(tmp_path: Path) -> None:
+    watched = {"class_type": "DGPO_Reward", "inputs": {"name": "clip_score", "weight": 3.0, "options": ""}}
+    path = changed(tmp_path, "quickstart", _6={"evaluate_every": 7, "on_alarm": "stop", "watch": ["10", 0]})
+    data = json.loads(path.read_text()) | {"10": watched}
+    data["9"]["inputs"] |= {"source": "the text below", "text": "a red circle\ntwo blue squares"}
+    path.write_text(json.dumps(data))
+    config = read(path)
+    assert (config.evaluation.every, config.evaluation.images, config.evaluation.on_alarm) == (7, 64, "stop")
+    assert [(term.name, term.weight) for term in config.watch] == [("clip_score", 1.0)]
+    assert [prompt.text for prompt in held_out_prompts(config)] == ["a red circle", "two blue squares"]
+    assert read(WORKFLOWS / "api" / "quickstart.json").data.held_out == "embedded"
+
+
+def test_a_loop_from_before_watching_is_read_as_it_was(tmp_path: Path) -> None:
+    data = json.loads((WORKFLOWS / "api" / "quickstart.json").read_text())
+    for name in ("held_out", "evaluate_every", "evaluation_images", "on_alarm"):
+        del data["6"]["inputs"][name]
+    data["2"]["inputs"] |= {"source": "mine.txt"}
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(data))
+    config = read(path)
+    assert (config.data.held_out, config.watch, config.evaluation.every) == ("", (), Config().evaluation.every)
 
 
 def test_a_scheduler_of_comfyui_is_kept_and_the_models_own_is_none(tmp_path: Path) -> None:
