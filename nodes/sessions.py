@@ -238,7 +238,8 @@ def evaluate(
             config = replace(trainer.config, evaluation=replace(trainer.config.evaluation, batch=batch))
             return draw_evaluation(trainer.policy, adapter, rows, config, trainer.size, host.check)
 
-        groups, _ = trainer.within_memory(work, sampler.rollout.batch, images)
+        groups, trainer.rollout_batch = trainer.within_memory(work, trainer.rollout_batch, images)
+        _note_memory(handle.spec, trainer)
         scored = score_all([_on_cpu(group) for group in groups], terms)
     step = 0 if adapter is None else handle.step
     found = Evaluation.of(step, [(i, group.scores) for i, group in enumerate(scored)])
@@ -261,9 +262,8 @@ def _evaluation_path(
     sampler: Sampler,
     terms: Sequence[RewardTerm],
 ) -> Path:
-    drawn = _drawn_key(
-        replace(handle, state="" if adapter is None else handle.state), list(enumerate(prompts)), sampler
-    )
+    state = "" if adapter is None else handle.state
+    drawn = _drawn_key(replace(handle, state=state), list(enumerate(prompts)), sampler)
     return store(handle.spec).evaluation(key_of("evaluate", _scored_key(drawn, terms), images, adapter or ""))
 
 

@@ -65,8 +65,8 @@ class EdgeDensity(Statistic):
         self.threshold = threshold
 
     def measure(self, images: Tensor) -> Tensor:
-        # Sobel's kernels in two steps, seven times as fast as a convolution; over 8: of a ramp that rises by s per pixel,
-        # the gradient is s
+        # Sobel's kernels in two steps, seven times as fast as a convolution; over 8: the gradient of a ramp that rises
+        # by s per pixel is s
         y = luma(images) / 8
         down = y[:, :-2] + 2 * y[:, 1:-1] + y[:, 2:]
         across = y[:, :, :-2] + 2 * y[:, :, 1:-1] + y[:, :, 2:]
