@@ -296,7 +296,11 @@ def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary:
     for alarm in alarms:
         print(f"Warning: {alarm}.")
     if "stopped_at" in summary:
-        print(f"Stopped by it after iteration {summary['stopped_at']}; what is saved is the best before it.")
+        best = summary["iterations"]
+        saved = (
+            f"the adapter after iteration {best}, the best before the decline" if best else "untrained: all declined"
+        )
+        print(f"Stopped after iteration {summary['stopped_at']}; lora.safetensors is {saved}.")
     minutes = summary["seconds"] / 60
     print(f"{summary['iterations']} iterations in {minutes:.1f} minutes; everything is in {run.folder}:")
     print("  lora.safetensors (the adapter), samples/ (before, during, after), reward.png, summary.json")

@@ -164,12 +164,16 @@ def test_a_hackable_reward_sets_it_off_and_the_best_adapter_before_is_saved(
     assert saved.metadata["dgpo.step"] == str(info["step"])
     for module, (a, _) in saved.weights.items():
         torch.testing.assert_close(a, kept[f"ema/{module}.lora_A.weight"])
+    before = (run / "lora.safetensors").read_bytes()
+    assert train.main([*SMALL, *argv, "--resume"]) == 0  # comes to the same end
+    assert (run / "lora.safetensors").read_bytes() == before
 
 
 def test_an_honest_reward_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = short(tmp_path, monkeypatch, "--iterations", "24", "--evaluation.every", "6")
+    argv = ["--iterations", "24", "--evaluation.every", "6", "--data.groups_per_iteration", "8"]
+    run = short(tmp_path, monkeypatch, *argv, "--evaluation.images", "96", "--evaluation.final_images", "96")
     assert "may be hacked" not in capsys.readouterr().out
     assert all("alarms" not in look for look in records(run))
     last = records(run)[-1]

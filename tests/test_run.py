@@ -97,7 +97,7 @@ def test_a_new_run_has_its_folder_and_settings(config: Config) -> None:
     with Run.open(config) as run:
         assert run.folder == Path(config.output, "test")
         assert config_io.load_yaml(run.config_path) == config
-        assert _files(run.folder) == [".lock", "checkpoints", "config.yaml", "samples"]
+        assert _files(run.folder) == [".lock", "checkpoints", "config.yaml", "evaluations", "samples"]
 
 
 def test_an_existing_run_is_not_touched(config: Config) -> None:
@@ -126,7 +126,7 @@ def test_what_a_killed_start_leaves_is_taken_over(config: Config, resume: bool) 
     (folder / ".lock").touch()
     (folder / ".config-1234.tmp.yaml").write_text("half")
     with Run.open(replace(config, resume=resume)) as run:
-        assert _files(run.folder) == [".lock", "checkpoints", "config.yaml", "samples"]
+        assert _files(run.folder) == [".lock", "checkpoints", "config.yaml", "evaluations", "samples"]
 
 
 @posix
