@@ -125,10 +125,12 @@ def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
     looks = [r for r in records if r.get("in_domain")]
     watched = [key for key in (looks[-1] if looks else {}) if key.startswith("watch/")]
     columns = math.ceil(len(watched) / 2)
-    figure = Figure(figsize=(6.4 + 2.6 * columns, 4.2), dpi=110, layout="constrained")
+    inches = 6.4 + 2.6 * columns
+    figure = Figure(figsize=(inches, 4.2), dpi=110)  # placed by hand: "constrained" takes longer than all the rest
     FigureCanvasAgg(figure)
-    panels = figure.add_gridspec(2, 2 + columns, width_ratios=[2, 2, *[1.8] * columns])
-    axes = figure.add_subplot(panels[:, :2])
+    place = {"left": 0.65 / inches, "right": 1 - 0.15 / inches, "bottom": 0.12, "top": 0.92}
+    panels = figure.add_gridspec(2, 1 + columns, width_ratios=[2.2, *[1] * columns], **place, wspace=0.3, hspace=0.4)
+    axes = figure.add_subplot(panels[:, 0])
     trained = [(r["iteration"], r["reward"]) for r in records if r.get("reward") is not None]
     if trained:
         axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.8, label="while training")
@@ -144,7 +146,7 @@ def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
     for i, key in enumerate(watched):
         short = key.removeprefix("watch/")
         color, mark = ("crimson", " (alarm)") if short in raised else ("tab:green", "")
-        small = figure.add_subplot(panels[i % 2, 2 + i // 2])
+        small = figure.add_subplot(panels[i % 2, 1 + i // 2])
         small.axhline(looks[0][key]["mean"], color="gray", linestyle="--", linewidth=0.8)
         _errorbars(small, looks, key, color)
         small.set_title(f"watched: {short}{mark}", fontsize=9, color=color if mark else "black")
