@@ -23,7 +23,7 @@ from dgpo_core.rewards import detector as detector_module
 from dgpo_core.rewards.detector import Detector
 from dgpo_core.rewards.geneval import GenEval, crop
 from dgpo_core.rewards.geneval_rules import COLORS, Detection, by_class, check_metadata, parts, relations
-from dgpo_core.rewards.weights import load_network
+from dgpo_core.rewards.weights import Weights, load_network
 
 LEFT, RIGHT, TOP = (0.0, 40.0, 40.0, 80.0), (60.0, 40.0, 100.0, 80.0), (30.0, 0.0, 70.0, 30.0)
 
@@ -239,7 +239,7 @@ def test_a_detector_with_boxes(yolos: Path) -> None:
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         found = detect(images, 0.0)
-        model = load_network(YolosForObjectDetection, str(yolos), "test", "")
+        model = load_network(YolosForObjectDetection, Weights("no-one/none", ""), str(yolos), "test")
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (detector_module.MEAN, detector_module.STD))
         out = model(pixel_values=((images * 255).round() / 255 - mean) / std)
     probability, label = out.logits.softmax(-1)[..., :-1].max(-1)

@@ -105,6 +105,7 @@ def test_wrong_options(name: str, options: dict, says: str) -> None:
 
 def test_every_reward_of_the_list_can_be_imported() -> None:
     import importlib
+    import inspect
 
     for entry in REWARDS.values():
         module, _, attribute = entry.partition(":")
@@ -112,4 +113,5 @@ def test_every_reward_of_the_list_can_be_imported() -> None:
         low, high = cls.range
         assert low < high
         assert cls.__doc__
-        assert bool(cls.download) == bool(cls.licence)
+        assert bool(cls.weights or cls.packages) == bool(cls.licence)
+        assert all(weights.size and weights.option in inspect.signature(cls).parameters for weights in cls.weights)

@@ -9,12 +9,17 @@ from torch import Tensor, nn
 
 from dgpo_core.errors import UserError
 from dgpo_core.pictures import to_pil
-from dgpo_core.rewards.clip import CLIP_L, CLIP_L_SIZE, Clip
+from dgpo_core.rewards.clip import CLIP_L, Clip
 from dgpo_core.rewards.model import ModelReward
-from dgpo_core.rewards.weights import find_file, load_tensors
+from dgpo_core.rewards.weights import Weights, find_file, load_tensors
 
-# The hub's copy of sac+logos+ava1-l14-linearMSE.pth, which the LAION repository has under its own name
-HUB_REPOSITORY, HUB_FILE, SIZE = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth", "4 MB"
+# The hub's copy of what the LAION repository calls sac+logos+ava1-l14-linearMSE.pth
+PREDICTOR = Weights(
+    "trl-lib/ddpo-aesthetic-predictor",
+    "4 MB",
+    file="aesthetic-model.pth",
+    also=("sac+logos+ava1-l14-linearMSE.pth", "sac+logos+ava1-l14-linearMSE.safetensors"),
+)
 
 
 class Aesthetic(ModelReward):
@@ -28,14 +33,14 @@ class Aesthetic(ModelReward):
 
     range = (1.0, 10.0)
     licence = "Apache-2.0 (predictor), MIT (CLIP)"
-    download = f"{HUB_REPOSITORY}, {SIZE}, and {CLIP_L}, {CLIP_L_SIZE}, from Hugging Face"
+    weights = (PREDICTOR, CLIP_L)
 
     def __init__(
         self, device: str = "cpu", path: str = "", clip: str = "", dtype: str = "auto", batch: int = 16
     ) -> None:
         super().__init__(device, dtype, batch)
-        self.predictor = load_predictor(find_file(path, HUB_REPOSITORY, HUB_FILE, "aesthetic", SIZE))
-        self.clip = Clip(clip or CLIP_L, self.dtype, "aesthetic", CLIP_L_SIZE)
+        self.predictor = load_predictor(find_file(PREDICTOR, path, "aesthetic"))
+        self.clip = Clip(CLIP_L, clip, self.dtype, "aesthetic")
         expected, given = self.predictor.layers[0].in_features, self.clip.model.config.projection_dim
         if expected != given:
             raise UserError(
@@ -53,7 +58,8 @@ class Aesthetic(ModelReward):
 class Predictor(nn.Module):
     """Five linear layers without activations between them, as published; the dropouts keep the layers' numbers.
 
-    widths: of the embedding and of the four hidden layers (published: 768, 1024, 128, 64, 16).
+    widths: of the embedding and of the four hidden layers (published: 768, 1024, 128, 64, 16). ImageReward's
+    head is the same.
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -74,13 +80,17 @@ class Predictor(nn.Module):
         """Unit-length embeddings float32 [B, D] -> scores [B]."""
         return self.layers(embeddings).squeeze(-1)
 
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> "Predictor":
+        """The predictor with these weights, in float32. Raises KeyError, IndexError or RuntimeError for others."""
+        predictor = cls([state[f"layers.{n}.weight"].shape[1] for n in (0, 2, 4, 6, 7)])
+        predictor.load_state_dict(state)
+        return predictor.to(torch.float32).eval().requires_grad_(False)
+
 
 def load_predictor(path: Path) -> Predictor:
     """The predictor of a weights file. Raises UserError where the file holds another network."""
-    state = load_tensors(path)
     try:
-        predictor = Predictor([state[f"layers.{n}.weight"].shape[1] for n in (0, 2, 4, 6, 7)])
-        predictor.load_state_dict(state)
+        return Predictor.of(load_tensors(path))
     except (KeyError, IndexError, RuntimeError):
         raise UserError(f"{path} is not the LAION aesthetic predictor (sac+logos+ava1-l14-linearMSE.pth).") from None
-    return predictor.to(torch.float32).eval().requires_grad_(False)

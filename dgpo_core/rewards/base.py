@@ -1,5 +1,6 @@
-"""What a reward is, and how groups are scored with several."""
+"""What a reward is: how it scores, and what it says of itself."""
 
+import importlib.util
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,60 +10,72 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.group import Group
+from dgpo_core.prompts import Prompt
+from dgpo_core.rewards.weights import Weights
 
 
 class Reward(ABC):
-    """Scores images; higher is better.
+    """Scores images. What a class says of itself:
 
     range: lowest and highest score, where they are known.
+    higher_is_better: False where a low score is a good image; training then turns the sign of its weight.
     licence: of the weights; empty where there are none.
-    download: what has to be downloaded, and how much; empty where nothing has.
+    weights: what it downloads, how much that is, and the option that names a copy (`weights.find` says where it looks).
+    packages: what has to be installed for it, {module: name for pip}.
+
+    A constructor takes `device` and the reward's options, and raises UserError where it cannot score later.
     """
 
     range: ClassVar[tuple[float, float]] = (float("-inf"), float("inf"))
+    higher_is_better: ClassVar[bool] = True
     licence: ClassVar[str] = ""
-    download: ClassVar[str] = ""
+    weights: ClassVar[tuple[Weights, ...]] = ()
+    packages: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
 
+    @classmethod
+    def sources(cls, options: Mapping[str, Any]) -> list[tuple[Weights, Any]]:
+        """What a reward with these options needs of `weights`, each with what its option says."""
+        return [(weights, options.get(weights.option, "")) for weights in cls.weights]
+
+    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 (most rewards can judge any prompt)
+        """Raises UserError for a prompt that cannot be judged. Called before the first images are drawn."""
+
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-        """images float32 [B, 3, H, W] in [0, 1] on the CPU, B prompts and B metadata -> float32 [B]."""
+        """images float32 [B, 3, H, W] in [0, 1] on the CPU, B prompts and B metadata -> float32 [B].
+
+        Groups are never divided: all images of a group are in one call, next to each other and with the same prompt. So
+        a reward can score an image by the others of its group (`runs` finds them).
+        """
+
+    def overlaps(self, device: torch.device, group_size: int) -> bool:
+        """Whether to score group by group while the next groups of `group_size` images are drawn on `device`.
+
+        That is faster where scoring leaves `device` alone, on a server or another processor, and needs no more than
+        one group at a time. `score` is then called from another thread, never twice at once.
+        """
+        return False
 
     def idle(self) -> None:  # noqa: B027 (most rewards hold nothing)
         """Give the accelerator's memory back; the next `score` takes it again."""
 
 
-def score_groups(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list[Group]:
-    """The groups with every reward's scores.
-
-    Raises UserError, naming the reward and the sample, for a wrong shape or a score that is not a finite number.
-    """
-    if not groups:
-        return []
-    images = torch.cat([group.images for group in groups])
-    prompts = [group.prompt.text for group in groups for _ in range(len(group))]
-    metadata = [group.prompt.metadata for group in groups for _ in range(len(group))]
-    scores = {name: checked(name, r.score(images, prompts, metadata), prompts) for name, r in rewards.items()}
-    parts = {name: values.split([len(group) for group in groups]) for name, values in scores.items()}
-    return [group.scored({name: parts[name][i] for name in parts}) for i, group in enumerate(groups)]
-
-
-def checked(name: str, values: Tensor, prompts: Sequence[str]) -> Tensor:
-    """What the reward `name` returned, float32 [B] on the CPU; raises UserError as `score_groups` does."""
-    if values.shape != (len(prompts),):
-        raise UserError(
-            f"Reward {name!r} returned scores of shape {tuple(values.shape)} for {len(prompts)} images: it must return"
-            " one number per image."
-        )
-    values = values.detach().float().cpu()
-    bad = (~torch.isfinite(values)).nonzero()
-    if len(bad):
-        i = int(bad[0])
-        raise UserError(f"Reward {name!r} returned {values[i]} for sample {i} ({prompts[i]!r}): it must be a number.")
-    return values
+def need_packages(reward: str, packages: Mapping[str, str]) -> None:
+    """Raises UserError, with what to install, where one of them is missing."""
+    for module in packages:
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except ValueError:  # a module that somebody has blocked
+            found = False
+        if not found:
+            install = " ".join(packages.values())
+            raise UserError(
+                f"The reward {reward!r} needs the package {packages[module]}, which is not installed: run"
+                f" `pip install {install}`."
+            )
 
 
 def runs(prompts: Sequence[str]) -> list[slice]:

@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from dgpo_core.pictures import to_pil
-from dgpo_core.rewards.weights import load_helper, load_network
+from dgpo_core.rewards.weights import Weights, load_helper, load_network
 
-CLIP_L = "openai/clip-vit-large-patch14"
-CLIP_L_SIZE = "1.7 GB"
+CLIP_L = Weights("openai/clip-vit-large-patch14", "1.7 GB", option="clip")
 # OpenAI's normalisation; the LAION models in OpenCLIP's and transformers' format have the same
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,16 +21,23 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class Clip:
     """A CLIPModel with its tokenizer and its preprocessing; `scale` is its exp(logit_scale).
 
-    source: folder or hub id of the model; tokenizer: the same for its tokenizer, if elsewhere. reward, size: for the
-    messages of `load_network`. Sources: https://huggingface.co/openai/clip-vit-large-patch14 (model card),
-    https://arxiv.org/abs/2103.00020.
+    given: what the reward's option says of the model (see `weights.find`). tokenizer: of its tokenizer, if elsewhere,
+    the weights and what their option says. reward: for messages. Sources:
+    https://huggingface.co/openai/clip-vit-large-patch14 (model card), https://arxiv.org/abs/2103.00020.
     """
 
-    def __init__(self, source: str, dtype: torch.dtype, reward: str, size: str, tokenizer: str = "") -> None:
-        model = load_network(CLIPModel, source, reward, size)
+    def __init__(
+        self,
+        weights: Weights,
+        given: str,
+        dtype: torch.dtype,
+        reward: str,
+        tokenizer: tuple[Weights, str] | None = None,
+    ) -> None:
+        model = load_network(CLIPModel, weights, given, reward)
         self.scale = float(model.logit_scale.float().exp())  # before it is rounded
         self.model = model.to(dtype)
-        self.tokenizer = load_helper(AutoTokenizer, tokenizer or source, reward)
+        self.tokenizer = load_helper(AutoTokenizer, *(tokenizer or (weights, given)), reward)
         self.side: int = self.model.config.vision_config.image_size
         self.tokens: int = self.model.config.text_config.max_position_embeddings
 

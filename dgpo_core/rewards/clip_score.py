@@ -1,11 +1,12 @@
 """CLIP score: how well the image fits the prompt, by OpenAI's CLIP."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from dgpo_core.rewards.clip import CLIP_L, CLIP_L_SIZE, Clip
+from dgpo_core.rewards.clip import CLIP_L, Clip
 from dgpo_core.rewards.model import ModelReward
 
 
@@ -19,11 +20,11 @@ class ClipScore(ModelReward):
 
     range = (-1.0, 1.0)
     licence = "MIT"
-    download = f"{CLIP_L} from Hugging Face, {CLIP_L_SIZE}"
+    weights = (replace(CLIP_L, option="path"),)
 
     def __init__(self, device: str = "cpu", path: str = "", dtype: str = "auto", batch: int = 16) -> None:
         super().__init__(device, dtype, batch)
-        self.clip = Clip(path or CLIP_L, self.dtype, "clip_score", CLIP_L_SIZE)
+        self.clip = Clip(self.weights[0], path, self.dtype, "clip_score")
 
     def networks(self) -> Sequence[nn.Module]:
         return (self.clip.model,)

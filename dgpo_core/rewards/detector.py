@@ -13,9 +13,9 @@ from transformers import (
 from dgpo_core.errors import UserError
 from dgpo_core.pictures import to_pil
 from dgpo_core.rewards.geneval_rules import Detection
-from dgpo_core.rewards.weights import load_helper, load_network
+from dgpo_core.rewards.weights import Weights, load_helper, load_network
 
-DETECTOR, SIZE = "facebook/mask2former-swin-small-coco-instance", "275 MB"
+DETECTOR = Weights("facebook/mask2former-swin-small-coco-instance", "275 MB", option="detector")
 MASKED = ("mask2former",)
 """Types of models that give masks; all others must give boxes."""
 EDGES = (800, 1333)  # pixels: shorter edge, and the most that the longer may have (COCO's usual test size)
@@ -38,20 +38,22 @@ ALIASES = {
 class Detector:
     """A detection model on COCO's classes, under GenEval's names. Computes in float32: its scores meet thresholds.
 
-    source: folder or hub id. The default is the model that GenEval uses, Mask2Former with Swin-S on COCO instances
-    (https://huggingface.co/facebook/mask2former-swin-small-coco-instance), on images of GenEval's size. Any
-    transformers model for object detection works, but its scores may not mean the same.
+    given: what the reward's option says, a folder or hub id. The default is the model that GenEval uses, Mask2Former
+    with Swin-S on COCO instances (https://huggingface.co/facebook/mask2former-swin-small-coco-instance), on images of
+    GenEval's size. Any transformers model for object detection works, but its scores may not mean the same.
     """
 
-    def __init__(self, source: str, reward: str) -> None:
-        self.masked = load_helper(AutoConfig, source, reward).model_type in MASKED
+    def __init__(self, given: str, reward: str) -> None:
+        self.masked = load_helper(AutoConfig, DETECTOR, given, reward).model_type in MASKED
         kind = AutoModelForUniversalSegmentation if self.masked else AutoModelForObjectDetection
-        self.model: nn.Module = load_network(kind, source, reward, SIZE).float()
-        self.processor = None if self.masked else load_helper(AutoImageProcessor, source, reward)
+        self.model: nn.Module = load_network(kind, DETECTOR, given, reward).float()
+        self.processor = None if self.masked else load_helper(AutoImageProcessor, DETECTOR, given, reward)
         names: dict[int, str] = self.model.config.id2label
         self.labels = {index: ALIASES.get(name.lower(), name.lower()) for index, name in names.items()}
         if "person" not in self.labels.values():
-            raise UserError(f"Reward {reward!r}: the detector {source} was not trained on the classes of COCO.")
+            raise UserError(
+                f"Reward {reward!r}: the detector {given or DETECTOR} was not trained on the classes of COCO."
+            )
 
     def __call__(self, images: Tensor, threshold: float) -> list[list[Detection]]:
         """images float [B, 3, H, W] in [0, 1] -> for each, the detections with a score above `threshold`."""

@@ -10,8 +10,9 @@ from torch.nn.functional import normalize
 
 from dgpo_core.errors import UserError
 from dgpo_core.pictures import to_pil
-from dgpo_core.rewards.clip import CLIP_L, CLIP_L_SIZE, Clip
-from dgpo_core.rewards.detector import DETECTOR, SIZE, Detector
+from dgpo_core.prompts import Prompt
+from dgpo_core.rewards.clip import CLIP_L, Clip
+from dgpo_core.rewards.detector import DETECTOR, Detector
 from dgpo_core.rewards.geneval_rules import COLORS, THRESHOLD, Detection, by_class, check_metadata, parts
 from dgpo_core.rewards.model import ModelReward
 
@@ -33,7 +34,7 @@ class GenEval(ModelReward):
 
     range = (0.0, 1.0)
     licence = "MIT (GenEval, CLIP, Mask2Former's code); the detector's model card says: other"
-    download = f"{DETECTOR}, {SIZE}, and {CLIP_L}, {CLIP_L_SIZE}, from Hugging Face"
+    weights = (DETECTOR, CLIP_L)
 
     def __init__(
         self,
@@ -48,17 +49,20 @@ class GenEval(ModelReward):
         if not isinstance(graded, bool):
             raise UserError(f"The option graded of the reward 'geneval' must be true or false, not {graded!r}.")
         self.graded = graded
-        self.detector = Detector(detector or DETECTOR, "geneval")
-        self.clip = Clip(clip or CLIP_L, self.dtype, "geneval", CLIP_L_SIZE)
+        self.detector = Detector(detector, "geneval")
+        self.clip = Clip(CLIP_L, clip, self.dtype, "geneval")
         self.colors: dict[str, Tensor] = {}
 
     def networks(self) -> Sequence[nn.Module]:
         return (self.detector.model, self.clip.model)
 
-    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+    def check(self, prompts: Sequence[Prompt]) -> None:
         classes = set(self.detector.labels.values())
-        for prompt, facts in zip(prompts, metadata, strict=True):
-            check_metadata(prompt, facts, classes)
+        for prompt in prompts:
+            check_metadata(prompt.text, prompt.metadata, classes)
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        self.check([Prompt(text, facts) for text, facts in zip(prompts, metadata, strict=True)])
         return super().score(images, prompts, metadata)
 
     def score_batch(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.pictures import to_pil
-from dgpo_core.rewards.base import Reward
+from dgpo_core.prompts import Prompt
+from dgpo_core.rewards.base import Reward, need_packages
 
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
@@ -30,13 +31,24 @@ class Ocr(Reward):
 
     range = (0.0, 1.0)
     licence = "Apache-2.0"
-    download = "pip install rapidocr onnxruntime: with its models, about 50 MB"
+    # with the models, about 50 MB
+    packages: ClassVar[Mapping[str, str]] = {
+        "rapidocr": "rapidocr",
+        "onnxruntime": "onnxruntime",
+    }
 
     def __init__(self, device: str = "cpu", threads: int = 0) -> None:
         super().__init__(device)
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
             raise UserError(f"The threads of the reward 'ocr' must be a whole number of at least 0, not {threads!r}.")
         self.read = _reader(threads)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            wanted_text(prompt.text, prompt.metadata)
+
+    def overlaps(self, device: torch.device, group_size: int) -> bool:
+        return device.type != "cpu"  # where it would take the cores from the policy
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         wanted = [wanted_text(prompt, facts) for prompt, facts in zip(prompts, metadata, strict=True)]
@@ -80,14 +92,9 @@ def edit_distance(a: str, b: str) -> int:
 
 def _reader(threads: int) -> Any:
     """A function from a picture, uint8 [H, W, 3] RGB, to all the text in it, from the top left to the bottom right."""
-    try:
-        import onnxruntime  # noqa: F401 (rapidocr imports it at the first picture only)
-        from rapidocr import RapidOCR
-    except ImportError as error:
-        raise UserError(
-            f"The reward 'ocr' needs the package {error.name or 'rapidocr'}, which is not installed: run"
-            " `pip install rapidocr onnxruntime`."
-        ) from None
+    need_packages("ocr", Ocr.packages)
+    from rapidocr import RapidOCR
+
     params: dict[str, Any] = {"Global.log_level": "error"}
     if threads:
         params["EngineConfig.onnxruntime.intra_op_num_threads"] = threads

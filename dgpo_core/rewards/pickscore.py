@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from dgpo_core.errors import UserError
 from dgpo_core.rewards.clip import Clip
 from dgpo_core.rewards.model import ModelReward
+from dgpo_core.rewards.weights import Weights, find
 
-MODEL, SIZE = "yuvalkirstain/PickScore_v1", "3.9 GB"
-PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+MODEL = Weights("yuvalkirstain/PickScore_v1", "3.9 GB")
+PROCESSOR = Weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "its tokenizer, 4 MB", option="processor")
+TOKENIZER = "tokenizer_config.json"
 
 
 class PickScore(ModelReward):
@@ -24,7 +26,7 @@ class PickScore(ModelReward):
 
     range = (-100.0, 100.0)
     licence = "MIT (the repository's; the model card names none)"
-    download = f"{MODEL} and the tokenizer of {PROCESSOR} from Hugging Face, {SIZE}"
+    weights = (MODEL, PROCESSOR)
 
     def __init__(
         self,
@@ -38,10 +40,17 @@ class PickScore(ModelReward):
         super().__init__(device, dtype, batch)
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
             raise UserError(f"The scale of the reward 'pickscore' must be a number above 0, not {scale!r}.")
-        if not processor:
-            processor = path if path and (Path(str(path)) / "tokenizer_config.json").is_file() else PROCESSOR
         self.scale = scale
-        self.clip = Clip(path or MODEL, self.dtype, "pickscore", SIZE, tokenizer=processor)
+        folder = str(find(MODEL, path))
+        if not processor and (Path(folder) / TOKENIZER).is_file():
+            processor = folder
+        self.clip = Clip(MODEL, path, self.dtype, "pickscore", tokenizer=(PROCESSOR, processor))
+
+    @classmethod
+    def sources(cls, options: Mapping[str, Any]) -> list[tuple[Weights, Any]]:
+        folder = Path(str(find(MODEL, options.get("path", ""))))
+        own = not options.get("processor") and (folder / TOKENIZER).is_file()
+        return super().sources(options)[: 1 if own else 2]
 
     def networks(self) -> Sequence[nn.Module]:
         return (self.clip.model,)

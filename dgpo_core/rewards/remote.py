@@ -39,6 +39,9 @@ class Remote(Reward):
         self.server = Server(NAME, url, token_env, timeout, retries, backoff)
         self.batch = whole(NAME, "batch", batch, least=1)
 
+    def overlaps(self, device: torch.device, group_size: int) -> bool:
+        return 2 * group_size > self.batch  # smaller groups are better sent together
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         parts = [self._part(part, images, prompts, metadata) for part in batches(prompts, self.batch)]
         return torch.cat(parts) if parts else torch.zeros(0)

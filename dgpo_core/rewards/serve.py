@@ -23,7 +23,7 @@ from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import reason
 from dgpo_core.rewards import Reward, make_reward, wire
-from dgpo_core.rewards.base import checked
+from dgpo_core.rewards.scoring import checked
 from dgpo_core.rewards.web import secret
 
 MOST_DROPPED = 2**30  # bytes

@@ -10,34 +10,41 @@ from torch import Tensor
 from dgpo_core.demo.verifier import check
 from dgpo_core.demo.world import SIZE
 from dgpo_core.errors import UserError
+from dgpo_core.prompts import Prompt
 from dgpo_core.rewards.base import Reward
 
 
-class Shapes(Reward):
+class _Verified(Reward):
+    """Needs the prompts of the embedded model's world."""
+
+    range = (0.0, 1.0)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            if "include" not in prompt.metadata:
+                raise UserError(
+                    f'The shapes rewards need "include" in the metadata of every prompt; {prompt.text!r} has none.'
+                )
+
+
+class Shapes(_Verified):
     """1 where count, shape, colour and relation are exactly as asked, else 0."""
 
-    range = (0.0, 1.0)
-
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-        return torch.tensor([float(exact) for exact, _ in _check_all(images, prompts, metadata)])
+        self.check([Prompt(text, facts) for text, facts in zip(prompts, metadata, strict=True)])
+        return torch.tensor([float(exact) for exact, _ in _check_all(images, metadata)])
 
 
-class ShapesGraded(Reward):
+class ShapesGraded(_Verified):
     """The share of what was asked that is there; 1 exactly where `Shapes` is 1."""
 
-    range = (0.0, 1.0)
-
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-        return torch.tensor([share for _, share in _check_all(images, prompts, metadata)])
+        self.check([Prompt(text, facts) for text, facts in zip(prompts, metadata, strict=True)])
+        return torch.tensor([share for _, share in _check_all(images, metadata)])
 
 
-def _check_all(
-    images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-) -> list[tuple[bool, float]]:
+def _check_all(images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[tuple[bool, float]]:
     if images.shape[-2:] != (SIZE, SIZE):
         raise UserError(f"The shapes rewards judge images of {SIZE} x {SIZE} pixels, not {tuple(images.shape[-2:])}.")
-    for prompt, facts in zip(prompts, metadata, strict=True):
-        if "include" not in facts:
-            raise UserError(f'The shapes rewards need "include" in the metadata of every prompt; {prompt!r} has none.')
     pictures: np.ndarray = images.permute(0, 2, 3, 1).numpy()
     return [check(picture, facts) for picture, facts in zip(pictures, metadata, strict=True)]

@@ -40,8 +40,9 @@ class VlmJudge(Reward):
     first group where it has one. low, high: what that number must be between. jpeg_quality: images are sent as JPEG of
     this quality (1 to 95), or as PNG for 0. request: further fields of the request, {"temperature": 0} unless given.
     concurrency: requests at once. timeout, retries, backoff: see `web.Server`; an answer without a score in the range,
-    or one that was cut off, is asked for again as well. max_calls: requests, further tries included, that this process
-    may send before it stops, 0 for no limit; a resumed run counts from 0 again.
+    or one that was cut off, is asked for again as well. max_calls: the cap on the cost: requests, further tries
+    included, that this process may send before the run stops with a checkpoint, 0 for no limit. Each process of several
+    counts its own, and a resumed run counts from 0 again: resuming is how one agrees to pay for as many once more.
 
     Raises UserError for unusable options, for a sample without a score, and when `max_calls` is reached, where that can
     be known before the first request of a call that would pass it.
@@ -78,6 +79,9 @@ class VlmJudge(Reward):
         self.request = self._fields({"temperature": 0} if request is None else request)
         self.concurrency = whole(NAME, "concurrency", concurrency, least=1)
         self.max_calls, self.calls, self.lock = whole(NAME, "max_calls", max_calls), 0, threading.Lock()
+
+    def overlaps(self, device: torch.device, group_size: int) -> bool:
+        return group_size >= self.concurrency  # a smaller group alone would leave connections unused
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         self._afford(len(images))

@@ -1,0 +1,128 @@
+"""Groups scored by several rewards: what can go wrong is told with the reward and the sample."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.errors import UserError
+from dgpo_core.group import Group
+from dgpo_core.rewards.base import Reward
+
+
+def score_groups(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list[Group]:
+    """The groups with every reward's scores.
+
+    Raises UserError, naming the reward and the sample, for a wrong shape, a score that is not a finite number, and
+    whatever exception a reward raises.
+    """
+    if not groups:
+        return []
+    images = torch.cat([group.images for group in groups])
+    prompts = [group.prompt.text for group in groups for _ in range(len(group))]
+    metadata = [group.prompt.metadata for group in groups for _ in range(len(group))]
+    scores = {name: scores_of(name, reward, images, prompts, metadata) for name, reward in rewards.items()}
+    parts = {name: values.split([len(group) for group in groups]) for name, values in scores.items()}
+    return [group.scored({name: parts[name][i] for name in parts}) for i, group in enumerate(groups)]
+
+
+def scores_of(
+    name: str, reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+) -> Tensor:
+    """The scores of one reward, checked, float32 [B] on the CPU; raises UserError as `score_groups` does."""
+    try:
+        values = reward.score(images, prompts, metadata)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"Reward {name!r} failed on {_failing(reward, images, prompts, metadata)} with {type(error).__name__}:"
+            f" {str(error).strip().split(chr(10))[0].removesuffix('.') or 'no message'}."
+        ) from error
+    return checked(name, values, prompts)
+
+
+def _failing(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> str:
+    """The first sample on which the reward fails alone as well; all of them where there is none."""
+    for i in range(len(prompts)):
+        one = slice(i, i + 1)
+        try:
+            reward.score(images[one], prompts[one], metadata[one])
+        except Exception:
+            return f"sample {i} ({prompts[i]!r})"
+    return f"samples 0 to {len(prompts) - 1} ({prompts[0]!r}, ...)"
+
+
+def checked(name: str, values: Tensor, prompts: Sequence[str]) -> Tensor:
+    """What the reward `name` returned, float32 [B] on the CPU; raises UserError as `score_groups` does."""
+    if not isinstance(values, Tensor):
+        raise UserError(f"Reward {name!r} returned {type(values).__name__}: it must return a tensor of scores.")
+    if values.shape != (len(prompts),):
+        raise UserError(
+            f"Reward {name!r} returned scores of shape {tuple(values.shape)} for {len(prompts)} images: it must return"
+            " one number per image."
+        )
+    values = values.detach().float().cpu()
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        i = int(bad[0])
+        raise UserError(f"Reward {name!r} returned {values[i]} for sample {i} ({prompts[i]!r}): it must be a number.")
+    return values
+
+
+class Scoring:
+    """Scores the groups of an iteration, as far as its rewards `overlap` while the next groups are drawn.
+
+    Use it as a context manager around drawing and scoring: `start` a group as soon as it is drawn, and at last take the
+    `results` of all. The scores are the same as without overlapping, as such rewards are always given one group.
+    device: what the policy draws on. one_by_one: score every group alone, so that a bad one does not spoil the others.
+    """
+
+    def __init__(
+        self, rewards: Mapping[str, Reward], device: torch.device, group_size: int, one_by_one: bool = False
+    ) -> None:
+        self.beside = {name: reward for name, reward in rewards.items() if reward.overlaps(device, group_size)}
+        self.after = {name: reward for name, reward in rewards.items() if name not in self.beside}
+        self.order, self.one_by_one = list(rewards), one_by_one
+        self._worker: ThreadPoolExecutor | None = None
+        self._jobs: dict[Group, Future[list[Group]]] = {}
+
+    def __enter__(self) -> "Scoring":
+        self._worker = ThreadPoolExecutor(1) if self.beside else None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._worker:
+            self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def start(self, group: Group) -> None:
+        """Scores `group` in the background, by the rewards that overlap."""
+        if self._worker:
+            self._jobs[group] = self._worker.submit(score_groups, [group], self.beside)
+
+    def results(self, groups: Sequence[Group]) -> list[Group | UserError]:
+        """For each group its scored self; where groups are scored one by one, what was wrong with it instead.
+
+        Raises UserError as `score_groups` does.
+        """
+        for group in groups:
+            if group not in self._jobs:
+                self.start(group)
+        batches = [[group] for group in groups] if self.one_by_one else [groups]
+        return [outcome for batch in batches for outcome in self._scored(batch)]
+
+    def _scored(self, groups: Sequence[Group]) -> list[Group | UserError]:
+        try:
+            beside = [self._jobs[group].result()[0] if self.beside else group for group in groups]
+            after = score_groups(groups, self.after)
+        except UserError as error:
+            if not self.one_by_one:
+                raise
+            return [error]
+        found = [{**a.scores, **b.scores} for a, b in zip(beside, after, strict=True)]
+        return [g.scored({n: scores[n] for n in self.order}) for g, scores in zip(groups, found, strict=True)]
