@@ -38,6 +38,16 @@ def informative(r: Tensor) -> Tensor:
     return (r != r[:, :1]).any(dim=1)
 
 
+def gated(r: Tensor, passed: Tensor, weight: float) -> Tensor:
+    """A reward under a condition: r where `passed`, else the group's worst: no failing sample beats a passing one.
+
+    The worst is the lowest of the group's r, or for a negative weight the highest. Where all of a group fail they are
+    equal, and the group learns nothing from this reward. r and passed [..., G] -> [..., G].
+    """
+    worst = r.amin(dim=-1, keepdim=True) if weight >= 0 else r.amax(dim=-1, keepdim=True)
+    return torch.where(passed, r, worst)
+
+
 def weighted_sum(terms: list[tuple[float, Tensor]]) -> Tensor:
     """sum_k w_k r_k over (weight, values) pairs of equal shape."""
     return torch.stack([weight * values for weight, values in terms]).sum(0)

@@ -1,6 +1,6 @@
 """From settings to the things they name: model, prompts, rewards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dgpo_core.config import EMBEDDED, Config
@@ -68,6 +68,12 @@ def held_out_prompts(config: Config) -> list[Prompt]:
 def training_rewards(config: Config, world: World) -> dict[str, Reward]:
     """The rewards that are trained, by name."""
     return {term.name: make_reward(term.name, term.options, str(world.device)) for term in config.reward}
+
+
+def check_prompts(rewards: Mapping[str, Reward], prompts: Sequence[Prompt]) -> None:
+    """Raises UserError for a prompt that a reward cannot judge, before anything is drawn."""
+    for reward in rewards.values():
+        reward.check(prompts)
 
 
 def evaluation_rewards(config: Config, trained: Mapping[str, Reward], world: World) -> dict[str, Reward]:

@@ -22,7 +22,7 @@ import torch
 from dgpo_core import assemble
 from dgpo_core.cli import parse
 from dgpo_core.config import EMBEDDED, Config, Count, CountOrZero, RewardTerm
-from dgpo_core.config_io import load_preset, validate
+from dgpo_core.config_io import load_preset, read_rewards, validate
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
@@ -53,6 +53,8 @@ class BenchConfig:
     """Groups per iteration; 0 is the preset's number."""
     group_size: CountOrZero = 0
     """Images per group, at least 2; 0 is the preset's number."""
+    reward: str = ""
+    """The reward, as in a training; empty: the preset's, or jpeg_size where the preset names no prompts."""
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = ""
     """Number type of the frozen base; empty is the preset's."""
     iterations: Count = 5
@@ -84,6 +86,7 @@ def settings(options: BenchConfig) -> Config:
     if options.random or not data.prompts:
         # such presets are of large models, whose rewards need weights that may not be here
         data, reward = replace(data, prompts=EMBEDDED), (RewardTerm("jpeg_size"),)
+    reward = read_rewards(options.reward, "--reward") if options.reward else reward
     # the policy stays what it is: one that learns leaves groups without anything to learn, which cost less
     training = replace(config.training, lr=1e-12)
     config = replace(config, model=model, data=data, rollout=rollout, reward=reward, training=training)

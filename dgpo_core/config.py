@@ -131,6 +131,8 @@ class RewardTerm:
     name: str
     weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    only_if: str = ""
+    """A condition on another reward, such as "ocr > 0.5" (see `advantage.gated`); empty counts for all images."""
 
 
 @dataclass(frozen=True)
@@ -242,9 +244,12 @@ class Config:
     resume: bool = False
     """Go on from the newest checkpoint of the run folder of this name."""
     reward: tuple[RewardTerm, ...] = (RewardTerm("shapes_graded"),)
-    """Rewards and their weights: NAME or NAME=WEIGHT, separated by commas, such as pickscore=1.0,clip_score=0.5."""
+    """Rewards: NAME=WEIGHT,... such as pickscore=1.0,clip_score=0.5; 'pickscore=1?ocr>0.5,ocr=0' counts where OCR is
+    above 0.5; path/to/file.py:Name=1 is a class of your own."""
     combine: Literal["sum", "normalised"] = "sum"
-    """Add the weighted rewards as they are, or each divided by its standard deviation within the iteration."""
+    """Add the weighted rewards as they are, or each one's advantages (see training.advantage_std)."""
+    on_bad_score: Literal["stop", "skip"] = "stop"
+    """Where a reward fails or gives no number: stop the run with a checkpoint, or leave the group out and go on."""
     watch: tuple[RewardTerm, ...] = ()
     """Rewards that each evaluation scores and nothing is trained on, as NAME,...; statistics are watched always."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -8,7 +8,7 @@ import json
 import textwrap
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -21,6 +21,7 @@ import yaml
 
 from dgpo_core.config import Config, Range, RewardTerm
 from dgpo_core.errors import UserError
+from dgpo_core.gate import Gate
 
 MODES = ("1", "2a", "2b")
 """The official README's three modes; `presets/modes/` holds what each one sets."""
@@ -150,7 +151,7 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any
 
 
 def read_rewards(value: Any, where: str = "reward") -> tuple[RewardTerm, ...]:
-    """Rewards from `"a=1.0,b=0.5"`, from `{a: 1.0, b: 0.5}` or from a list of `{name, weight, options}`."""
+    """Rewards from `"a=1,b=2?a>0.3"`, from `{a: 1.0, b: 0.5}` or from a list of `{name, weight, options, only_if}`."""
     if isinstance(value, str):
         return tuple(_read_reward(item.strip(), where) for item in value.split(",") if item.strip())
     if isinstance(value, Mapping):
@@ -162,8 +163,9 @@ def read_rewards(value: Any, where: str = "reward") -> tuple[RewardTerm, ...]:
 
 def _read_reward(item: Any, where: str) -> RewardTerm:
     if isinstance(item, str):
-        name, equals, weight = item.partition("=")
-        item = {"name": name.strip(), "weight": weight.strip()} if equals else {"name": name}
+        term, _, only_if = item.partition("?")
+        name, equals, weight = term.partition("=")
+        item = {"name": name.strip(), "only_if": only_if, **({"weight": weight.strip()} if equals else {})}
     if not isinstance(item, Mapping) or not item.get("name"):
         raise UserError(f"{where} must give each reward a name, as in pickscore=1.0, not {_show(item)}.")
     known = [field.name for field in fields(RewardTerm)]
@@ -174,12 +176,13 @@ def _read_reward(item: Any, where: str) -> RewardTerm:
     if not isinstance(options, Mapping):
         raise UserError(f"{where}: the options of {item['name']} must be 'name: value' lines, not {_show(options)}.")
     weight = _read_value(float, item.get("weight", 1.0), f"{where}: the weight of {item['name']}")
-    return RewardTerm(_read_value(str, item["name"], where), weight, dict(options))
+    only_if = _read_value(str, item.get("only_if", ""), f"{where}: the condition of {item['name']}").strip()
+    return RewardTerm(_read_value(str, item["name"], where), weight, dict(options), only_if)
 
 
 def show_rewards(rewards: tuple[RewardTerm, ...]) -> str:
-    """`"a=1.0,b=0.5"`: what `read_rewards` reads, without options."""
-    return ",".join(f"{term.name}={term.weight:g}" for term in rewards)
+    """`"a=1.0,b=0.5?a>0.3"`: what `read_rewards` reads, without options."""
+    return ",".join(f"{t.name}={t.weight:g}" + (f"?{t.only_if}" if t.only_if else "") for t in rewards)
 
 
 def _show(value: Any) -> str:
@@ -309,25 +312,41 @@ def _check_range(name: str, hint: Any, value: Any) -> None:
 def _check_names(config: Config) -> None:
     if not config.data.prompts and not config.data.text:
         raise UserError("There are no training prompts: give --data.prompts FILE (.txt or .jsonl).")
-    if not config.reward:
-        raise UserError("There is no reward: give --reward NAME.")
+    check_rewards(config.reward)
     names = [term.name for term in config.reward]
-    for term in config.reward:
-        if names.count(term.name) > 1:
-            raise UserError(f"The reward {term.name} is given more than once; give it once, with its weight.")
-        if term.weight == 0 or not Range().holds(term.weight):
-            raise UserError(f"The weight of the reward {term.name} must be a number other than 0, not {term.weight:g}.")
     for term in config.watch:
         if term.name in names:
             raise UserError(f"{term.name} is trained, so it cannot be watched as well: leave it out of watch.")
-        if term.weight != 1.0:
-            raise UserError(f"{term.name} is only watched and has no weight: give its name alone.")
+        if term.weight != 1.0 or term.only_if:
+            raise UserError(f"{term.name} is only watched and has no weight or condition: give its name alone.")
     bad = set('/\\:*?"<>|\0') & set(config.name)
     if bad or config.name.strip(" .") != config.name:
         raise UserError(f"The run name {config.name!r} cannot be a folder name; use letters, digits, '-', '_' and '.'.")
     for side in ("height", "width"):
         if getattr(config.model, side) % 8:
             raise UserError(f"model.{side} is {getattr(config.model, side)} but must be a multiple of 8.")
+
+
+def check_rewards(terms: Sequence[RewardTerm]) -> None:
+    """Raises UserError where rewards cannot go together. A weight of 0 is for one that is only another's condition."""
+    if not terms:
+        raise UserError("There is no reward: give --reward NAME.")
+    names = [term.name for term in terms]
+    gates = {term.name: Gate.of(term.only_if, term.name) for term in terms if term.only_if}
+    for term in terms:
+        if names.count(term.name) > 1:
+            raise UserError(f"The reward {term.name} is given more than once; give it once, with its weight.")
+        asked = any(gate.reward == term.name for gate in gates.values())
+        if not Range().holds(term.weight) or (term.weight == 0 and not asked):
+            raise UserError(f"The weight of the reward {term.name} must be a number other than 0, not {term.weight:g}.")
+    for name, gate in gates.items():
+        if gate.reward not in names:
+            raise UserError(
+                f"The condition of the reward {name} asks for {gate.reward}, which is not among the rewards: add it,"
+                " with a weight of 0 if it is not to count itself."
+            )
+    if not any(term.weight for term in terms):
+        raise UserError("All rewards have a weight of 0: there is nothing to learn from.")
 
 
 def check_timesteps(config: Config) -> None:

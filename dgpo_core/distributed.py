@@ -3,6 +3,7 @@
 Processes are started by `accelerate launch` or `torchrun`; without them everything here is free.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -39,15 +40,14 @@ class World:
         return list(items[self.rank :: self.size])
 
     def gather(self, mine: Sequence[T]) -> list[T]:
-        """The undivided list again, on every process; the inverse of `share`."""
+        """What all processes have, on every process, taken from each in turn; so it is the inverse of `share`."""
         if self.size == 1:
             return list(mine)
         parts: list[Any] = [None] * self.size
         dist.all_gather_object(parts, list(mine))
-        whole: list[Any] = [None] * sum(map(len, parts))
-        for rank, part in enumerate(parts):
-            whole[rank :: self.size] = part
-        return whole
+        missing = object()  # parts may be of any lengths
+        rows = itertools.zip_longest(*parts, fillvalue=missing)
+        return [item for row in rows for item in row if item is not missing]
 
     def add_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the processes; one message in all."""

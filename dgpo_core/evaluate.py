@@ -23,7 +23,7 @@ from dgpo_core.measure import Evaluation, evaluation_set, evaluation_weights, sc
 from dgpo_core.policy import Policy, lora_file
 from dgpo_core.prompts import Prompt
 from dgpo_core.report import Column, Table, markdown, picture
-from dgpo_core.rewards import Reward, make_reward
+from dgpo_core.rewards import Reward, make_reward, refuse_files
 
 SHOWN_PROMPTS = 6  # rows of the picture
 
@@ -133,6 +133,12 @@ def columns_of(adapters: Sequence[Adapter], options: EvaluateConfig) -> list[Col
     names = [name for item in options.reward for name in item.split(",") if name]
     if names:
         return [Column(name, {name: 1.0}) for name in dict.fromkeys(names)]
+    for adapter in adapters:
+        terms = adapter.config.reward if adapter.config else ()
+        chosen = [adapter.config.evaluation.reward] if adapter.config else []
+        refuse_files(
+            [*chosen, *(term.name for term in terms)], str(adapter.file.path), "name it with --reward to run it"
+        )
     weights = [evaluation_weights(adapter.config) for adapter in adapters if adapter.config]
     return list({"+".join(each): Column("+".join(each), each) for each in weights}.values())
 

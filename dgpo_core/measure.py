@@ -17,7 +17,7 @@ from dgpo_core.files import write_atomic
 from dgpo_core.group import Group
 from dgpo_core.policy.base import AdapterName, Policy
 from dgpo_core.prompts import Prompt
-from dgpo_core.rewards import Reward, score_groups
+from dgpo_core.rewards import Reward, score_groups, weights_of
 from dgpo_core.rollout import Check, nothing, rollout
 from dgpo_core.seeds import derive_seed
 from dgpo_core.solvers import Solver
@@ -191,8 +191,8 @@ def evaluation_weights(config: Config) -> dict[str, float]:
 
 
 def trained_weights(config: Config) -> dict[str, float]:
-    """The weights of the reward that is trained: what "in-domain" means."""
-    return {term.name: term.weight for term in config.reward}
+    """The weights of the reward that is trained: what "in-domain" means. One that is only a condition has none."""
+    return {name: weight for name, weight in weights_of(config.reward).items() if weight}
 
 
 def watched(config: Config) -> list[str]:

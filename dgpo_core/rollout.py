@@ -27,10 +27,12 @@ def rollout(
     negative_prompt: str = "",
     batch: int = 0,
     check: Check = nothing,
+    drawn: Callable[[Group], None] = lambda group: None,
 ) -> list[Group]:
     """One group per prompt, its samples drawn from its seeds, with the adapter that is active.
 
     size: (height, width) in pixels. batch: samples per forward, 0 for all at once; it bounds the memory, no more.
+    drawn: is given each group as soon as all its samples are there.
     """
     conds = policy.encode([prompt.text for prompt in prompts])
     uncond = policy.encode([negative_prompt])[0]
@@ -39,11 +41,26 @@ def rollout(
     owner = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(counts))
     every = Cond.cat(conds)
     shape = policy.latent_shape(*size)
-    latents, images = [], []
+    latents, images, groups = [], [], []
     for part in torch.arange(len(flat)).split(batch or len(flat)):
         x_T = torch.stack([noise(flat[i], shape) for i in part.tolist()])
         x0 = policy.sample(solver, x_T, every.select(owner[part]), uncond, cfg, check)
         latents.append(x0)
         images.append(policy.decode(x0).cpu())
-    rows = zip(prompts, seeds, torch.cat(latents).split(counts), torch.cat(images).split(counts), strict=True)
-    return [Group(prompt, tuple(s), x0, image) for prompt, s, x0, image in rows]
+        while len(groups) < len(prompts) and counts[len(groups)] <= sum(map(len, images)):
+            g = len(groups)
+            groups.append(Group(prompts[g], tuple(seeds[g]), _take(latents, counts[g]), _take(images, counts[g])))
+            drawn(groups[-1])
+    return groups
+
+
+def _take(parts: list[Tensor], n: int) -> Tensor:
+    """The first n rows of tensors that stand for one; `parts` is left with the others."""
+    taken = []
+    while n:
+        part = parts.pop(0)
+        taken.append(part[:n])
+        if len(part) > n:
+            parts.insert(0, part[n:])
+        n -= len(taken[-1])
+    return torch.cat(taken)

@@ -104,6 +104,8 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
     judges = rewards | assemble.evaluation_rewards(config, rewards, world)
     if held_out:
         judges |= assemble.watched_rewards(config, judges, world)
+    assemble.check_prompts(rewards, prompts)
+    assemble.check_prompts(judges, held_out)
     policy, size = assemble.load_model(config, world)
     evaluation_solver(policy, config, size)  # a bad name is told now, not after the training
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)

@@ -8,21 +8,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dgpo_core import advantage as adv
-from dgpo_core.config import Config
+from dgpo_core.config import Config, RewardTerm
 from dgpo_core.distributed import World
 from dgpo_core.ema import ema_, fast_decay
 from dgpo_core.errors import UserError
+from dgpo_core.gate import Gate, counted
 from dgpo_core.group import Group
 from dgpo_core.policy.base import Cond, Policy
 from dgpo_core.prompts import Prompt, PromptStream
-from dgpo_core.rewards import Reward, score_groups
+from dgpo_core.rewards import Reward, Scoring, weights_of
 from dgpo_core.rollout import Check, nothing, rollout
 from dgpo_core.seeds import derive_seed
 from dgpo_core.update import Tally, Task, Update, candidate_timesteps, draw_timesteps
@@ -36,6 +37,11 @@ class Iteration:
     metrics: Mapping[str, float]
     seconds: Mapping[str, float]
     warnings: Sequence[str] = ()
+
+    def without(self, skipped: Sequence[str]) -> "Iteration":
+        """The same, with a count and a warning of groups that were left out, one problem for each."""
+        told = f"{len(skipped)} group(s) left out: {skipped[0].removesuffix('.')}"
+        return replace(self, metrics={**self.metrics, "skipped": len(skipped)}, warnings=[*self.warnings, told])
 
 
 @dataclass
@@ -77,6 +83,7 @@ class Trainer:
     ) -> None:
         self.policy, self.rewards, self.config, self.size = policy, rewards, config, size
         self.world = world or World(str(policy.device))
+        self.weights = weights_of(config.reward)
         self.check, self.tell = check, tell
         order_seed = config.seed if config.data.order_seed < 0 else config.data.order_seed
         self.stream = PromptStream(prompts, config.data.groups_per_iteration, order_seed)
@@ -101,14 +108,18 @@ class Trainer:
         mine = self.world.share(list(enumerate(self.stream.at(self.step))))
         with watch.phase("encode"):
             self._encode([prompt.text for _, prompt in mine])
-        with watch.phase("rollout"):
-            groups = self.draw(mine)
-        with watch.phase("reward"):
-            groups = self._score(groups)
-        return self.learn(groups, [place for place, _ in mine], watch)
+        with self._scoring() as scoring:
+            with watch.phase("rollout"):
+                groups = self.draw(mine, scoring.start)
+            with watch.phase("reward"):
+                scored, skipped = self._usable(mine, scoring.results(groups))
+        done = self.learn([group for _, group in scored], [place for place, _ in scored], watch)
+        return done.without(skipped) if skipped else done
 
-    def draw(self, mine: Sequence[tuple[int, Prompt]]) -> list[Group]:
-        """One group for each (place in the iteration, prompt), not yet scored.
+    def draw(
+        self, mine: Sequence[tuple[int, Prompt]], drawn: Callable[[Group], None] = lambda group: None
+    ) -> list[Group]:
+        """One group for each (place in the iteration, prompt), not yet scored; `drawn` is given each at once.
 
         Each sample has a seed of its own, which depends on nothing but the run's seed, the step and its place.
         """
@@ -131,6 +142,7 @@ class Trainer:
                     negative_prompt=settings.negative_prompt,
                     batch=batch,
                     check=self.check,
+                    drawn=drawn,
                 )
 
         groups, self.rollout_batch = self.within_memory(work, self.rollout_batch, len(mine) * settings.group_size)
@@ -152,19 +164,33 @@ class Trainer:
         warnings = [NOTHING_TO_LEARN] if metrics["informative"] == 0 else []
         return Iteration(list(groups), metrics, watch.seconds, warnings)
 
-    def _score(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups with their rewards; with offloading, reward models leave the accelerator afterwards."""
-        scored = score_groups(groups, self.rewards)
+    def _scoring(self) -> Scoring:
+        skip = self.config.on_bad_score == "skip"
+        return Scoring(self.rewards, self.policy.device, self.config.rollout.group_size, one_by_one=skip)
+
+    def _usable(
+        self, mine: Sequence[tuple[int, Prompt]], outcomes: Sequence[Group | UserError]
+    ) -> tuple[list[tuple[int, Group]], list[str]]:
+        """The scored groups with their places; and of all processes, why other groups are left out.
+
+        Raises UserError where none is left. With offloading, reward models leave the accelerator.
+        """
         if self.config.memory.offload:
             for reward in self.rewards.values():
                 reward.idle()
-        return scored
+        scored = [(g, group) for (g, _), group in zip(mine, outcomes, strict=True) if isinstance(group, Group)]
+        if self.config.on_bad_score == "stop":
+            return scored, []
+        problems = self.world.gather([str(error) for error in outcomes if isinstance(error, UserError)])
+        if problems and not self.world.any(bool(scored)):
+            raise UserError(f"No group of the iteration could be scored. {problems[0]}")
+        return scored, problems
 
     def _advantages(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """Combined rewards r and advantages A, both [P, G]; P is this process's share of the groups."""
         t = self.config.training
-        per_reward = {term.name: _stack(groups, term.name) for term in self.config.reward}
-        weights = {term.name: term.weight for term in self.config.reward}
+        weights, scores = self.weights, {name: _stack(groups, name) for name in self.weights}
+        per_reward = {term.name: counted(scores, term, weights[term.name]) for term in self.config.reward}
         everyone = {name: torch.stack(self.world.gather(list(r))) for name, r in per_reward.items()}
 
         def total(values: Mapping[str, Tensor]) -> Tensor:
@@ -288,8 +314,9 @@ class Trainer:
             "reward_std": rewards.std(dim=1, correction=0).mean().item(),
             "informative": sum(flag for _, _, flag in every) / len(every),
         }
-        for name in (term.name for term in self.config.reward):
-            metrics[f"reward/{name}"] = torch.stack([scores[name] for scores, _, _ in every]).mean().item()
+        raw = [scores for scores, _, _ in every]
+        for term in self.config.reward:
+            metrics |= reward_metrics(raw, term)
         return {**metrics, **sum(tallies, Tally()).means(), "grad_norm": norm}
 
     # --- state -------------------------------------------------------------------------------------------------------
@@ -326,6 +353,20 @@ class Trainer:
         if "rng/cuda" in tensors and self.policy.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.policy.device)
         self.step, self.old_is_current = int(info["step"]), bool(info["old_is_current"])
+
+
+def reward_metrics(scores: Sequence[Mapping[str, Tensor]], term: RewardTerm) -> dict[str, float]:
+    """Of one reward over groups' raw scores: mean, mean deviation within a group, share of samples it is gated for."""
+    r = torch.stack([group[term.name] for group in scores])
+    found = {
+        f"reward/{term.name}": r.mean().item(),
+        f"reward_std/{term.name}": r.std(dim=1, correction=0).mean().item(),
+    }
+    if term.only_if:
+        gate = Gate.of(term.only_if, term.name)
+        passed = gate.passed(torch.stack([group[gate.reward] for group in scores]))
+        found[f"gated/{term.name}"] = 1 - passed.float().mean().item()
+    return found
 
 
 ADAPTERS = ("current", "old", "ema")

@@ -13,6 +13,7 @@ from typing import Any
 from dgpo_core.config import EMBEDDED, Config, LoraConfig, MemoryConfig, RolloutConfig, TrainingConfig
 from dgpo_core.config_io import apply_mode, load_preset, preset_names, to_plain
 from dgpo_core.errors import UserError
+from dgpo_core.rewards import refuse_files
 
 MODELS_OWN = "model's own"
 """The choice of Sampler Settings that is no scheduler."""
@@ -151,7 +152,9 @@ def _rewards(flow: Workflow, scorer: Node, name: str = "reward") -> list[dict[st
             read = json.loads(options) if options.strip() else {}
         except ValueError as error:
             raise UserError(f"In the workflow {flow.path}, the options of a reward are no JSON ({error}).") from None
-        terms.insert(0, {"name": node.inputs["name"], "weight": node.inputs["weight"], "options": read})
+        refuse_files([node.inputs["name"]], f"The workflow {flow.path}", "give it with --reward")
+        term = {"name": node.inputs["name"], "weight": node.inputs["weight"], "options": read}
+        terms.insert(0, {**term, "only_if": node.inputs.get("only_if") or ""})
         if not isinstance(node.inputs.get("reward"), list):
             return terms
         node = flow.behind(node, "reward", "DGPO_Reward")

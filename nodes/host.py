@@ -26,6 +26,7 @@ from dgpo_core.workflow import HELD_OUT
 CATEGORY = "DGPO"
 EMBEDDED = "embedded (shapes world)"
 NO_LORA = "none"
+REWARD_MODELS = "reward_models"
 FROM_CHECKPOINTS, FROM_DIFFUSERS = "checkpoints/", "diffusers/"
 PREVIEW = 1024  # pixels of a preview's longer side
 REWARD_BYTES = 6 * 2**30  # the largest reward model, with what it computes
@@ -89,6 +90,12 @@ def lora_path(choice: str) -> str:
     if choice not in lora_choices():
         raise UserError(f"There is no LoRA {choice} in ComfyUI's loras folders: put it there and refresh.")
     return folder_paths.get_full_path_or_raise("loras", choice)
+
+
+def reward_folders() -> list[str]:
+    """Where the weights of rewards are looked for: models/reward_models, and what extra_model_paths.yaml adds."""
+    folder_paths.add_model_folder_path(REWARD_MODELS, os.path.join(folder_paths.models_dir, REWARD_MODELS))
+    return folder_paths.get_folder_paths(REWARD_MODELS)
 
 
 def prompt_file_choices() -> list[str]:

@@ -42,6 +42,8 @@ def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State, Log]:
     Where an alarm ends it, the state is the best one before. The log is empty where nothing is watched.
     """
     handle, state = _furthest(plan)
+    if handle.step < plan.iterations:
+        sessions.prepare(plan.terms, plan.prompts.prompts)
     log, best = Log(plan.watching), handle
     log.recall(handle, state)
     shown, start, first = 0.0, time.monotonic(), handle.step

@@ -18,6 +18,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.measure import total
 from dgpo_core.pictures import to_pil
 from dgpo_core.preferences import parse_preset, preset_answers
+from dgpo_core.rewards import weights_of
 
 from . import fields, host, sessions
 from .questions import MODES, OPENED, Answer, AnswerFile, AskedGroup, Question, Questions, add_routes
@@ -99,6 +100,8 @@ class HumanRanker(io.ComfyNode):
     ) -> io.NodeOutput:
         if on_timeout == REWARD and not reward:
             raise UserError(f'Connect a reward, or set on_timeout to something else than "{REWARD}".')
+        if on_timeout == REWARD:
+            sessions.prepare(reward, [group.prompt for group in groups.groups])
         answer = _answer(groups, mode, timeout, preset)
         if answer is None and on_timeout == CANCEL:
             raise comfy.model_management.InterruptProcessingException
@@ -146,7 +149,7 @@ def _by_person(groups: Groups, answer: Answer | None) -> Groups:
 
 def _best(groups: Groups) -> torch.Tensor:
     """The image with the highest score of each group, [B, H, W, 3]."""
-    weights = {term.name: term.weight for term in groups.terms}
+    weights = weights_of(groups.terms)
     best = [group.images[int(total(group, weights).argmax())] for group in groups.groups]
     return torch.stack(best).permute(0, 2, 3, 1).contiguous()
 

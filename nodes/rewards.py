@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.v0_0_2 import io, ui
+from torch import Tensor
 
 from dgpo_core import advantage as adv
 from dgpo_core.config import RewardTerm
 from dgpo_core.errors import UserError
-from dgpo_core.measure import total
+from dgpo_core.gate import Gate, counted
+from dgpo_core.group import Group
 from dgpo_core.pictures import grid
 from dgpo_core.prompts import Prompt
-from dgpo_core.rewards import REWARDS
+from dgpo_core.rewards import known_rewards, refuse_files, require_reward, weights_of
+from dgpo_core.rewards.weights import look_in
 
 from . import fields, host, sessions
 from .numbers import numbers_in
@@ -34,33 +37,56 @@ class Reward(io.ComfyNode):
             category=host.CATEGORY,
             description="What images are scored by. Chain several: their weighted scores add up.",
             inputs=[
-                io.Combo.Input("name", options=list(REWARDS), tooltip="The reward; its help page says what it needs."),
+                io.Combo.Input(
+                    "name", options=known_rewards(), tooltip="The reward; its help page says what it needs."
+                ),
                 io.Float.Input(
-                    "weight", default=1.0, min=-1000.0, max=1000.0, step=0.01, tooltip="Negative: less is better."
+                    "weight",
+                    default=1.0,
+                    min=-1000.0,
+                    max=1000.0,
+                    step=0.01,
+                    tooltip="Negative: less is better. 0: only a condition of another.",
                 ),
                 io.String.Input("options", default="", tooltip='Options as JSON, such as {"path": "..."}; or empty.'),
                 fields.Reward.Input("reward", optional=True, tooltip="Rewards that this one is added to."),
+                io.String.Input(
+                    "only_if",
+                    default="",
+                    optional=True,
+                    tooltip="Counts only where another reward of the chain says so: ocr > 0.5; or empty.",
+                ),
             ],
             outputs=[fields.Reward.Output(display_name="reward", tooltip="For the Reward Scorer, or the next reward.")],
         )
 
     @classmethod
-    def validate_inputs(cls, options: str | None) -> bool | str:
-        """Options that are no JSON are told before anything runs."""
+    def validate_inputs(cls, name: str | None, options: str | None, only_if: str | None = "") -> bool | str:
+        """What the reward lacks (a package, weights) and what is wrong with its widgets: told before anything runs."""
         try:
-            _options(options or "")
+            chosen = _options(options or "")
+            if only_if and only_if.strip():
+                Gate.of(only_if, name or "")
+            if name:
+                refuse_files([name], "The workflow", "install it as a package with an entry point, or train headless")
+                require_reward(name, chosen)
         except UserError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(
-        cls, name: str, weight: float, options: str, reward: Sequence[RewardTerm] | None = None
+        cls,
+        name: str,
+        weight: float,
+        options: str,
+        reward: Sequence[RewardTerm] | None = None,
+        only_if: str = "",
     ) -> io.NodeOutput:
         before = tuple(reward or ())
-        if weight == 0 or any(term.name == name for term in before):
-            raise UserError(f"The reward {name} needs a weight other than 0, and can be in a chain only once.")
-        return io.NodeOutput((*before, RewardTerm(name, weight, _options(options))))
+        if any(term.name == name for term in before):
+            raise UserError(f"The reward {name} can be in a chain only once.")
+        return io.NodeOutput((*before, RewardTerm(name, weight, _options(options), only_if.strip())))
 
 
 def _options(text: str) -> dict[str, Any]:
@@ -103,21 +129,24 @@ class RewardScorer(io.ComfyNode):
 def scored_output(cls: type, scored: Groups) -> io.NodeOutput:
     """Groups, score of each image, contact sheet (shown on the node, too)."""
     sheet = host.to_image(contact_sheet(scored))
-    scores = [value for group in scored.groups for value in total(group, _weights(scored)).tolist()]
+    scores = [value for group in scored.groups for value in _counted(group, scored).tolist()]
     return io.NodeOutput(scored, scores, sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
 
 def contact_sheet(scored: Groups, title: str = "") -> Any:
     """A picture of the first groups with their scores and the two halves."""
     few = scored.groups[:SHEET_ROWS]
-    scores = [total(group, _weights(scored)) for group in few]
+    scores = [_counted(group, scored) for group in few]
     advantages = [adv.group_advantage(r[None])[0] for r in scores]
     names = ", ".join(term.name for term in scored.terms)
     return grid(few, title or f"iteration {scored.iteration}: {names}", scores, advantages, most=SHEET_TILE)
 
 
-def _weights(scored: Groups) -> dict[str, float]:
-    return {term.name: term.weight for term in scored.terms}
+def _counted(group: Group, scored: Groups) -> Tensor:
+    """What the images of a group are trained by, [G]: the weighted sum, with conditions."""
+    weights = weights_of(scored.terms)
+    terms = [(weights[term.name], counted(group.scores, term, weights[term.name])) for term in scored.terms]
+    return adv.weighted_sum(terms)
 
 
 class ScoresFromGraph(io.ComfyNode):
@@ -201,5 +230,7 @@ class GroupFromImages(io.ComfyNode):
         scored = with_scores(group, numbers_in([ratings]), "ratings")
         return scored_output(cls, scored.after(groups) if groups else scored)
 
+
+look_in(host.reward_folders())
 
 NODES = [Reward, RewardScorer, ScoresFromGraph, GroupFromImages]

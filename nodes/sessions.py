@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from dgpo_core.config import NEUTRAL, Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
-from dgpo_core.config_io import check_timesteps
+from dgpo_core.config_io import check_rewards, check_timesteps
 from dgpo_core.errors import UserError
 from dgpo_core.group import Group
 from dgpo_core.measure import Evaluation, draw_evaluation, evaluation_set
@@ -108,8 +108,17 @@ def score(groups: Groups, terms: Sequence[RewardTerm]) -> Groups:
     return replace(groups, groups=tuple(scored), terms=tuple(terms), key=_scored_key(groups.key, terms))
 
 
+def prepare(terms: Sequence[RewardTerm], prompts: Sequence[Prompt]) -> None:
+    """Raises UserError for what would stop the scoring later: to be called before anything is drawn."""
+    check_rewards(terms)
+    with host.engine():
+        for term in terms:
+            _reward(term).check(prompts)
+
+
 def score_all(groups: Sequence[Group], terms: Sequence[RewardTerm]) -> list[Group]:
     """Scored by every reward; nothing of a reward stays on the accelerator."""
+    check_rewards(terms)
     with host.engine():
         host.make_room()
         rewards = {term.name: _reward(term) for term in terms}

@@ -12,6 +12,7 @@ from dgpo_core.evaluation import Watch, side_by_side
 from dgpo_core.measure import Evaluation
 from dgpo_core.policy import AdapterName
 from dgpo_core.prompts import Prompt
+from dgpo_core.rewards import weights_of
 
 from . import sessions
 from .states import State
@@ -49,7 +50,7 @@ class Watching:
     @property
     def watch(self) -> Watch:
         """Which of them says what."""
-        trained = {term.name: term.weight for term in self.trained}
+        trained = {name: weight for name, weight in weights_of(self.trained).items() if weight}
         return Watch(trained, trained, [term.name for term in self.terms if term.name not in trained])
 
 

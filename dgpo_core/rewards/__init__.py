@@ -149,4 +149,14 @@ def _from_file(path: str, attribute: str) -> Any:
     return getattr(module, attribute)
 
 
-__all__ = ["REWARDS", "Reward", "Scoring", "known_rewards", "make_reward", "score_groups"]
+__all__ = [
+    "REWARDS",
+    "Reward",
+    "Scoring",
+    "known_rewards",
+    "make_reward",
+    "refuse_files",
+    "require_reward",
+    "score_groups",
+    "weights_of",
+]

@@ -26,7 +26,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-ASK_S = 10.0  # seconds that the hub has to say whether it has a file
+ASK_S = 5.0  # seconds that the hub has to say whether it has a file
 
 _folders: list[Path] = [Path(path) for path in os.environ.get("DGPO_REWARD_MODELS", "").split(os.pathsep) if path]
 
@@ -96,8 +96,8 @@ def require(weights: Weights, given: str, reward: str) -> None:
         try:
             get_hf_file_metadata(hf_hub_url(source, file), timeout=ASK_S)
             return
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
+        except Exception as error:  # of whatever HTTP library the hub's client is built on
+            reason = _said(error)
     raise UserError(_unavailable(reward, Weights(source, weights.size, weights.option, weights.file), reason))
 
 
@@ -135,7 +135,7 @@ def _from_pretrained(cls: Any, weights: Weights, given: str, reward: str, kwargs
     try:
         return cls.from_pretrained(source, local_files_only=local or constants.HF_HUB_OFFLINE, **kwargs)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = _said(error)
         if local:
             raise UserError(
                 f"Reward {reward!r}: the folder {source} is not a {cls.__name__} in safetensors format ({reason})."
@@ -152,8 +152,8 @@ def find_file(weights: Weights, given: str, reward: str) -> Path:
         return Path(source)
     try:
         return Path(hf_hub_download(weights.repository, weights.file, local_files_only=constants.HF_HUB_OFFLINE))
-    except (OSError, ValueError) as error:
-        raise UserError(_unavailable(reward, weights, str(error).strip().split("\n")[0])) from None
+    except Exception as error:  # of whatever HTTP library the hub's client is built on
+        raise UserError(_unavailable(reward, weights, _said(error))) from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = _said(error)
         raise UserError(f"{path} is not a file of weights ({reason}): download it again.") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # a checkpoint of OpenCLIP or Lightning
@@ -176,10 +176,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _said(error: Exception) -> str:
+    """The first sentence of what a library says."""
+    return str(error).strip().split("\n")[0].split(". ")[0].removesuffix(".") or type(error).__name__
+
+
 def _unavailable(reward: str, weights: Weights, reason: str) -> str:
     folder = f"put it into {_folders[0]} as {weights.names[0]}, or " if _folders else ""
     return (
         f"Reward {reward!r} needs {weights} ({weights.size}), which is not in the Hugging Face cache and could not be"
-        f" downloaded ({reason.removesuffix('.')}): run `{weights.command}` where there is a network, or {folder}name a"
+        f" downloaded ({reason}): run `{weights.command}` where there is a network, or {folder}name a"
         f" local copy in the reward's option {weights.option}."
     )
