@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from dgpo_core import assemble, config_io
 from dgpo_core.distributed import World
-from dgpo_core.prompts import PromptStream
+from dgpo_core.errors import UserError
+from dgpo_core.rewards import Reward
+from dgpo_core.rewards.serve import RewardServer
 from dgpo_core.trainer import Trainer
 from dgpo_core.workflow import load_workflow
 
@@ -440,26 +443,44 @@ def test_too_far_is_told_in_one_sentence(comfy: ComfyServer) -> None:
 def test_an_error_in_a_reward_is_one_sentence_and_leaves_nothing(comfy: ComfyServer) -> None:
     unknown = {"Reward": {"options": '{"colour": "red"}'}}
     for graph in (visual("bad_reward", **unknown), loop("bad_reward", 2, **unknown)):
-        message = error_of(comfy, graph).message
-        assert message.startswith("Reward 'shapes_graded' does not take these options: ")
+        with pytest.raises(PromptRefused) as refused:
+            comfy.run(graph)
+        (error, *_) = refused.value.node_errors[REWARD]["errors"]
+        assert "Reward 'shapes_graded' does not take these options: " in error["details"]
         assert files(comfy, "bad_reward") == {}
     comfy.run(visual("bad_reward"))
 
 
-def test_an_error_in_the_middle_of_a_loop_keeps_what_was_finished(comfy: ComfyServer) -> None:
-    fact = {"shape": "circle", "color": "red", "count": 1}
-    good = json.dumps({"prompt": "a red circle", "include": [fact], "relation": None})
-    bad = json.dumps({"prompt": "no facts"})
-    third = next(seed for seed in range(100) if PromptStream([good, bad, good, good], 1, seed).at(2) == [bad])
+def test_a_prompt_that_cannot_be_judged_is_told_before_the_loop_draws(comfy: ComfyServer) -> None:
     path = comfy.base / "input" / "one_bad.jsonl"
-    path.write_text("\n".join([good, bad, good, good]), "utf-8")
-    graph = loop("bad_prompt", 4, Prompts={"source": path.name, "order_seed": third})
+    path.write_text(json.dumps({"prompt": "no facts"}), "utf-8")
+    graph = loop("bad_prompt", 4, Prompts={"source": path.name})
     assert "'no facts' has none" in error_of(comfy, graph).message
-    assert len(line(comfy, "bad_prompt")) == 2
-    path.write_text("\n".join([good] * 4), "utf-8")
-    prompt = comfy.queue(graph)
-    comfy.wait(prompt)
-    assert min(steps_done(comfy, prompt)) == 2
+    assert files(comfy, "bad_prompt") == {}
+
+
+class FailsThird(Reward):
+    """A reward that fails at its third call."""
+
+    calls = 0
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        self.calls += 1
+        if self.calls == 3:
+            raise UserError("I am tired.")
+        return images.mean((1, 2, 3))
+
+
+def test_an_error_in_the_middle_of_a_loop_keeps_what_was_finished(comfy: ComfyServer) -> None:
+    with RewardServer("tired", FailsThird(), "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        graph = loop("tired", 4, Reward={"name": "remote", "options": json.dumps({"url": server.url})})
+        assert "I am tired" in error_of(comfy, graph).message
+        assert len(line(comfy, "tired")) == 2
+        prompt = comfy.queue(graph)
+        comfy.wait(prompt)
+        assert min(steps_done(comfy, prompt)) == 2
+        server.shutdown()
 
 
 @pytest.mark.parametrize("run", ["../x", "/x", "a/b", "a\\b", "..", ".", ".hidden", "", " ", "a\nb", "x" * 300, "a:b"])

@@ -151,3 +151,30 @@ def test_a_run_of_two_processes_resumes_as_one(sd3_folder: Path, tmp_path: Path)
     assert train_in(many, [*argv, "--resume", "--iterations", "3"]) == 0, (many / "output-0.txt").read_text()
     found, expected = adapter(many), adapter(one)
     assert max((found[key] - expected[key]).abs().max() for key in found) < CLOSE
+
+
+def test_a_group_that_one_process_skips_is_skipped_as_by_one(sd3_folder: Path, tmp_path: Path) -> None:
+    """Of 3 groups on 2 processes, the one with "blue" cannot be scored: processes are left with 2 and 0, or 1 and 1."""
+    changes = {**CHANGES, "reward": "picky.py:Picky", "on_bad_score": "skip", "data": {"groups_per_iteration": 3}}
+    codes = {}
+    for name, processes in (("one", 1), ("many", 2)):
+        argv = write_quick(tmp_path / name, sd3_folder, **changes)
+        (tmp_path / name / "picky.py").write_text(PICKY)
+        codes[name] = train_together(tmp_path / name, argv, processes)
+    assert codes == {"one": [0], "many": [0, 0]}, (tmp_path / "many" / "output-0.txt").read_text()
+    same(tmp_path / "many", tmp_path / "one")
+    for name in codes:
+        assert [r["skipped"] for r in metrics(tmp_path / name) if "loss" in r] == [1, 1, 1]
+        told = (tmp_path / name / "output-0.txt").read_text()
+        assert "1 group(s) left out: Reward 'picky.py:Picky' failed on sample 0 ('blue') with ValueError" in told
+
+
+PICKY = """
+from bright import Bright
+
+class Picky(Bright):
+    def score(self, images, prompts, metadata):
+        if "blue" in prompts:
+            raise ValueError("not blue")
+        return super().score(images, prompts, metadata)
+"""
