@@ -8,7 +8,7 @@ import json
 import textwrap
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -21,7 +21,7 @@ import yaml
 
 from dgpo_core.config import Config, Range, RewardTerm
 from dgpo_core.errors import UserError
-from dgpo_core.gate import Gate
+from dgpo_core.gate import check_rewards
 
 MODES = ("1", "2a", "2b")
 """The official README's three modes; `presets/modes/` holds what each one sets."""
@@ -325,28 +325,6 @@ def _check_names(config: Config) -> None:
     for side in ("height", "width"):
         if getattr(config.model, side) % 8:
             raise UserError(f"model.{side} is {getattr(config.model, side)} but must be a multiple of 8.")
-
-
-def check_rewards(terms: Sequence[RewardTerm]) -> None:
-    """Raises UserError where rewards cannot go together. A weight of 0 is for one that is only another's condition."""
-    if not terms:
-        raise UserError("There is no reward: give --reward NAME.")
-    names = [term.name for term in terms]
-    gates = {term.name: Gate.of(term.only_if, term.name) for term in terms if term.only_if}
-    for term in terms:
-        if names.count(term.name) > 1:
-            raise UserError(f"The reward {term.name} is given more than once; give it once, with its weight.")
-        asked = any(gate.reward == term.name for gate in gates.values())
-        if not Range().holds(term.weight) or (term.weight == 0 and not asked):
-            raise UserError(f"The weight of the reward {term.name} must be a number other than 0, not {term.weight:g}.")
-    for name, gate in gates.items():
-        if gate.reward not in names:
-            raise UserError(
-                f"The condition of the reward {name} asks for {gate.reward}, which is not among the rewards: add it,"
-                " with a weight of 0 if it is not to count itself."
-            )
-    if not any(term.weight for term in terms):
-        raise UserError("All rewards have a weight of 0: there is nothing to learn from.")
 
 
 def check_timesteps(config: Config) -> None:

@@ -1,13 +1,13 @@
-"""A condition under which a reward counts: "ocr > 0.5"."""
+"""Rewards together: conditions under which one counts ("ocr > 0.5"), and whether they fit."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from dgpo_core import advantage as adv
-from dgpo_core.config import RewardTerm
+from dgpo_core.config import Range, RewardTerm
 from dgpo_core.errors import UserError
 
 FORM = re.compile(r"\s*(?P<reward>[^<>?]*[^<>?\s])\s*(?P<sign>[<>])\s*(?P<bound>[^<>?\s]+)\s*")
@@ -50,3 +50,25 @@ def counted(scores: Mapping[str, Tensor], term: RewardTerm, weight: float) -> Te
         return r
     gate = Gate.of(term.only_if, term.name)
     return adv.gated(r, gate.passed(scores[gate.reward]), weight)
+
+
+def check_rewards(terms: Sequence[RewardTerm]) -> None:
+    """Raises UserError where rewards cannot go together. A weight of 0 is for one that is only another's condition."""
+    if not terms:
+        raise UserError("There is no reward: give --reward NAME.")
+    names = [term.name for term in terms]
+    gates = {term.name: Gate.of(term.only_if, term.name) for term in terms if term.only_if}
+    for term in terms:
+        if names.count(term.name) > 1:
+            raise UserError(f"The reward {term.name} is given more than once; give it once, with its weight.")
+        asked = any(gate.reward == term.name for gate in gates.values())
+        if not Range().holds(term.weight) or (term.weight == 0 and not asked):
+            raise UserError(f"The weight of the reward {term.name} must be a number other than 0, not {term.weight:g}.")
+    for name, gate in gates.items():
+        if gate.reward not in names:
+            raise UserError(
+                f"The condition of the reward {name} asks for {gate.reward}, which is not among the rewards: add it,"
+                " with a weight of 0 if it is not to count itself."
+            )
+    if not any(term.weight for term in terms):
+        raise UserError("All rewards have a weight of 0: there is nothing to learn from.")

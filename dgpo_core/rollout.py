@@ -1,8 +1,9 @@
 """Draw groups: G samples per prompt with a deterministic solver, the initial noise being the only chance."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from dgpo_core.group import Group
 from dgpo_core.policy.base import Check, Cond, Policy

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from dgpo_core.config import NEUTRAL, Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
-from dgpo_core.config_io import check_rewards, check_timesteps
+from dgpo_core.config_io import check_timesteps
 from dgpo_core.errors import UserError
+from dgpo_core.gate import check_rewards
 from dgpo_core.group import Group
 from dgpo_core.measure import Evaluation, draw_evaluation, evaluation_set
 from dgpo_core.policy import AdapterName, Policy, lora_file
