@@ -26,6 +26,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save("sd3", tmp_path_factory.mktemp("model"))
 
 
+GOOD = """{"prompt": "red", "include": []}
+{"prompt": "blue", "include": []}
+"""
+
+
 @dataclass(frozen=True)
 class World:
     """Where a bad input is set up: `folder` is the test's own, `output` is where the run would go."""
@@ -43,7 +48,7 @@ class World:
         return [
             *("--preset", "quickstart", "--output", str(self.output), "--name", "test"),
             *("--model.path", str(self.model), "--model.height", "32", "--model.width", "32", "--model.device", "cpu"),
-            *("--data.prompts", self.file("good.txt", "red\nblue\n"), "--data.held_out", ""),
+            *("--data.prompts", self.file("good.jsonl", GOOD), "--data.held_out", ""),
         ]
 
     def file(self, name: str, content: str | bytes) -> str:
