@@ -13,7 +13,7 @@ class Group:
     """G samples of one prompt.
 
     seeds: G seeds, each of one sample's initial noise.
-    latents: clean latents x0, float32 [G, C, h, w], on the policy's device.
+    latents: clean latents x0, float32 [G, C, h, w] (of a video model [G, C, 1, h, w]), on the policy's device.
     images: float32 [G, 3, H, W] in [0, 1], on the CPU.
     scores: raw rewards by reward name, float32 [G] each.
     """

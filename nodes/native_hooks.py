@@ -1,8 +1,8 @@
 """What is put on a MODEL's network while it trains, and taken off it again: instance forwards, nothing else.
 
 Weights of a MODEL are inference tensors that ComfyUI moves, casts and patches as it likes. So Linears and convolutions
-become frozen maps that fetch their weight when the backward needs it; the few other parameters (norms, scales) are
-copied to tensors that autograd may keep.
+become frozen maps that borrow their weight when the backward needs it; the few other parameters (norms, scales) are
+copied to tensors that autograd may keep, on the device where the network runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
-import comfy.ops
 import torch
 from comfy.model_patcher import PatcherInjection
 from torch import Tensor, nn
@@ -22,36 +21,33 @@ from torch.utils.checkpoint import checkpoint
 from dgpo_core.errors import UserError
 from dgpo_core.policy.frozen_linear import LoraBank, frozen_conv, frozen_linear
 
-TARGETS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    *("attn.qkv", "attn.proj", "attn2.qkv", "attn2.proj"),
-    *("img_attn.qkv", "img_attn.proj", "txt_attn.qkv", "txt_attn.proj", "linear1", "linear2"),
-)
-"""Ends of the names of all attention projections: SD1.5 and SDXL; SD3; Flux (whose single blocks fuse theirs)."""
+from .native_weights import is_linear, is_quantised, lent, refuse_unknown
+
+_FUSED = ("linear1", "linear2")  # the attention of Flux's single blocks, in one with their feed-forward
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def target_shapes(network: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(out, in) of the Linears whose names end in one of `targets` (none given: TARGETS), by name.
+    """(out, in) of the Linears whose names end in one of `targets`, by name; none given: all attention projections.
 
-    Raises UserError where there are none, and where the network's weights are quantised.
+    Those are the Linears inside of modules that are called attention, of the image's and the text's stream, and what
+    Flux has in their place. Raises UserError where there are none, and for weights that cannot be trained on.
     """
-    ends = tuple(targets) or TARGETS
+    ends = tuple(f".{end}" for end in targets)
     shapes = {}
     for name, module in network.named_modules():
-        _refuse_quantised(name, module)
-        if isinstance(module, nn.Linear) and f".{name}".endswith(tuple(f".{end}" for end in ends)):
-            shapes[name] = (module.out_features, module.in_features)
+        refuse_unknown(name, module)
+        if is_linear(module) and (f".{name}".endswith(ends) if ends else _is_attention(name)):
+            shapes[name] = tuple(module.weight.shape)
     if not shapes:
-        raise UserError(f"No layer of the MODEL can carry a LoRA on the targets {', '.join(ends)}.")
+        wanted = f"on the targets {', '.join(targets)}" if targets else "by itself: name some as targets"
+        raise UserError(f"No layer of the MODEL can carry a LoRA {wanted}.")
     return shapes
 
 
-def _refuse_quantised(name: str, module: nn.Module) -> None:
-    scaled = getattr(module, "scale_weight", None) is not None or getattr(module, "layout_type", None) is not None
-    cast_linear = hasattr(module, "comfy_cast_weights") and type(module).__name__ == "Linear"
-    if scaled or (cast_linear and not isinstance(module, nn.Linear)):
-        raise UserError(f"The MODEL's weights are quantised ({name}): load the model with weights of a plain type.")
+def _is_attention(name: str) -> bool:
+    *within, last = name.split(".")
+    return last in _FUSED or any("attn" in part or "attention" in part for part in within)
 
 
 @contextmanager
@@ -84,17 +80,17 @@ class Hooks:
     def injection(self) -> PatcherInjection:
         """For `ModelPatcher.set_injections`: ComfyUI injects after it has loaded the weights, ejects before it moves
         them, and ejects wherever another clone of the MODEL is loaded."""
-        return PatcherInjection(inject=lambda _: self._inject(), eject=lambda _: self.eject())
+        return PatcherInjection(inject=lambda patcher: self._inject(patcher.load_device), eject=lambda _: self.eject())
 
-    def _inject(self) -> None:
+    def _inject(self, device: torch.device) -> None:
         with torch.inference_mode(False):  # weights are loaded in inference mode
             for name, module in self.network.named_modules():
-                if isinstance(module, nn.Linear):
+                if is_linear(module):
                     self._replace(module, functools.partial(self._linear, module, name))
                 elif _is_plain_convolution(module):
                     self._replace(module, functools.partial(_convolution, module))
                 else:
-                    self._own_parameters(module)
+                    self._own_parameters(module, device)
                     if _is_norm(module):
                         self._replace(module, _norm)
             for block in _blocks(self.network) if self.checkpointing else ():
@@ -120,28 +116,24 @@ class Hooks:
         self._replaced.append((module, ours, before))
         module.forward = ours
 
-    def _own_parameters(self, module: nn.Module) -> None:
+    def _own_parameters(self, module: nn.Module, device: torch.device) -> None:
         """Autograd may save these: normal tensors that want no gradient, in place of the module's own parameters."""
         for name, parameter in module._parameters.items():
-            if parameter is not None and (parameter.is_inference() or parameter.requires_grad):
+            if parameter is None or is_quantised(parameter):
+                continue
+            elsewhere = parameter.is_inference() or parameter.device != device
+            if elsewhere or parameter.requires_grad:
                 self._parameters.append((module, name, parameter))
-                own = parameter.clone() if parameter.is_inference() else parameter.detach()
+                own = parameter.to(device, copy=True) if elsewhere else parameter.detach()
                 module._parameters[name] = nn.Parameter(own, requires_grad=False)
 
-    def _linear(self, module: nn.Linear, name: str, original: Callable, x: Tensor) -> Tensor:
-        y = frozen_linear(x, original, functools.partial(_weight, module, x.dtype, x.device))
+    def _linear(self, module: nn.Module, name: str, original: Callable, x: Tensor) -> Tensor:
+        y = frozen_linear(x, original, functools.partial(lent, module, x.dtype, x.device))
         return self.bank.add(name, x, y) if name in self._targets else y
 
 
-def _weight(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The weight as the forward used it: cast, moved and with the user's patches."""
-    if not hasattr(module, "weight_function"):  # one of torch's own
-        return module.weight.to(device, dtype)
-    return comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype)[0]
-
-
 def _convolution(module: nn.Conv2d, original: Callable, x: Tensor) -> Tensor:
-    weight = functools.partial(_weight, module, x.dtype, x.device)
+    weight = functools.partial(lent, module, x.dtype, x.device)
     options = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation, "groups": module.groups}
     return frozen_conv(x, original, weight, **options)
 
@@ -181,7 +173,7 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def _layers(module: nn.Module) -> int:
-    return sum(isinstance(part, (nn.Linear, *_CONVOLUTIONS)) for part in module.modules())
+    return sum(is_linear(part) or isinstance(part, _CONVOLUTIONS) for part in module.modules())
 
 
 def _checkpointed(original: Callable, *args: Any, **kwargs: Any) -> Any:

@@ -28,13 +28,18 @@ from .native_sampling import NativeSolver
 INJECTION = "dgpo"
 _PROMPT = "prompt"  # the one tensor of a Cond: which text each row has
 _KEPT = 1024  # conditionings in main memory: of Flux 4 MB each
-_SMALL = (families.SD15, families.SD20)  # made for 512 pixels; the others for 1024
+_SIZES = {families.SD15: (512, 512), families.SD20: (512, 512), families.WAN21_T2V: (480, 832)}
+_DEFAULT_SIZE = (1024, 1024)
 _LABELS = {  # modelspec.architecture and ss_base_model_version of the LoRA, by ComfyUI's name of the family
     "SD15": ("stable-diffusion-v1", "sd_v1"),
     "SD20": ("stable-diffusion-v2", "sd_v2"),
     "SDXL": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
     "SD3": ("stable-diffusion-3", "sd3"),
     "Flux": ("flux-1-dev", "flux1"),
+    "QwenImage": ("qwen-image", "qwen_image"),
+    "Lumina2": ("lumina-2", "lumina2"),
+    "ZImage": ("z-image", "zimage"),
+    "WAN21_T2V": ("wan2.1", "wan21"),
 }
 
 
@@ -45,7 +50,8 @@ class NativePolicy(Policy):
     projections. A `Cond` of this policy holds the numbers of its texts: conditionings stay in ComfyUI's form.
     Call its methods outside of inference mode (`host.engine`).
 
-    Raises UserError for a MODEL that cannot be trained: quantised, not of still images, of another noise schedule.
+    Latents of a video model have one frame: [B,C,1,h,w]. Raises UserError for a MODEL that cannot be trained: weights
+    that are kept in an unknown way, latents that are no pictures, another noise schedule.
     """
 
     def __init__(
@@ -53,8 +59,8 @@ class NativePolicy(Policy):
     ) -> None:
         self.patcher, self.clip, self.vae = model.clone(), clip, vae
         base = model.model
-        if getattr(base.latent_format, "latent_dimensions", 2) != 2:
-            raise UserError("The MODEL's latents are not of still images: use a text-to-image model.")
+        if getattr(base.latent_format, "latent_dimensions", 2) not in (2, 3):
+            raise UserError("The MODEL's latents are no pictures: use a text-to-image or text-to-video model.")
         self.device: torch.device = self.patcher.load_device
         self.dtype: torch.dtype = base.manual_cast_dtype or base.get_dtype()
         self.family = type(base.model_config).__name__
@@ -71,16 +77,18 @@ class NativePolicy(Policy):
 
     @property
     def default_size(self) -> tuple[int, int]:
-        side = 512 if isinstance(self.patcher.model.model_config, _SMALL) else 1024
-        return side, side
+        config = self.patcher.model.model_config
+        return next((size for family, size in _SIZES.items() if isinstance(config, family)), _DEFAULT_SIZE)
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         unit = int(self.vae.spacial_compression_encode())
         if height < unit or width < unit or height % unit or width % unit:
             raise UserError(
                 f"Images of this model have a height and width of multiples of {unit}, not {height} x {width}."
             )
-        return self.patcher.model.latent_format.latent_channels, height // unit, width // unit
+        latents = self.patcher.model.latent_format
+        frames = (1,) if getattr(latents, "latent_dimensions", 2) == 3 else ()
+        return latents.latent_channels, *frames, height // unit, width // unit
 
     # --- prompts -----------------------------------------------------------------------------------------------------
 
@@ -139,7 +147,7 @@ class NativePolicy(Policy):
             self.patcher.cleanup()
 
     def _denoised(self, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
-        """The clean latent that the MODEL sees in x [B,C,h,w] at sigma [B], by the path that its samplers take."""
+        """The clean latent that the MODEL sees in x [B,C,...] at sigma [B], by the path that its samplers take."""
         helpers, samplers = comfy.sampler_helpers, comfy.samplers
         conds = {"positive": helpers.convert_cond(conditioning)}
         options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
@@ -183,11 +191,15 @@ class NativePolicy(Policy):
         with torch.inference_mode():
             scaled = self.patcher.model.process_latent_out(latents.detach().clone())
             images = torch.cat([self.vae.decode(part) for part in scaled.split(self._at_once(scaled))])
+        if images.ndim == 5:  # [B,frames,H,W,3]
+            images = images[:, 0]
         return images.to(self.device, torch.float32, copy=True).movedim(-1, 1).clamp(0, 1)
 
     def encode_images(self, images: Tensor) -> Tensor:
+        pixels = images.movedim(1, -1).cpu()
+        rows = pixels.split(1) if self.vae.latent_dim == 3 else [pixels]  # several would be the frames of one video
         with torch.inference_mode():
-            latents = self.patcher.model.process_latent_in(self.vae.encode(images.movedim(1, -1).cpu()))
+            latents = self.patcher.model.process_latent_in(torch.cat([self.vae.encode(row) for row in rows]))
         return latents.to(self.device, torch.float32, copy=True)
 
     # --- adapters ----------------------------------------------------------------------------------------------------

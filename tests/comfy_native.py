@@ -8,210 +8,43 @@ from __future__ import annotations
 
 import functools
 import gc
-import hashlib
 import importlib
 import json
 import logging
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path.cwd()))
-import utils.install_util  # noqa: F401 - before another module that is called `utils` hides ComfyUI's
-
-# isort: split
-import comfy_lora
+from comfy_native_case import Case, native_policy, randomise, worst  # first: it finds ComfyUI
+from comfy_native_models import NATIVES, SIDE, network
 
 # isort: split
 import comfy.latent_formats
-import comfy.model_patcher
 import comfy.model_sampling
-import comfy.sample
 import comfy.sd
-import comfy.taesd.taesd
 import comfy.utils
-import diffusers
+import comfy_lora
 import folder_paths
 import torch
 from bright import Bright, register
-from comfy_lora import CPU, Native, difference
-from torch import Tensor, nn
+from comfy_lora import difference
+from torch import nn
 
 from dgpo_core.config import Config, DataConfig, RewardTerm, RolloutConfig, TrainingConfig
 from dgpo_core.policy import Cond
 from dgpo_core.prompts import Prompt
 from dgpo_core.trainer import Trainer
 
-native_policy = importlib.import_module("pack.native_policy")
+native_hooks = importlib.import_module("pack.native_hooks")
 native_models = importlib.import_module("pack.native_models")
 native_node = importlib.import_module("pack.native")
 sessions = importlib.import_module("pack.sessions")
 values = importlib.import_module("pack.values")
-FAMILIES = os.environ.get("FAMILIES", "sd15 sdxl sd3 flux").split()
-SIDE = 16  # latent height and width
-SDXL = {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 6 * 256 + 32}
-FLUX = {
-    "patch_size": 1, "in_channels": 16, "num_layers": 3, "num_single_layers": 3, "attention_head_dim": 16,
-    "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 4, 8),
-    "guidance_embeds": True,
-}  # fmt: skip
-WIDTHS = {"sd15": (32, 32), "sdxl": (64, 32), "sd3": (64, 64), "flux": (32, 32)}
-"""By family, the width of a text's tokens and of its pooled output."""
-
-
-# --- small models ----------------------------------------------------------------------------------------------------
-
-
-class Clip:
-    """Stands in for ComfyUI's CLIP: a text's tokens are noise that its letters seed."""
-
-    def __init__(self, family: str) -> None:
-        self.widths, self.layer_idx = WIDTHS[family], None
-        torch.manual_seed(0)
-        self.patcher = comfy.model_patcher.ModelPatcher(nn.Linear(2, 2), CPU, CPU)
-
-    def tokenize(self, text: str) -> str:
-        return text
-
-    def encode_from_tokens_scheduled(self, text: str) -> list[Any]:
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-        tokens = torch.randn(1, 7, self.widths[0], generator=torch.Generator().manual_seed(seed))
-        return [[tokens, {"pooled_output": tokens[:, 0, :1].expand(1, self.widths[1]) * 0.1}]]
-
-    def tensors(self, text: str) -> Cond:
-        [[tokens, rest]] = self.encode_from_tokens_scheduled(text)
-        return Cond({"tokens": tokens, "pooled": rest["pooled_output"]})
-
-
-def network(family: str) -> Any:
-    torch.manual_seed(1)
-    if family == "flux":
-        return diffusers.FluxTransformer2DModel(**FLUX)
-    if family == "sdxl":
-        settings = {**comfy_lora.unet(sdxl=True).config, **SDXL}
-        return diffusers.UNet2DConditionModel.from_config(settings)
-    return comfy_lora.FAMILIES[family][0]()
-
-
-def native(family: str) -> Native:
-    """The family's network in ComfyUI's class. Every call makes the same weights."""
-    built = network(family)
-    made = comfy_lora.FAMILIES[family][1](built)
-    made.model.latent_format = comfy.latent_formats.SD15()  # the small networks have four channels
-    if family == "sdxl":
-        sizes = torch.tensor([8 * SIDE, 8 * SIDE, 0, 0, 8 * SIDE, 8 * SIDE]).float()
-        times = built.add_time_proj(sizes).reshape(1, -1)
-
-        def call(model: Any, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-            y = torch.cat([cond["pooled"].expand(len(x), -1), times.expand(len(x), -1)], 1)
-            return model(x, t, context=cond["tokens"], y=y)
-
-        made.call = call
-    return made
-
-
-def vae() -> Any:
-    """A real VAE of ComfyUI's, the smallest there is, with random weights."""
-    generator = torch.Generator().manual_seed(4)
-    empty = comfy.taesd.taesd.TAESD(latent_channels=4).state_dict()
-    return comfy.sd.VAE(sd={key: 0.05 * torch.randn(v.shape, generator=generator) for key, v in empty.items()})
-
-
-class Case:
-    """A family's MODEL, CLIP and VAE as loader nodes give them, and a policy on them."""
-
-    def __init__(self, family: str) -> None:
-        self.family, self.clip = family, Clip(family)
-        with torch.inference_mode():
-            self.native, self.vae = native(family), vae()
-        self.model = self.native.patcher()
-        self.plain = native(family)
-        self.plain.model.requires_grad_(False)
-
-    def policy(self, model: Any = None, **settings: Any) -> Any:
-        given = {"rank": 4, "alpha": 8.0, "targets": (), "seed": 0, **settings}
-        return native_policy.NativePolicy(model or self.model, self.clip, self.vae, **given)
-
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, t and the loss's weights for three rows."""
-        generator = torch.Generator().manual_seed(3)
-        x = torch.randn(3, 4, SIDE, SIDE, generator=generator)
-        return x, torch.tensor([700.0, 300.0, 300.0]), torch.randn(x.shape, generator=generator)
-
-    def reference(self, adapter: dict[str, Tensor] | None = None, scale: float = 2.0) -> Tensor:
-        """What plain autograd makes of the second copy, with `adapter` beside its Linears, for one text."""
-        x, t, _ = self.inputs()
-        cond = self.clip.tensors("red").expand(3).tensors
-        handles = []
-        for name, module in self.plain.model.diffusion_model.named_modules():
-            if adapter and f"{name}.lora_A.weight" in adapter:
-                pair = adapter[f"{name}.lora_A.weight"], adapter[f"{name}.lora_B.weight"]
-                handles.append(module.register_forward_hook(branch(*pair, scale)))
-        try:
-            return self.plain.call(self.plain.model.diffusion_model, x, t, cond)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def drawn(self, model: Any = None) -> Tensor:
-        """What KSampler draws, in inference mode as ComfyUI runs it."""
-        with torch.inference_mode():
-            latent = torch.zeros(1, 4, SIDE, SIDE)
-            texts = [self.clip.encode_from_tokens_scheduled(text) for text in ("red", "")]
-            noise = comfy.sample.prepare_noise(latent, 5)
-            return comfy.sample.sample(
-                model or self.model, noise, 3, 4.0, "euler", "normal", *texts, latent, disable_pbar=True, seed=5
-            )
-
-
-def branch(a: Tensor, b: Tensor, scale: float) -> Callable[[Any, Any, Tensor], Tensor]:
-    return lambda module, given, output: output + scale * (given[0] @ a.T @ b.T)
-
-
-def randomise(policy: Any) -> None:
-    """An adapter that does something."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in policy.trainable().values():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-
-
-# --- what is looked at -----------------------------------------------------------------------------------------------
-
-
-def gradients(case: Case, policy: Any) -> tuple[Tensor, dict[str, Tensor], int]:
-    """The policy's prediction and its adapter's gradients, and how many of the base's weights autograd had saved."""
-    x, t, weights = case.inputs()
-    base = {p.data_ptr() for m in case.native.model.modules() if hasattr(m, "in_channels") or hasattr(m, "in_features")
-            for p in m.parameters(recurse=False)}  # fmt: skip
-    saved = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda v: saved.append(v.data_ptr()) or v, lambda v: v)
-    for parameter in policy.trainable().values():
-        parameter.grad = None
-    with hooks:
-        found = policy.predict(x, t, policy.encode(["red"])[0].expand(3))
-    (found * weights).sum().backward()
-    return found.detach(), {key: p.grad for key, p in policy.trainable().items()}, len(base.intersection(saved))
-
-
-def plain_gradients(case: Case, policy: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same from plain autograd, told to bear the networks' writing in place."""
-    adapter = {key: p.detach().clone().requires_grad_() for key, p in policy.trainable().items()}
-    with torch.autograd.graph.allow_mutation_on_saved_tensors(), native_policy.differentiable():
-        found = case.reference(adapter)
-        (found * case.inputs()[2]).sum().backward()
-    return found.detach(), {key: p.grad for key, p in adapter.items()}
-
-
-def worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """The largest difference of any tensor, as a share of its largest value."""
-    size = max(float(value.abs().max()) for value in theirs.values())
-    return max(float((ours[key] - theirs[key]).abs().max()) for key in theirs) / size
+FAMILIES = os.environ.get("FAMILIES", " ".join(NATIVES)).split()
 
 
 def training(case: Case) -> dict[str, Any]:
@@ -222,12 +55,12 @@ def training(case: Case) -> dict[str, Any]:
     with torch.no_grad(), policy.using(None):
         base = difference(policy.predict(x, t, cond), case.reference())
     randomise(policy)
-    expected, grads = plain_gradients(case, policy)
-    found, ours, saved = gradients(case, policy)
+    expected, grads = case.plain_gradients(policy)
+    found, ours, saved = case.gradients(policy)
     policy.to("cpu")
     policy.enable_gradient_checkpointing()
-    found_again, ours_again, _ = gradients(case, policy)
-    blocks = len(importlib.import_module("pack.native_hooks")._blocks(case.native.model.diffusion_model))
+    found_again, ours_again, _ = case.gradients(policy)
+    blocks = len(native_hooks._blocks(case.native.model.diffusion_model))
     others = [
         *case.native.model.parameters(),
         *policy.adapter_state("old").values(),
@@ -309,13 +142,13 @@ def restoring(case: Case) -> dict[str, bool]:
     before, keys = case.drawn(), set(case.native.model.state_dict())
     policy = case.policy()
     randomise(policy)
-    gradients(case, policy)
+    case.gradients(policy)
     kept = set(case.native.model.state_dict()) == keys
     after = case.drawn()
     policy.patcher.model_options["model_function_wrapper"] = lambda *_: 1 / 0
     failed = False
     try:
-        gradients(case, policy)
+        case.gradients(policy)
     except ZeroDivisionError:
         failed = True
     return {
@@ -344,14 +177,27 @@ def iterating(case: Case, checkpointing: bool) -> dict[str, Any]:
     done = [trainer.iterate() for _ in range(2)]
     policy.to("cpu")
     pixels = done[0].groups[0].images
-    again = policy.decode(policy.encode_images(pixels))
     return {
         "metrics": [dict(iteration.metrics) for iteration in done],
-        "images": [list(pixels.shape), float(pixels.min()), float(pixels.max()), list(again.shape)],
+        "images": [list(pixels.shape), float(pixels.min()), float(pixels.max())],
         "spread": float(pixels.std(0).max()),
         "moved": max(float(p.detach().abs().max()) for key, p in policy.trainable().items() if "lora_B" in key),
         "finite": all(bool(p.isfinite().all()) for p in policy.trainable().values()),
         "restored": bool(torch.equal(case.drawn(), before)),
+    }
+
+
+def pictures(case: Case) -> dict[str, Any]:
+    """Latents and pictures, by the VAE."""
+    policy = case.policy()
+    decoded = policy.decode(case.inputs()[0])
+    encoded = policy.encode_images(decoded)
+    alone = torch.cat([policy.encode_images(picture) for picture in decoded.split(1)])
+    return {
+        "latents": list(policy.latent_shape(8 * SIDE, 8 * SIDE)),
+        "decoded": list(decoded.shape),
+        "encoded": list(encoded.shape),
+        "alone": difference(encoded, alone),
     }
 
 
@@ -445,8 +291,8 @@ def cast(dtype: torch.dtype) -> dict[str, float]:
     case.plain.model.diffusion_model.load_state_dict(rounded)
     policy = case.policy()
     randomise(policy)
-    expected, grads = plain_gradients(case, policy)
-    found, ours, _ = gradients(case, policy)
+    expected, grads = case.plain_gradients(policy)
+    found, ours, _ = case.gradients(policy)
     policy.to("cpu")
     return {"prediction": difference(found, expected), "gradient": worst(ours, grads)}
 
@@ -461,11 +307,11 @@ def refused(case: Case) -> dict[str, str]:
         "size": comfy_lora.error(lambda: case.policy().latent_shape(100, 128)),
     }
     layer = next(m for m in case.native.model.diffusion_model.modules() if isinstance(m, nn.Linear))
-    layer.scale_weight = torch.ones(())
+    weight, layer.weight = layer.weight, nn.Parameter(torch.ones(8, dtype=torch.uint8), requires_grad=False)  # as GGUF
     found["quantised"] = comfy_lora.error(lambda: case.policy())
-    del layer.scale_weight
-    case.native.model.latent_format = comfy.latent_formats.Wan21()
-    found["video"] = comfy_lora.error(lambda: case.policy())
+    layer.weight = weight
+    case.native.model.latent_format = comfy.latent_formats.StableAudio1()
+    found["sound"] = comfy_lora.error(lambda: case.policy())
     case.native.model.latent_format = comfy.latent_formats.SD15()
     return found
 
@@ -513,6 +359,7 @@ def look(family: str, root: Path) -> dict[str, Any]:
         "rows": rows(case),
         "saving": saving(case, root),
         "restoring": restoring(case),
+        "pictures": pictures(case),
         "iterating": iterating(case, checkpointing=family != "sd15"),
     }
     if family == "sd15":

@@ -12,11 +12,16 @@ from comfy_server import run_script, why_not
 SCRIPT = Path(__file__).with_name("comfy_native.py")
 TOLERANCE = 1e-5
 """Of predictions and gradients, as a share of the largest value: float32 sums in another order. 3e-6 was measured."""
-MODULES = {"sd15": 32, "sdxl": 64, "sd3": 7, "flux": 18}  # attention projections, q, k and v fused in sd3 and flux
-PREDICTIONS = {"sd15": "epsilon", "sdxl": "epsilon", "sd3": "flow", "flux": "flow"}
-BLOCKS = {"sd15": 12, "sdxl": 12, "sd3": 2, "flux": 6}
-
-families = pytest.mark.parametrize("family", MODULES)
+MODULES = {"sd15": 32, "sdxl": 64, "sd3": 7, "flux": 18, "qwen": 24, "lumina": 8, "zimage": 8, "wan": 24, "aura": 20}
+"""Attention projections; q, k and v are fused in sd3, flux, lumina and zimage. Nothing in the pack knows of aura."""
+UNUSED = {"qwen": 2}  # of its last block the text's q and out: nothing is made of them
+PREDICTIONS = {"sd15": "epsilon", "sdxl": "epsilon"}  # the others' is flow
+BLOCKS = {"sd15": 12, "sdxl": 12, "sd3": 2, "flux": 6, "qwen": 3, "lumina": 4, "zimage": 4, "wan": 3, "aura": 3}
+LATENTS = {"lumina": [16, 16, 16], "zimage": [16, 16, 16], "qwen": [16, 1, 16, 16], "wan": [16, 1, 16, 16]}
+LABELS = {
+    "sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1", "qwen": "qwen_image",
+    "lumina": "lumina2", "zimage": "zimage", "wan": "wan21", "aura": "auraflow",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +32,18 @@ def found() -> dict[str, Any]:
     return run_script(SCRIPT, timeout=900)
 
 
-@families
+@pytest.fixture(params=MODULES)
+def family(request: pytest.FixtureRequest, found: dict[str, Any]) -> str:
+    """One that this ComfyUI has."""
+    if request.param not in found:
+        pytest.skip(f"this ComfyUI has no {request.param}")
+    return request.param
+
+
 def test_it_predicts_what_the_network_returns(found: dict[str, Any], family: str) -> None:
     assert found[family]["training"]["base"] < TOLERANCE  # at the engine's own x_t and t
 
 
-@families
 def test_gradients_are_those_of_plain_autograd(found: dict[str, Any], family: str) -> None:
     case = found[family]["training"]
     assert case["prediction"] < TOLERANCE
@@ -42,55 +53,57 @@ def test_gradients_are_those_of_plain_autograd(found: dict[str, Any], family: st
     assert case["blocks"] == BLOCKS[family]
 
 
-@families
 def test_gradients_reach_all_of_the_lora_and_nothing_else(found: dict[str, Any], family: str) -> None:
     case = found[family]["training"]
     assert case["targets"] == MODULES[family]
-    assert case["reached"] == 2 * MODULES[family]
+    assert case["reached"] == 2 * (MODULES[family] - UNUSED.get(family, 0))
     assert case["others"] == 0
 
 
-@families
 def test_autograd_saves_no_weight_of_the_base(found: dict[str, Any], family: str) -> None:
     assert found[family]["training"]["saved"] == 0
 
 
-@families
 def test_a_batch_of_several_texts_is_its_rows(found: dict[str, Any], family: str) -> None:
     assert found[family]["rows"]["rows"] < TOLERANCE
     assert found[family]["rows"]["texts"] > 0.1  # the texts do something
 
 
-@families
 def test_comfyuis_own_loader_applies_the_lora(found: dict[str, Any], family: str) -> None:
     case = found[family]["saving"]
     assert case["keys"] == 2 * case["patched"] == 2 * MODULES[family]
     assert case["not_loaded"] == []
     assert case["loaded"] < TOLERANCE
-    assert case["metadata"]["modelspec.prediction_type"] == PREDICTIONS[family]
+    assert case["metadata"]["modelspec.prediction_type"] == PREDICTIONS.get(family, "flow")
+    assert case["metadata"]["ss_base_model_version"] == LABELS[family]
     assert case["metadata"]["ss_network_dim"] == case["metadata"]["ss_network_alpha"] == "4"
 
 
-@families
 def test_a_lora_on_the_model_is_trained_on_top_of(found: dict[str, Any], family: str) -> None:
     assert found[family]["saving"]["on_top"] < TOLERANCE
     assert found[family]["saving"]["still_there"]
 
 
-@families
 def test_the_model_is_left_as_it_was(found: dict[str, Any], family: str) -> None:
     assert found[family]["restoring"] == dict.fromkeys(("after", "after_error", "keys", "clean", "inference"), True)
 
 
-@families
+def test_a_picture_of_a_video_model_is_one_frame(found: dict[str, Any], family: str) -> None:
+    case = found[family]["pictures"]
+    assert case["latents"] == LATENTS.get(family, [4, 16, 16])
+    assert case["decoded"] == [3, 3, 128, 128]
+    assert case["encoded"] == [3, *case["latents"]]
+    assert case["alone"] < TOLERANCE  # several pictures are no video
+
+
 def test_the_trainer_trains(found: dict[str, Any], family: str) -> None:
     case = found[family]["iterating"]
     assert len(case["metrics"]) == 2
     assert all(math.isfinite(value) for metrics in case["metrics"] for value in metrics.values())
     assert all(metrics["informative"] == 1 and metrics["grad_norm"] > 0 for metrics in case["metrics"])
     assert case["metrics"][0]["kl"] == 0 < case["metrics"][1]["kl"]
-    shape, low, high, encoded = case["images"]
-    assert shape == encoded == [4, 3, 128, 128]
+    shape, low, high = case["images"]
+    assert shape == [4, 3, 128, 128]
     assert 0 <= low < high <= 1
     assert case["spread"] > 0.01  # every sample has a noise of its own
     assert case["moved"] > 0.01
@@ -127,8 +140,8 @@ def test_models_that_cannot_be_trained_are_refused(found: dict[str, Any]) -> Non
     assert case["schedule"].endswith("use an epsilon, v or flow model.")
     assert case["targets"] == "No layer of the MODEL can carry a LoRA on the targets nowhere."
     assert "multiples of 8, not 100 x 128" in case["size"]
-    assert "quantised (time_embed.0)" in case["quantised"]
-    assert "not of still images" in case["video"]
+    assert "(time_embed.0, Parameter of torch.uint8)" in case["quantised"]
+    assert "latents are no pictures" in case["sound"]
 
 
 def test_the_steps_of_the_nodes_work_with_it(found: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Frozen maps that autograd keeps nothing of, and the adapters outside of the module tree."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 import tiny
@@ -29,7 +30,7 @@ def bank(**settings: float) -> LoraBank:
 def test_a_frozen_linear_has_the_gradient_of_autograd() -> None:
     weight, bias = torch.randn(5, 4), torch.randn(5)
     x = torch.randn(2, 3, 4, requires_grad=True)
-    frozen_linear(x, lambda v: F.linear(v, weight, bias), lambda: weight).pow(2).sum().backward()
+    frozen_linear(x, lambda v: F.linear(v, weight, bias), lambda: nullcontext(weight)).pow(2).sum().backward()
     same = x.detach().clone().requires_grad_()
     F.linear(same, weight, bias).pow(2).sum().backward()
     torch.testing.assert_close(x.grad, same.grad)
@@ -41,7 +42,7 @@ def test_a_frozen_convolution_has_the_gradient_of_autograd(dims: int) -> None:
     conv = kind(4, 6, 3, stride=2, padding=1, groups=2)
     x = torch.randn(2, 4, *([7] * dims), requires_grad=True)
     options = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
-    frozen_conv(x, conv, lambda: conv.weight, **options).pow(2).sum().backward()
+    frozen_conv(x, conv, lambda: nullcontext(conv.weight), **options).pow(2).sum().backward()
     assert conv.weight.grad is None
     same = x.detach().clone().requires_grad_()
     conv(same).pow(2).sum().backward()
@@ -53,9 +54,9 @@ def test_weights_may_be_inference_tensors() -> None:
     x = torch.randn(2, 4, requires_grad=True)
     with pytest.raises(RuntimeError, match="Inference tensors"):
         F.linear(x, weight)
-    y = frozen_linear(x, lambda v: F.linear(v, weight), lambda: weight)
+    y = frozen_linear(x, lambda v: F.linear(v, weight), lambda: nullcontext(weight))
     one = {"stride": (1, 1), "dilation": (1, 1), "padding": (0, 0), "groups": 1}
-    frozen_conv(y[..., None, None], lambda v: F.conv2d(v, kernel), lambda: kernel, **one).sum().backward()
+    frozen_conv(y[..., None, None], lambda v: F.conv2d(v, kernel), lambda: nullcontext(kernel), **one).sum().backward()
     torch.testing.assert_close(x.grad, (torch.ones(2, 4) @ kernel[..., 0, 0]) @ weight)
 
 
@@ -68,7 +69,7 @@ def test_nothing_of_the_base_is_saved_for_the_backward() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        y = frozen_linear(x, lambda v: F.linear(v, weight), lambda: weight)
+        y = frozen_linear(x, lambda v: F.linear(v, weight), lambda: nullcontext(weight))
         assert saved == []
         lora = bank().add("a.to_q", x, torch.zeros(2, 6))
     assert {tuple(tensor.shape) for tensor in saved} <= {(2, 4), (2, 4)[::-1], (2, 2), (6, 2), (2, 6)}
@@ -79,7 +80,7 @@ def test_nothing_of_the_base_is_saved_for_the_backward() -> None:
 def test_the_answer_can_be_written_into(wanted: bool) -> None:
     weight, more = torch.randn(4, 4), torch.randn(2, 3, 4, requires_grad=True)
     x = torch.randn(2, 3, 4, requires_grad=wanted)
-    y = frozen_linear(x, lambda v: F.linear(v, weight, torch.ones(4)), lambda: weight)
+    y = frozen_linear(x, lambda v: F.linear(v, weight, torch.ones(4)), lambda: nullcontext(weight))
     y += more
     (y * 2).sum().backward()
     torch.testing.assert_close(more.grad, torch.full_like(more, 2.0))
@@ -87,13 +88,23 @@ def test_the_answer_can_be_written_into(wanted: bool) -> None:
         torch.testing.assert_close(x.grad, (torch.full_like(x, 2.0) @ weight))
 
 
-def test_the_weight_is_fetched_in_the_backward_only() -> None:
-    weight, fetched = torch.randn(5, 4), []
+def test_the_weight_is_borrowed_in_the_backward_only_and_given_back() -> None:
+    weight, log = torch.randn(5, 4), []
+
+    @contextmanager
+    def lend() -> Iterator[Tensor]:
+        log.append("lent")
+        page = weight.clone()
+        yield page
+        page.fill_(torch.nan)  # the next one's
+        log.append("back")
+
     x = torch.randn(2, 4, requires_grad=True)
-    y = frozen_linear(x, lambda v: F.linear(v, weight), lambda: fetched.append(1) or weight)
-    assert fetched == []
+    y = frozen_linear(x, lambda v: F.linear(v, weight), lend)
+    assert log == []
     y.sum().backward()
-    assert fetched == [1]
+    assert log == ["lent", "back"]
+    torch.testing.assert_close(x.grad, torch.ones(2, 5) @ weight)
 
 
 def test_the_bank_starts_as_the_adapters_of_diffusers_do() -> None:

@@ -62,6 +62,8 @@ class Policy(ABC):
     The adapters: "current" is trained, "old" is its fast EMA, "ema" the slow one; None is the base, the reference.
     All three start equal. Only "current" has parameters that require a gradient.
 
+    Latents are [B,C,h,w] here; of a model of videos, whose pictures are one frame, [B,C,1,h,w].
+
     family: "sd15", "sdxl", "sd3", "flux", ...; scheduler_config: the checkpoint's; dtype: of the frozen base (the
     adapters are float32 always).
     """
@@ -78,8 +80,11 @@ class Policy(ABC):
         """Height and width, in pixels, that the model was made for."""
 
     @abstractmethod
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latent of an image of height x width pixels. Raises UserError if the size does not fit."""
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """(C, h, w) or (C, 1, h, w) of the latent of an image of height x width pixels.
+
+        Raises UserError if the size does not fit.
+        """
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> list[Cond]:

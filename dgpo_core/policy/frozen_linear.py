@@ -2,13 +2,13 @@
 
 peft is for diffusers' networks. Where a network belongs to somebody else (ComfyUI), its modules must keep their names
 and its weights may be inference tensors, which autograd refuses to save, or may be moved away between the forward and
-the backward. So the weight is fetched again in the backward, and the adapters live outside of the module tree.
+the backward. So the weight is borrowed again in the backward, and the adapters live outside of the module tree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from dgpo_core.policy.base import AdapterName
 from dgpo_core.seeds import derive_seed, noise
 
 Forward = Callable[[Tensor], Tensor]
-Fetch = Callable[[], Tensor]  # a frozen weight, in the dtype and on the device that the gradient has
+Lend = Callable[[], AbstractContextManager[Tensor]]  # a frozen weight for a moment, as the gradient's dtype and device
 
 
 class _Frozen(torch.autograd.Function):
@@ -39,18 +39,24 @@ class _Frozen(torch.autograd.Function):
         return ctx.pull(gradients[0], ctx.shape), None, None
 
 
-def frozen_linear(x: Tensor, forward: Forward, weight: Fetch) -> Tensor:
+def frozen_linear(x: Tensor, forward: Forward, weight: Lend) -> Tensor:
     """`forward(x)`, [..., out] for x [..., in], for a frozen Linear of whatever kind.
 
-    Neither x nor the weight is saved: the backward is g @ weight(), with the weight [out, in] fetched then.
+    Neither x nor the weight is saved: the backward borrows the weight [out, in] for as long as g @ weight takes, so it
+    may live in memory that is somebody else's a moment later.
     """
-    return _Frozen.apply(x, forward, lambda g, shape: g @ weight())
+
+    def pull(g: Tensor, _: Size) -> Tensor:
+        with weight() as lent:
+            return g @ lent
+
+    return _Frozen.apply(x, forward, pull)
 
 
 def frozen_conv(
     x: Tensor,
     forward: Forward,
-    weight: Fetch,
+    weight: Lend,
     *,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -62,10 +68,9 @@ def frozen_conv(
     def pull(g: Tensor, shape: Size) -> Tensor:
         like = g.new_empty(()).expand(shape)  # its shape alone is looked at
         no_output_padding = [0] * len(stride)
-        found = torch.ops.aten.convolution_backward(
-            g, like, weight(), None, stride, padding, dilation, False, no_output_padding, groups, (True, False, False)
-        )
-        return found[0]
+        options = stride, padding, dilation, False, no_output_padding, groups, (True, False, False)
+        with weight() as lent:
+            return torch.ops.aten.convolution_backward(g, like, lent, None, *options)[0]
 
     return _Frozen.apply(x, forward, pull)
 

@@ -1,0 +1,71 @@
+"""A layer's weight, in whatever way ComfyUI keeps it: as it is, cast where it is used, patched there, or quantised.
+
+Linears of older ComfyUIs are all `nn.Linear`; newer ones have quantised Linears that are not, and weights that are
+`QuantizedTensor`s or lie in pages of memory that ComfyUI takes back as soon as a layer has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.ops
+import torch
+from torch import Tensor, nn
+
+from dgpo_core.errors import UserError
+
+_QUANTISED = getattr(comfy.ops, "QuantizedTensor", ())  # the class, of newer ComfyUIs
+_gives_back = getattr(comfy.ops, "uncast_bias_weight", None)  # what newer ones want to hear when a weight has been used
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A Linear of torch's or of ComfyUI's, also a quantised one."""
+    return isinstance(module, nn.Linear) or (_is_cast(module) and type(module).__name__ == "Linear")
+
+
+def is_quantised(tensor: Tensor) -> bool:
+    """Whether this is a weight of a newer ComfyUI's quantised kinds (scaled fp8, int8, nvfp4, ...)."""
+    return isinstance(tensor, _QUANTISED)
+
+
+def refuse_unknown(name: str, module: nn.Module) -> None:
+    """Raises UserError for a layer whose weight is kept in a way that `lent` cannot read."""
+    weight = module._parameters.get("weight")
+    if weight is None or not (is_linear(module) or _is_cast(module)):
+        return
+    strange = not is_quantised(weight) and not weight.is_floating_point()  # GGUF and bitsandbytes keep bytes
+    bank = is_quantised(weight) and not (is_linear(module) or isinstance(module, nn.Embedding))
+    if strange or bank:
+        raise UserError(
+            f"The MODEL's weights are quantised in a way that cannot be trained on ({name}, {type(weight).__name__} of "
+            f"{weight.dtype}): load the model in bf16, fp16, fp8 or scaled fp8."
+        )
+
+
+@contextmanager
+def lent(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
+    """The weight as the forward used it: cast, moved, dequantised and with the user's patches; not to be kept."""
+    if not _is_cast(module):  # one of torch's own
+        yield module.weight.to(device, dtype)
+        return
+    options = {"offloadable": True} if _gives_back else {}
+    given = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype, **options)
+    try:
+        yield _scaled(module, given[0].dequantize().to(dtype) if is_quantised(given[0]) else given[0])
+    finally:
+        if _gives_back:
+            _gives_back(module, *given)
+
+
+def _is_cast(module: nn.Module) -> bool:
+    return hasattr(module, "comfy_cast_weights")
+
+
+def _scaled(module: nn.Module, weight: Tensor) -> Tensor:
+    """With the factors that forwards put on weight or input: older ComfyUIs' scaled fp8, and smoothed quantisation."""
+    for name in ("scale_weight", "pre_quant_scale"):
+        factor = getattr(module, name, None)
+        if factor is not None:
+            weight = weight * factor.to(weight.device, weight.dtype)
+    return weight
