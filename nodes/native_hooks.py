@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from dgpo_core.errors import UserError
 from dgpo_core.policy.frozen_linear import LoraBank, frozen_conv, frozen_linear
 
-from .native_weights import is_linear, is_quantised, lent, refuse_unknown
+from .native_weights import is_linear, is_paged, lent, own_parameters, refuse_unknown
 
 _FUSED = ("linear1", "linear2")  # the attention of Flux's single blocks, in one with their feed-forward
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -76,6 +76,7 @@ class Hooks:
         self._targets = frozenset(bank.targets)
         self._replaced: list[tuple[nn.Module, Callable, Callable | None]] = []
         self._parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self._pages: list[tuple[nn.Module, Any]] = []
 
     def injection(self) -> PatcherInjection:
         """For `ModelPatcher.set_injections`: ComfyUI injects after it has loaded the weights, ejects before it moves
@@ -107,7 +108,9 @@ class Hooks:
                 module.forward = before
         for module, name, parameter in self._parameters:
             module._parameters[name] = parameter
-        self._replaced, self._parameters = [], []
+        for module, page in self._pages:
+            module._v = page
+        self._replaced, self._parameters, self._pages = [], [], []
 
     def _replace(self, module: nn.Module, forward: Callable) -> None:
         """`forward(original, ...)` in place of the module's own."""
@@ -117,15 +120,12 @@ class Hooks:
         module.forward = ours
 
     def _own_parameters(self, module: nn.Module, device: torch.device) -> None:
-        """Autograd may save these: normal tensors that want no gradient, in place of the module's own parameters."""
-        for name, parameter in module._parameters.items():
-            if parameter is None or is_quantised(parameter):
-                continue
-            elsewhere = parameter.is_inference() or parameter.device != device
-            if elsewhere or parameter.requires_grad:
-                self._parameters.append((module, name, parameter))
-                own = parameter.to(device, copy=True) if elsewhere else parameter.detach()
-                module._parameters[name] = nn.Parameter(own, requires_grad=False)
+        """Tensors that autograd may save, in place of the module's own parameters."""
+        for name, own in own_parameters(module, device).items():
+            self._parameters.append((module, name, module._parameters[name]))
+            module._parameters[name] = nn.Parameter(own, requires_grad=False)
+        if is_paged(module):
+            self._pages.append((module, vars(module).pop("_v")))
 
     def _linear(self, module: nn.Module, name: str, original: Callable, x: Tensor) -> Tensor:
         y = frozen_linear(x, original, functools.partial(lent, module, x.dtype, x.device))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dgpo_core.errors import UserError
 
 _QUANTISED = getattr(comfy.ops, "QuantizedTensor", ())  # the class, of newer ComfyUIs
-_gives_back = getattr(comfy.ops, "uncast_bias_weight", None)  # what newer ones want to hear when a weight has been used
+_PAGES = hasattr(comfy.ops, "uncast_bias_weight")  # newer ones want to hear when a weight has been used
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -49,13 +49,40 @@ def lent(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterato
     if not _is_cast(module):  # one of torch's own
         yield module.weight.to(device, dtype)
         return
-    options = {"offloadable": True} if _gives_back else {}
+    with _lent(module, dtype, device) as (weight, _):
+        yield _scaled(module, weight.dequantize().to(dtype) if is_quantised(weight) else weight)
+
+
+def is_paged(module: nn.Module) -> bool:
+    """Whether weight and bias lie in a page (`_v`) of which ComfyUI's dynamic VRAM disposes between two uses."""
+    return "_v" in vars(module)
+
+
+def own_parameters(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """By name, what autograd may save in place of a module's parameters: normal tensors on the device, no gradient.
+
+    Quantised ones are left out, and those that are so already.
+    """
+    parameters = {name: p for name, p in module._parameters.items() if p is not None and not is_quantised(p)}
+    if is_paged(module) and "weight" in parameters:  # with what a page has of the user's patches
+        with _lent(module, parameters["weight"].dtype, device) as lent_ones:
+            found = zip(("weight", "bias"), lent_ones, strict=True)
+            return {name: part.clone() for name, part in found if part is not None}
+    elsewhere = {name for name, p in parameters.items() if p.is_inference() or p.device != device}
+    copies = {name: parameters[name].to(device, copy=True) for name in elsewhere}
+    return {**{name: p.detach() for name, p in parameters.items() if p.requires_grad}, **copies}
+
+
+@contextmanager
+def _lent(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of a layer of ComfyUI's."""
+    options = {"offloadable": True} if _PAGES else {}
     given = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype, **options)
     try:
-        yield _scaled(module, given[0].dequantize().to(dtype) if is_quantised(given[0]) else given[0])
+        yield given[:2]
     finally:
-        if _gives_back:
-            _gives_back(module, *given)
+        if _PAGES:
+            comfy.ops.uncast_bias_weight(module, *given)
 
 
 def _is_cast(module: nn.Module) -> bool:

@@ -67,9 +67,11 @@ class Case:
         """The policy's prediction, its adapter's gradients, and how many of the base's weights autograd had saved."""
         x, t, weights = self.inputs()
         layers = [m for m in self.native.model.modules() if hasattr(m, "in_channels") or hasattr(m, "in_features")]
-        base = {p.data_ptr() for layer in layers for p in layer.parameters(recurse=False)}
+        base = {getattr(p, "_qdata", p).data_ptr() for layer in layers for p in layer.parameters(recurse=False)}
         saved = []
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda v: saved.append(v.data_ptr()) or v, lambda v: v)
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda v: saved.append(getattr(v, "_qdata", v).data_ptr()) or v, lambda v: v
+        )
         for parameter in policy.trainable().values():
             parameter.grad = None
         with hooks:

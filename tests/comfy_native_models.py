@@ -6,6 +6,7 @@ import functools
 import hashlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models as supported
 import comfy.taesd.taesd
+import comfy.utils
 import diffusers
 import torch
 from comfy_lora import CPU, Native
@@ -29,6 +31,8 @@ from torch import Tensor, nn
 
 from dgpo_core.policy import Cond
 
+FP8 = torch.float8_e4m3fn
+SCALED = "scaled_fp8"
 SIDE = 16  # latent height and width
 TOKENS = 7  # of every text
 SDXL = {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 6 * 256 + 32}
@@ -68,6 +72,7 @@ class Clip:
 
     def __init__(self, family: str) -> None:
         self.widths, self.layer_idx = WIDTHS.get(family, (32, 32)), None
+        self.masked = family in ("lumina", "zimage")
         torch.manual_seed(0)
         self.patcher = comfy.model_patcher.ModelPatcher(nn.Linear(2, 2), CPU, CPU)
 
@@ -77,10 +82,9 @@ class Clip:
     def encode_from_tokens_scheduled(self, text: str) -> list[Any]:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         tokens = torch.randn(1, TOKENS, self.widths[0], generator=torch.Generator().manual_seed(seed))
-        rest = {
-            "pooled_output": tokens[:, 0, :1].expand(1, self.widths[1]) * 0.1,
-            "attention_mask": torch.ones(1, TOKENS, dtype=torch.long),
-        }
+        rest = {"pooled_output": tokens[:, 0, :1].expand(1, self.widths[1]) * 0.1}
+        if self.masked:
+            rest["attention_mask"] = torch.ones(1, TOKENS, dtype=torch.long)
         return [[tokens, rest]]
 
     def tensors(self, text: str) -> Cond:
@@ -115,12 +119,73 @@ def _converted(family: str) -> Native:
     return made
 
 
-def _random(settings: Any, steps: float, **inputs: Any) -> Native:
-    """A model of ComfyUI's with weights drawn anew; steps: of the engine's timesteps, for one of its network's."""
-    settings.set_inference_dtype(torch.float32, None)
-    model = settings.get_model({}).eval()
-    fill(model.diffusion_model, torch.Generator().manual_seed(1))
-    return Native(model, lambda net, x, t, cond: net(x, t / steps, context=cond["tokens"], **inputs))
+@dataclass(frozen=True)
+class Plan:
+    """A network of ComfyUI's that is drawn anew: its settings and how it is called.
+
+    steps: how many of the engine's timesteps are one of its own.
+    """
+
+    settings: Callable[[], Any]
+    steps: float = 1000
+    inputs: tuple[tuple[str, Any], ...] = ()
+
+    def random(self) -> Native:
+        """In float32. Every call makes the same weights."""
+        settings = self.settings()
+        settings.set_inference_dtype(torch.float32, None)
+        made = self.native(settings)
+        fill(made.model.diffusion_model, torch.Generator().manual_seed(1))
+        return made
+
+    def kept(self, kind: str, weights: dict[str, Tensor]) -> Native:
+        """With these weights as a file has them in "bfloat16", "float8_e4m3fn" or SCALED; computes in float32."""
+        settings, state = self.settings(), weights
+        if kind == SCALED:
+            state = scaled(weights)
+            if hasattr(comfy.utils, "convert_old_quants"):
+                state, _ = comfy.utils.convert_old_quants(state)
+                settings.quant_config = comfy.utils.detect_layer_quantization(state, "")
+            else:
+                settings.scaled_fp8 = state.pop("scaled_fp8").dtype
+        settings.set_inference_dtype(torch.float32 if kind == SCALED else getattr(torch, kind), torch.float32)
+        made = self.native(settings)
+        missing, unexpected = made.model.diffusion_model.load_state_dict(state, strict=False)
+        assert not unexpected, unexpected
+        assert not [key for key in missing if "scale_" not in key], missing
+        return made
+
+    def native(self, settings: Any) -> Native:
+        inputs = dict(self.inputs)
+        call = lambda net, x, t, cond: net(x, t / self.steps, context=cond["tokens"], **inputs)  # noqa: E731
+        return Native(settings.get_model({}).eval(), call)
+
+
+def scaled(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As scaled fp8 files hold them: every Linear's largest weight is the largest number of the type."""
+    state = {"scaled_fp8": torch.zeros(2, dtype=FP8)}  # two elements: products in full precision
+    for key, value in weights.items():
+        if value.ndim == 2 and key.endswith(".weight"):
+            scale = value.abs().max() / torch.finfo(FP8).max
+            state[key] = (value / scale).to(FP8)
+            state[key.replace(".weight", ".scale_weight")] = scale
+        else:
+            state[key] = value
+    return state
+
+
+@torch.no_grad()
+def stands_for(network: nn.Module) -> dict[str, Tensor]:
+    """The numbers that a network's weights are, however they are kept, in float32."""
+    found = {}
+    for name, module in network.named_modules():
+        for key, value in module._parameters.items():
+            if value is None or key.startswith("scale_"):
+                continue
+            value = (value.dequantize() if "Quantized" in type(value).__name__ else value).float()
+            scale = getattr(module, "scale_weight", None) if key == "weight" else None
+            found[f"{name}.{key}".lstrip(".")] = value if scale is None else value * scale
+    return found
 
 
 def fill(module: nn.Module, generator: torch.Generator) -> None:
@@ -136,16 +201,20 @@ def fill(module: nn.Module, generator: torch.Generator) -> None:
         value.copy_(noise)
 
 
+_TOKENS = (("num_tokens", TOKENS),)
+PLANS = {
+    "qwen": Plan(lambda: supported.QwenImage(dict(QWEN))),
+    "lumina": Plan(lambda: supported.Lumina2(dict(LUMINA)), inputs=_TOKENS),
+    "wan": Plan(lambda: supported.WAN21_T2V(dict(WAN)), steps=1),
+    "aura": Plan(lambda: supported.AuraFlow(dict(AURA))),  # known to nothing in the pack
+}
+if hasattr(supported, "ZImage"):
+    PLANS["zimage"] = Plan(lambda: supported.ZImage(dict(ZIMAGE)), inputs=_TOKENS)
 NATIVES: dict[str, Callable[[], Native]] = {
     **{family: functools.partial(_converted, family) for family in ("sd15", "sdxl", "sd3", "flux")},
-    "qwen": lambda: _random(supported.QwenImage(dict(QWEN)), 1000),
-    "lumina": lambda: _random(supported.Lumina2(dict(LUMINA)), 1000, num_tokens=TOKENS),
-    "wan": lambda: _random(supported.WAN21_T2V(dict(WAN)), 1),
-    "aura": lambda: _random(supported.AuraFlow(dict(AURA)), 1000),  # known to nothing in the pack
+    **{family: plan.random for family, plan in PLANS.items()},
 }
 """By family. Every call makes the same weights."""
-if hasattr(supported, "ZImage"):
-    NATIVES["zimage"] = lambda: _random(supported.ZImage(dict(ZIMAGE)), 1000, num_tokens=TOKENS)
 
 
 def vae(family: str) -> Any:
