@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 # isort: split
-from comfy_native import FAMILIES, SIDE, Case, randomise
+from comfy_native_case import Case, randomise
+from comfy_native_models import SIDE
 
 # isort: split
 import comfy.model_sampling
@@ -32,6 +34,7 @@ from dgpo_core.solvers import make_solver
 
 native_sampling = importlib.import_module("pack.native_sampling")
 sampling = importlib.import_module("pack.sampling")
+FAMILIES = os.environ.get("FAMILIES", "sd15 sdxl sd3 flux qwen lumina wan").split()
 SIZE = (8 * SIDE, 8 * SIDE)
 SEEDS = {"red": [3, 2**40], "blue": [5]}
 NEGATIVE = "grey"
