@@ -24,6 +24,7 @@ from dgpo_core.policy.frozen_linear import LoraBank, frozen_conv, frozen_linear
 from .native_weights import is_linear, is_paged, lent, own_parameters, refuse_unknown
 
 _FUSED = ("linear1", "linear2")  # the attention of Flux's single blocks, in one with their feed-forward
+_CHECKPOINTED_UNITS = 6
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -77,6 +78,15 @@ class Hooks:
         self._replaced: list[tuple[nn.Module, Callable, Callable | None]] = []
         self._parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._pages: list[tuple[nn.Module, Any]] = []
+
+    @property
+    def backward_units(self) -> int:
+        """What a forward and its backward need, for one of what ComfyUI reserves for a forward alone.
+
+        Counted on full-size models by tests/comfy_native_reserve.py: blocks keep about one unit each; with checkpointing
+        their inputs and one block at a time are 2 to 4; the gradients on their way down are 1.
+        """
+        return _CHECKPOINTED_UNITS + (0 if self.checkpointing else len(_blocks(self.network)))
 
     def injection(self) -> PatcherInjection:
         """For `ModelPatcher.set_injections`: ComfyUI injects after it has loaded the weights, ejects before it moves

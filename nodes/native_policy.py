@@ -70,6 +70,7 @@ class NativePolicy(Policy):
         self.adapters = LoraBank(shapes, rank=rank, alpha=alpha, seed=seed, device=self.device)
         self.hooks = Hooks(base.diffusion_model, self.adapters)
         self.patcher.set_injections(INJECTION, [self.hooks.injection()])
+        self._reserved = 0.0  # bytes beside the weights, since ComfyUI last placed them
         self._numbers: dict[str, int] = {}  # of every text so far
         self._conditionings: dict[int, Any] = {}  # by number, of the latest texts
 
@@ -121,6 +122,7 @@ class NativePolicy(Policy):
         """The MODEL's weights on the device, as far as ComfyUI has room for them, with the adapters on."""
         with torch.inference_mode():
             comfy.model_management.load_models_gpu([self.patcher])
+        self._reserved = 0.0
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         x_t, t, texts = x_t.to(self.device, torch.float32), t.to(self.device), cond.tensors[_PROMPT]
@@ -135,16 +137,24 @@ class NativePolicy(Policy):
     @contextmanager
     def _running(self, x: Tensor) -> Iterator[None]:
         """What ComfyUI does around a sampler's run."""
-        if not self.patcher.is_injected:  # never loaded, or made room for another model
-            needed = self.patcher.model.memory_required([2 * x.shape[0], *x.shape[1:]])
-            with torch.inference_mode():
-                comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        self._make_room(x)
         try:
             self.patcher.pre_run()
             with differentiable():
                 yield
         finally:
             self.patcher.cleanup()
+
+    def _make_room(self, x: Tensor) -> None:
+        """The weights on the device, as far as they leave room for a forward of x [B,C,...] and what training keeps."""
+        needed = self.patcher.model.memory_required(list(x.shape))
+        if torch.is_grad_enabled():
+            needed *= self.hooks.backward_units
+        if self.patcher.is_injected and needed <= self._reserved:
+            return
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        self._reserved = needed
 
     def _denoised(self, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
         """The clean latent that the MODEL sees in x [B,C,...] at sigma [B], by the path that its samplers take."""
@@ -175,6 +185,7 @@ class NativePolicy(Policy):
             for rows in (texts == text).nonzero().flatten().split(self._at_once(x_T)):
                 parts.append(native_sampling.draw(self.patcher, solver, x_T[rows], positive, negative, cfg, check))
                 order.append(rows)
+        self._reserved = 0.0  # samplers have the weights placed for what they need
         return torch.cat(parts)[torch.cat(order).argsort()]
 
     def _at_once(self, batch: Tensor) -> int:

@@ -216,12 +216,43 @@ def paged(case: Case) -> dict[str, Any] | None:
     return {**found, "not_given_back": kept_out, "restored": whole}
 
 
+def reserving() -> dict[str, list[float]]:
+    """What is reserved at which step, in units of what ComfyUI reserves for a forward of one row."""
+    case = Case("qwen")
+    policy = case.policy()
+    unit = case.native.model.memory_required([1, *case.shape])
+    own, asked = comfy.model_management.load_models_gpu, []
+
+    def load(models: Any, memory_required: float = 0, **rest: Any) -> None:
+        asked.append(memory_required / unit)
+        own(models, memory_required=memory_required, **rest)
+
+    def predict(rows: int) -> list[float]:
+        asked.clear()
+        policy.predict(x[:rows], t[:rows], policy.encode(["red"])[0].expand(rows))
+        return list(asked)
+
+    x, t, _ = case.inputs()
+    comfy.model_management.load_models_gpu = load
+    try:
+        with torch.no_grad():
+            found = {"forward": predict(2), "smaller": predict(1)}
+        found |= {"training": predict(2), "again": predict(2), "more": predict(3)}
+        policy.to("cpu")
+        policy.enable_gradient_checkpointing()
+        return found | {"checkpointed": predict(2)}
+    finally:
+        comfy.model_management.load_models_gpu = own
+        policy.to("cpu")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     found = {
         "types": {f"{family} {kind}": typed(family, kind) for family in ("qwen", "wan") for kind in KINDS},
         "partly": {**{family: partly(Case(family)) for family in PLACES}, SCALED: partly_scaled("qwen")},
         "fp8 products": {"qwen": multiplied_in_fp8("qwen")},
+        "reserving": reserving(),
         "paged": {family: paged(Case(family)) for family in PLACES},
     }
     print(json.dumps(found))

@@ -70,6 +70,34 @@ def test_scaled_fp8_that_is_patched_where_it_is_used_trains_the_same(found: dict
     assert_exact(found["partly"]["scaled_fp8"])
 
 
+def test_memory_is_reserved_for_the_backward_too_and_only_when_more_is_needed(found: dict[str, Any]) -> None:
+    case = found["reserving"]
+    assert case["forward"] == [2]
+    assert case["smaller"] == []
+    assert case["training"] == [2 * (6 + 3)]  # three blocks
+    assert case["again"] == []
+    assert case["more"] == [3 * (6 + 3)]
+    assert case["checkpointed"] == [2 * 6]
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, Any]:
+    """What `comfy_native_reserve.py` counted."""
+    if why_not():
+        pytest.skip(why_not())
+    return run_script(SCRIPT.with_name("comfy_native_reserve.py"), timeout=300)
+
+
+def test_what_is_reserved_is_what_full_size_models_keep(counted: dict[str, Any]) -> None:
+    assert set(counted) >= {"SDXL", "Flux", "Qwen-Image", "Wan 2.1 1.3B"}
+    for name, case in counted.items():
+        plain, checkpointed = case["reserved"]
+        assert case["checkpointed"] + 1 < checkpointed, name  # the gradients on their way down are one unit
+        if not name.startswith("Wan"):  # of which ComfyUI thinks in films; its page advises checkpointing
+            assert case["plain"] < plain, name
+            assert case["plain"] > plain / 3, name  # nor is it far too much
+
+
 @pytest.mark.parametrize("family", PLACES)
 def test_weights_may_be_gone_as_soon_as_they_were_used(found: dict[str, Any], family: str) -> None:
     case = found["paged"][family]
@@ -78,3 +106,24 @@ def test_weights_may_be_gone_as_soon_as_they_were_used(found: dict[str, Any], fa
     assert_exact(case)  # anything kept would have turned into NaN
     assert case["not_given_back"] == []
     assert case["restored"]
+
+
+@pytest.fixture(scope="module")
+def rounding() -> dict[str, Any]:
+    """What `comfy_native_rounding.py` measured."""
+    if why_not():
+        pytest.skip(why_not())
+    return run_script(SCRIPT.with_name("comfy_native_rounding.py"), timeout=300)
+
+
+def test_the_help_page_says_what_rounding_costs_a_lora(rounding: dict[str, Any]) -> None:
+    page = SCRIPT.parents[1] / "nodes" / "web" / "docs" / "DGPO_NativePolicy.md"
+    lines = page.read_text().split("| how much the LoRA changes a prediction")[1].splitlines()[2:5]
+    for number, line in enumerate(lines):
+        effect, *errors = (float(part.strip(" %")) / 100 for part in line.strip("|").split("|"))
+        for kind, error in zip(KINDS, errors, strict=True):
+            row = rounding[kind][number]
+            assert row["effect"] == pytest.approx(effect, rel=0.1)
+            assert row["loaded"] == pytest.approx(error, rel=0.1)  # fp8 is rounded by chance
+    assert max(row["loaded"] for row in rounding["float32"]) < 1e-3
+    assert max(row["where_used"] for kind in KINDS[:2] for row in rounding[kind]) < 1e-3
