@@ -83,8 +83,8 @@ class Hooks:
     def backward_units(self) -> int:
         """What a forward and its backward need, for one of what ComfyUI reserves for a forward alone.
 
-        Counted on full-size models by tests/comfy_native_reserve.py: blocks keep about one unit each; with checkpointing
-        their inputs and one block at a time are 2 to 4; the gradients on their way down are 1.
+        Counted on full-size models by tests/comfy_native_reserve.py: blocks keep about one unit each; with
+        checkpointing their inputs and one block at a time are 2 to 4; the gradients on their way down are 1.
         """
         return _CHECKPOINTED_UNITS + (0 if self.checkpointing else len(_blocks(self.network)))
 
