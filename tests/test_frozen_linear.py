@@ -147,12 +147,44 @@ def test_the_switch_chooses_the_branch_and_falls_back() -> None:
         torch.testing.assert_close(found[name], y + 2 * (i + 1) * low.sum(1, keepdim=True).expand(3, 6))
 
 
+def test_dropout_is_on_current_while_it_trains_and_torchs_seed_repeats_it() -> None:
+    adapters, x, y = bank(dropout=0.5), torch.randn(40, 4), torch.zeros(40, 6)
+    with torch.no_grad():
+        for name in NAMES:
+            adapters.state(name)["a.to_q.lora_B.weight"].fill_(1.0)
+    plain = adapters.add("a.to_q", x, y)
+    adapters.train(True)
+    torch.manual_seed(3)
+    dropped = adapters.add("a.to_q", x, y)
+    another = adapters.add("a.to_q", x, y)
+    torch.manual_seed(3)
+    seen = F.dropout(x, 0.5)
+    torch.manual_seed(3)
+    assert torch.equal(adapters.add("a.to_q", x, y), dropped)
+    assert not torch.equal(another, dropped)
+    low = seen @ adapters.state("current")["a.to_q.lora_A.weight"].T
+    torch.testing.assert_close(dropped, 2 * low.sum(1, keepdim=True).expand(40, 6))  # as peft: before A
+    for name in ("old", "ema"):
+        with adapters.using(name):
+            assert torch.equal(adapters.add("a.to_q", x, y), plain)
+    adapters.train(False)
+    assert torch.equal(adapters.add("a.to_q", x, y), plain)
+
+
+def test_a_state_is_loaded_into_all_three_adapters() -> None:
+    adapters = bank()
+    state = {key: torch.randn(p.shape) for key, p in adapters.state("current").items()}
+    adapters.load(state)
+    for name in NAMES:
+        assert all(torch.equal(p, state[key]) for key, p in adapters.state(name).items())
+
+
 def test_the_branch_is_float32_and_its_answer_is_not() -> None:
     y = bank().add("a.to_q", torch.randn(3, 4).bfloat16(), torch.randn(3, 6).bfloat16())
     assert y.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("name", "value"), [("rank", 0), ("alpha", 0.0)])
+@pytest.mark.parametrize(("name", "value"), [("rank", 0), ("alpha", 0.0), ("dropout", 1.0)])
 def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(UserError, match=name):
         bank(**{name: value})

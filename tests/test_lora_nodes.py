@@ -129,6 +129,27 @@ METADATA = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("names", [("lora_down.weight", "lora_up.weight"), ("lora_A.weight", "lora_B.weight")])
+def test_a_plain_product_is_read_at_scale_one(names: tuple[str, str]) -> None:
+    a, b = torch.randn(2, 8), torch.randn(6, 2)
+    parts = {f"m.{names[0]}": a, f"m.{names[1]}": b}
+    assert all(map(torch.equal, lora_keys.low_rank(parts), (a, b)))
+    halved = lora_keys.low_rank({**parts, "m.alpha": torch.tensor(1.0)})
+    assert all(map(torch.equal, halved, (a, b / 2)))
+    convolution = {f"m.{names[0]}": a[:, :, None, None].half(), f"m.{names[1]}": b[:, :, None, None].half()}
+    assert all(map(torch.equal, lora_keys.low_rank(convolution), (a.half().float(), b.half().float())))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"m.dora_scale": (6,)}, {"m.lora_mid.weight": (2, 2)}, {"m.lora_up.weight": (6, 3)},
+     {"m.lora_down.weight": (2, 8, 3, 3)}],
+)  # fmt: skip
+def test_what_is_no_plain_product_is_not_read(more: dict[str, tuple[int, ...]]) -> None:
+    parts = {"m.lora_down.weight": torch.ones(2, 8), "m.lora_up.weight": torch.ones(6, 2)}
+    assert lora_keys.low_rank({**parts, **{key: torch.ones(shape) for key, shape in more.items()}}) is None
+
+
 def test_the_header_in_one_line() -> None:
     own = "DGPO step 60, rewards shapes_graded=1, base embedded, made for stable-diffusion-3, rank 4"
     assert lora_keys.summary(METADATA) == own

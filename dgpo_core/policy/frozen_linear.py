@@ -79,16 +79,25 @@ class LoraBank:
     """The adapters "current", "old" and "ema" of a network that knows nothing of them.
 
     shapes: (out, in) of each target by its module's name. rank >= 1; alpha > 0: the branch is scaled by alpha / rank.
+    dropout 0..1: share of x that the branch of "current" does not see while it trains, drawn from torch's generator.
     A is normal with deviation 1 / rank and B zero, drawn from `seed` per module and on the CPU: what `Adapters` begin
     with under the same names. The parameters are float32 on `device`. Raises UserError for numbers out of range and
     where there are no targets.
     """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, int]], *, rank: int, alpha: float, seed: int, device: torch.device
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        seed: int,
+        device: torch.device,
     ) -> None:
-        check_settings(rank, alpha, 0.0, tuple(shapes))
-        self.rank, self.alpha, self.targets = rank, alpha, tuple(shapes)
+        check_settings(rank, alpha, dropout, tuple(shapes))
+        self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, tuple(shapes)
+        self._training = False
         self._states = {name: _fresh(shapes, rank, seed, name == "current", device) for name in NAMES}
         self._active: AdapterName | None = "current"
 
@@ -106,6 +115,17 @@ class LoraBank:
         """The live parameters of one adapter: `<module>.lora_A.weight`, `<module>.lora_B.weight`."""
         return dict(self._states[name])
 
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Copies the tensors (keys of `state`, all of them) into all three adapters."""
+        with torch.no_grad():
+            for own in self._states.values():
+                for key, parameter in own.items():
+                    parameter.copy_(state[key])
+
+    def train(self, mode: bool) -> None:
+        """Dropout of "current" on or off; it is off at first."""
+        self._training = mode
+
     @contextmanager
     def using(self, name: AdapterName | None) -> Iterator[None]:
         """Switches for the length of the block, then back to what was active before."""
@@ -120,7 +140,8 @@ class LoraBank:
         if self._active is None:
             return y
         state = self._states[self._active]
-        low = F.linear(x.float(), state[f"{module}.lora_A.weight"])
+        seen = F.dropout(x.float(), self.dropout, training=self._training and self._active == "current")
+        low = F.linear(seen, state[f"{module}.lora_A.weight"])
         return y + (F.linear(low, state[f"{module}.lora_B.weight"]) * self.scale).to(y.dtype)
 
 

@@ -55,6 +55,19 @@ def modules(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return grouped
 
 
+def low_rank(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """A [r, in] and B [out, r] of one module's tensors, float32, with alpha / r in B; None for other kinds."""
+    alpha = next((float(t) for key, t in parts.items() if key.endswith(".alpha")), None)
+    first, second = ([t for key, t in parts.items() if any(m in key for m in marks)] for marks in (_FIRST, _SECOND))
+    known = len(first) + len(second) + (alpha is not None)
+    if not (len(first) == len(second) == 1 and known == len(parts)):
+        return None
+    a, b = (t.float().flatten(1) if t.shape[2:].numel() == 1 else t.float() for t in (*first, *second))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        return None
+    return a, b if alpha is None else b * (alpha / a.shape[0])
+
+
 def match(state: Mapping[str, Tensor], key_map: Mapping[str, Target], shapes: Mapping[str, Size]) -> Matches:
     """Finds each module's weight: under its own name, else under another that diffusers' names are known by.
 
