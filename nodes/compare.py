@@ -21,7 +21,6 @@ from dgpo_core.rewards import weights_of
 
 from . import fields, host, sessions
 from .native_sampling import SAMPLERS
-from .training import weights_input
 from .values import PolicyHandle, Prompts, Sampler
 
 
@@ -46,7 +45,7 @@ class BeforeAfter(io.ComfyNode):
                 ),
                 fields.Policy.Input("policy", optional=True, tooltip="A trained policy; or connect two models below."),
                 fields.Reward.Input("reward", optional=True, tooltip="Scores both, under each image and in all."),
-                weights_input(optional=True),
+                fields.weights_input(optional=True),
                 io.Model.Input("model_before", optional=True, tooltip="A model without the LoRA."),
                 io.Model.Input("model_after", optional=True, tooltip="The model with the LoRA."),
                 io.Clip.Input("clip", optional=True, tooltip="Of the two models."),

@@ -17,6 +17,7 @@ SEEDS = 2**32 - 1
 
 Policy = io.Custom("DGPO_POLICY")
 Prompts = io.Custom("DGPO_PROMPTS")
+Conditionings = io.Custom("DGPO_CONDITIONINGS")
 Sampler = io.Custom("DGPO_SAMPLER")
 Group = io.Custom("DGPO_GROUP")
 Reward = io.Custom("DGPO_REWARD")
@@ -45,6 +46,30 @@ def run_widgets() -> list[io.Input]:
             tooltip="Seed of everything random in the run. Another seed is another run from the start.",
         ),
     ]
+
+
+def order_widgets() -> list[io.Input]:
+    """How many prompts an iteration takes, and in which order."""
+    return [
+        io.Int.Input(
+            "per_iteration",
+            default=8,
+            min=1,
+            max=1000,
+            tooltip="Prompts, and so groups, in each iteration: more make a steadier step, and take longer.",
+        ),
+        io.Int.Input("order_seed", default=0, min=0, max=SEEDS, tooltip="Seed of the order of the prompts."),
+    ]
+
+
+def weights_input(optional: bool = False) -> io.Input:
+    """Which weights of the adapter to take."""
+    return io.Combo.Input(
+        "weights",
+        options=["current", "ema"],
+        optional=optional,
+        tooltip="The adapter's current weights, or their slow moving average: steadier, but far behind in a short run.",
+    )
 
 
 def values(settings: type, given: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""DGPO Policy (native): a LoRA to train on the MODEL that the graph has loaded."""
+"""The native policies: a LoRA to train on the MODEL that the graph has loaded, and that MODEL with the LoRA."""
 
 from __future__ import annotations
 
@@ -8,13 +8,64 @@ from comfy_api.v0_0_2 import io
 
 from dgpo_core.config import LoraConfig, MemoryConfig, ModelConfig
 from dgpo_core.errors import UserError
+from dgpo_core.prompts import Prompt
 
-from . import fields, host, native_models, sessions
-from .values import PolicyHandle, PolicySpec
+from . import fields, host, native_models, native_texts, sessions
+from .values import Conditionings, PolicyHandle, PolicySpec, Prompts
 
 
-class NativePolicyNode(io.ComfyNode):
-    """Names a run on a MODEL, CLIP and VAE; the adapters are made where they are needed."""
+class _NativePolicy(io.ComfyNode):
+    """What both forms of the node have in common."""
+
+    @classmethod
+    def validate_inputs(cls, run: str | None, start_from: str | None) -> bool | str:
+        """A name that cannot be a folder, and a file that is gone, are told before anything runs."""
+        try:  # a connected input is None here
+            if run is not None:
+                host.check_name(run, "run name")
+            if start_from is not None:
+                host.lora_path(start_from)
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str | None = None, **_: Any) -> list[int]:
+        """Made anew once the run goes by another branch, and once ComfyUI has dropped a model."""
+        return [sessions.turns(run), native_models.lost(run)]
+
+    @classmethod
+    def policy(
+        cls, model: Any, texts: native_texts.Texts, vae: Any, *, run: str, run_seed: int, start_from: str, **lora: Any
+    ) -> PolicyHandle:
+        """The handle of a run on these; the adapters are made where they are needed."""
+        name = host.check_name(run, "run name")
+        init = "" if start_from == host.NO_LORA else start_from
+        spec = PolicySpec(
+            run=name,
+            seed=run_seed,
+            model=ModelConfig(path=native_models.remember(model, texts, vae, name, str(cls.hidden.unique_id))),
+            lora=fields.values(LoraConfig, {"init": init, **lora}),
+            memory=fields.values(MemoryConfig, lora),
+            source="native",
+        )
+        return PolicyHandle(spec)
+
+
+def _lora_widgets() -> list[io.Input]:
+    return [
+        *fields.widgets(LoraConfig, "rank", "alpha", "dropout", "targets"),
+        io.Combo.Input(
+            "start_from",
+            options=host.lora_choices(),
+            tooltip="A LoRA for this model, of any trainer, to go on from.",
+        ),
+        *fields.widgets(MemoryConfig, "gradient_checkpointing"),
+    ]
+
+
+class NativePolicyNode(_NativePolicy):
+    """Names a run on a MODEL, CLIP and VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -28,38 +79,108 @@ class NativePolicyNode(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Reads the prompts."),
                 io.Vae.Input("vae", tooltip="Turns latents into pictures."),
                 *fields.run_widgets(),
-                *fields.widgets(LoraConfig, "rank", "alpha", "targets"),
-                *fields.widgets(MemoryConfig, "gradient_checkpointing"),
+                *_lora_widgets(),
             ],
             outputs=[fields.Policy.Output(display_name="policy", tooltip="The model and where its training is.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, run: str | None) -> bool | str:
-        """A name that cannot be a folder is told before anything runs."""
-        try:  # a connected input is None here
-            if run is not None:
-                host.check_name(run, "run name")
-        except UserError as error:
-            return str(error)
-        return True
+    def execute(cls, model: Any, clip: Any, vae: Any, **settings: Any) -> io.NodeOutput:
+        return io.NodeOutput(cls.policy(model, native_texts.by_clip(clip), vae, **settings))
+
+
+class ConditionedPrompt(io.ComfyNode):
+    """A prompt whose CONDITIONING comes from nodes of the graph; several are chained."""
 
     @classmethod
-    def fingerprint_inputs(cls, run: str | None = None, **_: Any) -> list[int]:
-        """Made anew once the run goes by another branch, and once ComfyUI has dropped a model."""
-        return [sessions.turns(run), native_models.lost()]
-
-    @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, run: str, run_seed: int, **settings: Any) -> io.NodeOutput:
-        spec = PolicySpec(
-            run=host.check_name(run, "run name"),
-            seed=run_seed,
-            model=ModelConfig(path=native_models.remember(model, clip, vae)),
-            lora=fields.values(LoraConfig, settings),
-            memory=fields.values(MemoryConfig, settings),
-            source="native",
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_ConditionedPrompt",
+            display_name="Conditioned Prompt",
+            category=host.CATEGORY,
+            description="A prompt with a CONDITIONING of your own making: areas, ControlNets, other encoders.",
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="What the model is told."),
+                io.String.Input(
+                    "text", default="", multiline=True, tooltip="What rewards are told, and the images are labelled by."
+                ),
+                fields.Conditionings.Input("previous", optional=True, tooltip="Prompts that this one is added to."),
+            ],
+            outputs=[
+                fields.Conditionings.Output(display_name="conditionings", tooltip="For the policy, or the next prompt.")
+            ],
         )
-        return io.NodeOutput(PolicyHandle(spec))
+
+    @classmethod
+    def execute(cls, conditioning: Any, text: str, previous: Conditionings | None = None) -> io.NodeOutput:
+        return io.NodeOutput((previous or Conditionings()).and_then(text, conditioning))
 
 
-NODES = [NativePolicyNode]
+class NativePolicyConditioning(_NativePolicy):
+    """Names a run on a MODEL, a VAE and conditionings of the graph, and gives out their prompts."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_NativePolicyConditioning",
+            display_name="DGPO Policy (native, conditioning)",
+            category=host.CATEGORY,
+            description="As DGPO Policy (native), with a CONDITIONING for each prompt in place of a CLIP.",
+            inputs=[
+                io.Model.Input("model", tooltip="What is trained on; it stays as it is."),
+                io.Vae.Input("vae", tooltip="Turns latents into pictures."),
+                fields.Conditionings.Input("conditionings", tooltip="The last of a chain of Conditioned Prompts."),
+                io.Conditioning.Input("negative", tooltip="As in KSampler; where cfg is 1, it has no effect."),
+                *fields.run_widgets(),
+                *_lora_widgets(),
+                *fields.order_widgets(),
+            ],
+            outputs=[
+                fields.Policy.Output(display_name="policy", tooltip="The model and where its training is."),
+                fields.Prompts.Output(display_name="prompts", tooltip="The chain's texts, for a sampler or a loop."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        conditionings: Conditionings,
+        negative: Any,
+        per_iteration: int,
+        order_seed: int,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        handle = cls.policy(model, native_texts.as_given(conditionings, negative), vae, **settings)
+        prompts = tuple(Prompt(text) for text, _ in conditionings.prompts)
+        return io.NodeOutput(handle, Prompts(prompts, per_iteration, order_seed))
+
+
+class PolicyModel(io.ComfyNode):
+    """The MODEL that a native policy trains, with the LoRA applied."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_PolicyModel",
+            display_name="Policy to MODEL",
+            category=host.CATEGORY,
+            description="The MODEL that the policy trains, with its LoRA applied, for any sampler.",
+            inputs=[
+                fields.Policy.Input("policy", tooltip="A native policy, from a trainer or loop."),
+                fields.weights_input(),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="An ordinary MODEL with an ordinary LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, policy: PolicyHandle, weights: str) -> io.NodeOutput:
+        if not policy.state:  # it would stand for another one with each step
+            raise UserError("This policy is not trained yet: connect the one that a trainer or loop gives out.")
+        return io.NodeOutput(sessions.patched(policy, weights))
+
+
+NODES = [NativePolicyNode, ConditionedPrompt, NativePolicyConditioning, PolicyModel]

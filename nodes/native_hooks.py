@@ -69,11 +69,13 @@ def differentiable() -> Iterator[None]:
 class Hooks:
     """The forwards of one network with the adapters of `bank` on its targets; see `injection`.
 
-    network: a MODEL's diffusion model; checkpointing: recompute the blocks in the backward, read at every injection.
+    network: a MODEL's diffusion model; checkpointing: recompute the blocks in the backward, read at every injection;
+    keep_inputs: from copies of what they were given, where others write into that (ControlNets of UNets do).
     """
 
     def __init__(self, network: nn.Module, bank: LoraBank) -> None:
-        self.network, self.bank, self.checkpointing = network, bank, False
+        self.network, self.bank = network, bank
+        self.checkpointing = self.keep_inputs = False
         self._targets = frozenset(bank.targets)
         self._replaced: list[tuple[nn.Module, Callable, Callable | None]] = []
         self._parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -105,7 +107,7 @@ class Hooks:
                     if _is_norm(module):
                         self._replace(module, _norm)
             for block in _blocks(self.network) if self.checkpointing else ():
-                self._replace(block, _checkpointed)
+                self._replace(block, self._block)
 
     def eject(self) -> None:
         """The network as it was; nothing where nothing is injected."""
@@ -136,6 +138,11 @@ class Hooks:
             module._parameters[name] = nn.Parameter(own, requires_grad=False)
         if is_paged(module):
             self._pages.append((module, vars(module).pop("_v")))
+
+    def _block(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        if self.keep_inputs:
+            args, kwargs = _copied((args, kwargs), tensors=True)
+        return _checkpointed(original, *args, **kwargs)
 
     def _linear(self, module: nn.Module, name: str, original: Callable, x: Tensor) -> Tensor:
         y = frozen_linear(x, original, functools.partial(lent, module, x.dtype, x.device))
@@ -192,12 +199,14 @@ def _checkpointed(original: Callable, *args: Any, **kwargs: Any) -> Any:
         return original(*args, **kwargs)
     given = _copied((args, kwargs), tensors=False)  # the network writes on in its options: keep them as they are now
 
-    def run() -> Any:
+    def run(*_: Tensor) -> Any:
         with differentiable():
             positional, named = _copied(given, tensors=True)
             return original(*positional, **named)
 
-    return checkpoint(run, use_reentrant=False, preserve_rng_state=False)
+    # torch looks at its arguments for the device whose random state it keeps (for the LoRA's dropout), and refuses to
+    # compute anew from one that was written into
+    return checkpoint(run, *(value for value in args if isinstance(value, Tensor)), use_reentrant=False)
 
 
 def _copied(value: Any, tensors: bool) -> Any:

@@ -1,8 +1,8 @@
-"""`NativePolicy`: the engine's policy on ComfyUI's MODEL, CLIP and VAE, where they are and with the user's patches."""
+"""`NativePolicy`: the engine's policy on ComfyUI's MODEL and VAE, where they are and with the user's patches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -21,11 +21,12 @@ from dgpo_core.policy import AdapterName, Cond, Policy, lora_file
 from dgpo_core.policy.base import Check
 from dgpo_core.policy.frozen_linear import LoraBank
 
-from . import native_sampling
+from . import native_sampling, native_texts
 from .native_hooks import Hooks, differentiable, target_shapes
 from .native_sampling import NativeSolver
 
 INJECTION = "dgpo"
+NETWORK = "diffusion_model"  # what the names in a LoRA file begin with
 _PROMPT = "prompt"  # the one tensor of a Cond: which text each row has
 _KEPT = 1024  # conditionings in main memory: of Flux 4 MB each
 _SIZES = {families.SD15: (512, 512), families.SD20: (512, 512), families.WAN21_T2V: (480, 832)}
@@ -46,18 +47,27 @@ _LABELS = {  # modelspec.architecture and ss_base_model_version of the LoRA, by 
 class NativePolicy(Policy):
     """Adapters on a clone of `model`, which shares the MODEL's weights; see `Policy` for what the methods promise.
 
-    clip and vae: ComfyUI's; targets: ends of the names of the modules that get a LoRA, none for the attention
-    projections. A `Cond` of this policy holds the numbers of its texts: conditionings stay in ComfyUI's form.
-    Call its methods outside of inference mode (`host.engine`).
+    encode_text: from a text to a CONDITIONING; vae: ComfyUI's; targets: ends of the names of the modules that get a
+    LoRA, none for the attention projections. A `Cond` of this policy holds the numbers of its texts: conditionings stay
+    in ComfyUI's form. Call its methods outside of inference mode (`host.engine`).
 
     Latents of a video model have one frame: [B,C,1,h,w]. Raises UserError for a MODEL that cannot be trained: weights
     that are kept in an unknown way, latents that are no pictures, another noise schedule.
     """
 
     def __init__(
-        self, model: Any, clip: Any, vae: Any, *, rank: int, alpha: float, targets: Sequence[str], seed: int
+        self,
+        model: Any,
+        encode_text: Callable[[str], Any],
+        vae: Any,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        targets: Sequence[str],
+        seed: int,
     ) -> None:
-        self.patcher, self.clip, self.vae = model.clone(), clip, vae
+        self.patcher, self.encode_text, self.vae = model.clone(), encode_text, vae
         base = model.model
         if getattr(base.latent_format, "latent_dimensions", 2) not in (2, 3):
             raise UserError("The MODEL's latents are no pictures: use a text-to-image or text-to-video model.")
@@ -67,7 +77,7 @@ class NativePolicy(Policy):
         sampling = self.patcher.get_model_object("model_sampling")
         self.prediction, self.scheduler_config = native_sampling.schedule(sampling, self.device)
         shapes = target_shapes(base.diffusion_model, targets)
-        self.adapters = LoraBank(shapes, rank=rank, alpha=alpha, seed=seed, device=self.device)
+        self.adapters = LoraBank(shapes, rank=rank, alpha=alpha, dropout=dropout, seed=seed, device=self.device)
         self.hooks = Hooks(base.diffusion_model, self.adapters)
         self.patcher.set_injections(INJECTION, [self.hooks.injection()])
         self._reserved = 0.0  # bytes beside the weights, since ComfyUI last placed them
@@ -111,10 +121,10 @@ class NativePolicy(Policy):
         return self._conditionings[number]
 
     def _encode(self, text: str) -> Any:
-        """What CLIP Text Encode gives out, on the CPU and in tensors that autograd takes."""
+        """Its CONDITIONING, on the CPU and in tensors that autograd takes."""
         with torch.inference_mode():
-            found = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-        return _own(found)
+            found = self.encode_text(text)
+        return native_texts.own(found)
 
     # --- the network -------------------------------------------------------------------------------------------------
 
@@ -128,10 +138,10 @@ class NativePolicy(Policy):
         x_t, t, texts = x_t.to(self.device, torch.float32), t.to(self.device), cond.tensors[_PROMPT]
         x, sigma = native_sampling.to_comfy(self.prediction, x_t, t)
         known = {text: self._conditioning(text) for text in texts.unique().tolist()}  # may make room for the CLIP
-        rows = [(texts == text).nonzero().flatten() for text in known]
+        together = native_texts.together(texts, sigma, known)
         with self._running(x):
-            parts = [self._denoised(x[row], sigma[row], given) for row, given in zip(rows, known.values(), strict=True)]
-        x0 = torch.cat(parts)[torch.cat(rows).argsort()]
+            parts = [self._denoised(x[rows], sigma[rows], given) for rows, given in together]
+        x0 = torch.cat(parts)[torch.cat([rows for rows, _ in together]).argsort()]
         return native_sampling.from_denoised(self.prediction, x_t, x0, t).float()
 
     @contextmanager
@@ -159,7 +169,9 @@ class NativePolicy(Policy):
     def _denoised(self, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
         """The clean latent that the MODEL sees in x [B,C,...] at sigma [B], by the path that its samplers take."""
         helpers, samplers = comfy.sampler_helpers, comfy.samplers
-        conds = {"positive": helpers.convert_cond(conditioning)}
+        conds = {"positive": native_texts.without_gradient(helpers.convert_cond(conditioning))}
+        others = self._load_others(conds)
+        self.hooks.keep_inputs = any("control" in cond for cond in conds["positive"])
         options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
         helpers.prepare_model_patcher(self.patcher, conds, options)
         samplers.filter_registered_hooks_on_conds(conds, options)
@@ -167,7 +179,18 @@ class NativePolicy(Policy):
         model = self.patcher.model
         with torch.no_grad():
             conds = samplers.process_conds(model, x, conds, x.device, latent_image=torch.zeros_like(x), seed=0)
-        return samplers.calc_cond_batch(model, [conds["positive"]], x, sigma, options)[0]
+        try:
+            return samplers.calc_cond_batch(model, [conds["positive"]], x, sigma, options)[0]
+        finally:
+            helpers.cleanup_models(conds, others)
+
+    def _load_others(self, conds: Any) -> list[Any]:
+        """The models that conditionings bring with them, such as ControlNets, on the device beside this one."""
+        others, needed = comfy.sampler_helpers.get_additional_models(conds, self.dtype)
+        if others:
+            with torch.inference_mode():
+                comfy.model_management.load_models_gpu([self.patcher, *others], memory_required=needed)
+        return others
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
@@ -219,7 +242,7 @@ class NativePolicy(Policy):
         return self.adapters.using(name)
 
     def train(self, mode: bool = True) -> None:
-        """Nothing to do: there is no dropout."""
+        self.adapters.train(mode)
 
     def trainable(self) -> dict[str, Parameter]:
         return self.adapters.state("current")
@@ -227,9 +250,18 @@ class NativePolicy(Policy):
     def adapter_state(self, name: AdapterName) -> dict[str, Tensor]:
         return dict(self.adapters.state(name))
 
+    def load_lora(self, lora: lora_file.LoraFile) -> None:
+        """All three adapters become the one in the file, its modules named as the network's.
+
+        The base, and so the reference, stays without it. Raises UserError if it does not fit.
+        """
+        layers = frozenset(name for name, _ in self.patcher.model.diffusion_model.named_modules())
+        state = self.adapter_state("current")
+        self.adapters.load(lora_file.fit(lora, NETWORK, state, self.adapters.scale, layers))
+
     def lora_tensors(self, name: AdapterName = "current") -> dict[str, Tensor]:
         """Under the names that ComfyUI's own loader knows for every family: `diffusion_model.<module>`."""
-        return lora_file.tensors("diffusion_model", self.adapter_state(name), self.adapters.scale)
+        return lora_file.tensors(NETWORK, self.adapter_state(name), self.adapters.scale)
 
     def lora_metadata(self, extra: Mapping[str, str]) -> dict[str, str]:
         architecture, base_version = _LABELS.get(self.family, (self.family.lower(), self.family.lower()))
@@ -260,14 +292,3 @@ class NativePolicy(Policy):
 def _attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
     """torch's attention: sage and flash have no backward, and roll-outs must see the model that is trained."""
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
-
-
-def _own(value: Any) -> Any:
-    """The conditioning with every tensor in normal memory on the CPU."""
-    if isinstance(value, Tensor):
-        return value.to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _own(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_own(part) for part in value)
-    return value

@@ -35,16 +35,7 @@ class PromptList(io.ComfyNode):
                 io.String.Input(
                     "text", default="", multiline=True, tooltip="One prompt per line; lines that start with # are not."
                 ),
-                io.Int.Input(
-                    "per_iteration",
-                    default=8,
-                    min=1,
-                    max=1000,
-                    tooltip="Prompts, and so groups, in each iteration: more make a steadier step, and take longer.",
-                ),
-                io.Int.Input(
-                    "order_seed", default=0, min=0, max=fields.SEEDS, tooltip="Seed of the order of the prompts."
-                ),
+                *fields.order_widgets(),
             ],
             outputs=[fields.Prompts.Output(display_name="prompts", tooltip="For a sampler or a loop.")],
         )

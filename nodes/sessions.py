@@ -203,6 +203,14 @@ def lora(
         return LoraModel(lora_file.for_comfyui(live.policy.lora_tensors(weights)), metadata)
 
 
+def patched(handle: PolicyHandle, weights: AdapterName) -> Any:
+    """A MODEL of ComfyUI's with one adapter of the handle's state. UserError where the policy is not on a MODEL."""
+    with host.engine():
+        live = _load(handle.spec)
+        _restore(live, state_of(handle), weights)
+        return live.opened.patched(live.policy.lora_tensors(weights))
+
+
 def draw_with(
     handle: PolicyHandle, adapter: AdapterName | None, prompts: Sequence[Prompt], seeds: Sequence[int], sampler: Sampler
 ) -> list[Group]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from torch import Tensor
 
 from dgpo_core import assemble
 from dgpo_core.config import Config
 from dgpo_core.distributed import World
+from dgpo_core.errors import UserError
 from dgpo_core.policy import Policy
 
-from . import host, native_models
+from . import host, native_lora, native_models
+from .native_hooks import target_shapes
 from .native_policy import NativePolicy
 from .values import PolicySpec
+
+Lora = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,12 +28,14 @@ class Opened:
     """A policy with its fresh adapters, not yet on the device.
 
     size: (height, width) in pixels that it was made for; load: brings it to where it computes, and makes room there;
-    current: whether it is still on the model that its spec means.
+    current: whether it is still on the model that its spec means; patched: a MODEL of ComfyUI's with the policy's own
+    LoRA (`Policy.lora_tensors`) on it.
     """
 
     policy: Policy
     size: tuple[int, int]
     load: Callable[[], None]
+    patched: Callable[[Lora], Any]
     current: Callable[[], bool] = lambda: True
 
 
@@ -38,16 +47,36 @@ def files(spec: PolicySpec) -> Opened:
     lora = replace(spec.lora, init=host.lora_path(spec.lora.init))
     config = Config(seed=spec.seed, model=model, lora=lora, memory=spec.memory)
     policy, size = assemble.load_model(config, World("cpu"))
-    return Opened(policy, size, functools.partial(host.load, host.resident(policy)))
+    return Opened(policy, size, functools.partial(host.load, host.resident(policy)), _no_model)
 
 
 def native(spec: PolicySpec) -> Opened:
-    """A MODEL, CLIP and VAE that ComfyUI has loaded, as they are."""
+    """A MODEL and VAE that ComfyUI has loaded, as they are, and what reads texts for them."""
     name, lora = spec.model.path, spec.lora
     parts = native_models.find(name)
-    policy = NativePolicy(*parts, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, seed=spec.seed)
+    init = native_lora.read(host.lora_path(lora.init), parts.model) if lora.init else None
+    targets = lora.targets
+    if init is not None and not targets:
+        targets = (*target_shapes(parts.model.model.diffusion_model, ()), *init.modules)
+    settings = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "targets": targets, "seed": spec.seed}
+    policy = NativePolicy(parts.model, parts.encode, parts.vae, **settings)
+    if init is not None:
+        policy.load_lora(init)
     size = assemble.prepare(policy, Config(model=spec.model, memory=spec.memory))
-    return Opened(policy, size, policy.load, lambda: not native_models.means_another(name, policy.patcher.model))
+    return Opened(
+        policy,
+        size,
+        policy.load,
+        lambda adapter: native_lora.apply(native_models.find(name).model, adapter),
+        lambda: not native_models.means_another(name, policy.patcher.model),
+    )
+
+
+def _no_model(_: Lora) -> NoReturn:
+    raise UserError(
+        "This policy is on a model of its own, not on a MODEL of ComfyUI's: connect the trainer's lora and a MODEL to"
+        " DGPO LoRA Loader instead."
+    )
 
 
 SOURCES: dict[str, Callable[[PolicySpec], Opened]] = {"files": files, "native": native}

@@ -66,16 +66,6 @@ def trained_outputs() -> list[io.Output]:
     ]
 
 
-def weights_input(optional: bool = False) -> io.Input:
-    """Which weights of the adapter to take."""
-    return io.Combo.Input(
-        "weights",
-        options=["current", "ema"],
-        optional=optional,
-        tooltip="The adapter's current weights, or their slow moving average: steadier, but far behind in a short run.",
-    )
-
-
 class LoRATrainer(io.ComfyNode):
     """One iteration: compare the images of each group, and take one step."""
 
@@ -91,7 +81,7 @@ class LoRATrainer(io.ComfyNode):
                 fields.Policy.Input("policy", tooltip="The model; straight from Load Policy, the state that drew."),
                 fields.Group.Input("scored", tooltip="Groups with scores."),
                 fields.Training.Input("settings", tooltip="How scores become weights."),
-                weights_input(),
+                fields.weights_input(),
             ],
             outputs=trained_outputs(),
             hidden=[io.Hidden.unique_id],
@@ -184,7 +174,7 @@ class TrainingLoop(io.ComfyNode):
                 io.Int.Input(
                     "save_every", default=10, min=1, max=10_000, tooltip="Iterations between two saved states."
                 ),
-                weights_input(),
+                fields.weights_input(),
                 *watch_inputs(),
             ],
             outputs=trained_outputs(),

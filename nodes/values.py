@@ -62,6 +62,22 @@ class Prompts:
         return list(enumerate(PromptStream(self.prompts, self.per_iteration, self.seed).at(iteration)))
 
 
+@dataclass(frozen=True, eq=False)
+class Conditionings:
+    """Prompts with a CONDITIONING of ComfyUI's for each: (text for rewards, conditioning), no text twice."""
+
+    prompts: tuple[tuple[str, Any], ...] = ()
+
+    def and_then(self, text: str, conditioning: Any) -> "Conditionings":
+        """One more. Raises UserError for an empty text, and for one that is there."""
+        text = text.strip()
+        if not text:
+            raise UserError("A Conditioned Prompt needs a text: what rewards and the labels of the images go by.")
+        if text in dict(self.prompts):
+            raise UserError(f"Two Conditioned Prompts have the text {text!r}: give each a text of its own.")
+        return Conditionings((*self.prompts, (text, conditioning)))
+
+
 @dataclass(frozen=True)
 class Sampler:
     """How images are drawn; height and width in pixels, 0 is the model's own."""

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import tempfile
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,6 +42,7 @@ from dgpo_core.trainer import Trainer
 
 native_hooks = importlib.import_module("pack.native_hooks")
 native_models = importlib.import_module("pack.native_models")
+native_texts = importlib.import_module("pack.native_texts")
 native_node = importlib.import_module("pack.native")
 sessions = importlib.import_module("pack.sessions")
 values = importlib.import_module("pack.values")
@@ -217,12 +219,18 @@ def kinds(case: Case) -> dict[str, Any]:
     }
 
 
+WIDGETS = {
+    "run": "a_run", "run_seed": 0, "rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": "", "start_from": "none",
+    "gradient_checkpointing": True,
+}  # fmt: skip
+
+
 def execute(case: Case, model: Any = None, **inputs: Any) -> Any:
     """What the node gives out, run as ComfyUI runs it."""
-    given = {"run": "a_run", "run_seed": 0, "rank": 4, "alpha": 8.0, "targets": "", "gradient_checkpointing": True}
     with torch.inference_mode():
         node = native_node.NativePolicyNode
-        return node.execute(model or case.model, case.clip, case.vae, **{**given, **inputs}).result[0]
+        node.hidden = types.SimpleNamespace(unique_id="1")
+        return node.execute(model or case.model, case.clip, case.vae, **{**WIDGETS, **inputs}).result[0]
 
 
 def step(handle: Any, iteration: int) -> tuple[Any, Any]:
@@ -257,10 +265,6 @@ def node(case: Case, root: Path) -> dict[str, Any]:
     resumed = step(sessions.resolve(handle_again, 1), 1)
     sessions.store(second.spec).folder.rename(root / "elsewhere")
     anew = step(handle_again, 0)
-    lost = native_models.lost()
-    native_models.remember(again.model.clone(), again.clip, again.vae)
-    gc.collect()
-    lost = native_models.lost() - lost
     spec = replace(handle_again.spec, model=replace(handle_again.spec.model, path="SD15-gone"))
     return {
         "steps": [first.step, second.step, second_state.step],
@@ -274,10 +278,24 @@ def node(case: Case, root: Path) -> dict[str, Any]:
         "anew": same(anew[1], first_state),
         "other_patches": execute(case, patched).spec.model.path != handle.spec.model.path,
         "network": sessions._load(handle_again.spec).policy.patcher.model is again.native.model,
-        "lost": lost,
+        "lost": lost(again, patched),
         "gone": comfy_lora.error(lambda: sessions._load(spec)),
-        "bad_run": native_node.NativePolicyNode.validate_inputs(run="a/b"),
+        "bad_run": native_node.NativePolicyNode.validate_inputs(run="a/b", start_from=None),
     }
+
+
+def lost(case: Case, other: Any) -> list[int]:
+    """How often a run has lost a MODEL: dropped, dropped after the same was loaded again, and after another was."""
+    counts = []
+    for newer in (None, case.model, other):
+        dropped = case.model.clone()
+        for model in (dropped, newer):
+            if model is not None:
+                native_models.remember(model, native_texts.by_clip(case.clip), case.vae, "b_run", "7")
+        del dropped, model
+        gc.collect()
+        counts.append(native_models.lost("b_run"))
+    return [*counts, native_models.lost("c_run"), native_models.lost(None)]
 
 
 def cast(dtype: torch.dtype) -> dict[str, float]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 native_policy = importlib.import_module("pack.native_policy")
+native_texts = importlib.import_module("pack.native_texts")
 
 
 class Case:
@@ -30,7 +31,8 @@ class Case:
 
     def policy(self, model: Any = None, **settings: Any) -> Any:
         given = {"rank": 4, "alpha": 8.0, "targets": (), "seed": 0, **settings}
-        return native_policy.NativePolicy(model or self.model, self.clip, self.vae, **given)
+        encode = native_texts.by_clip(self.clip).encode
+        return native_policy.NativePolicy(model or self.model, encode, self.vae, **given)
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, t and the loss's weights for three rows."""
@@ -63,7 +65,7 @@ class Case:
                 model or self.model, noise, 3, 4.0, "euler", "normal", *texts, latent, disable_pbar=True, seed=5
             )
 
-    def gradients(self, policy: Any) -> tuple[Tensor, dict[str, Tensor], int]:
+    def gradients(self, policy: Any, text: str = "red") -> tuple[Tensor, dict[str, Tensor], int]:
         """The policy's prediction, its adapter's gradients, and how many of the base's weights autograd had saved."""
         x, t, weights = self.inputs()
         layers = [m for m in self.native.model.modules() if hasattr(m, "in_channels") or hasattr(m, "in_features")]
@@ -75,7 +77,7 @@ class Case:
         for parameter in policy.trainable().values():
             parameter.grad = None
         with hooks:
-            found = policy.predict(x, t, policy.encode(["red"])[0].expand(3))
+            found = policy.predict(x, t, policy.encode([text])[0].expand(3))
         (found * weights).sum().backward()
         return found.detach(), _gradients(policy.trainable()), len(base.intersection(saved))
 

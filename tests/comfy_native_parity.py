@@ -38,6 +38,7 @@ from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.trainer import Iteration, Trainer
 
 native_policy = importlib.import_module("pack.native_policy")
+native_texts = importlib.import_module("pack.native_texts")
 NAMES = ("current", "old", "ema")
 SIZE = (64, 64)
 SHARED = {"to_out.0": "attn.proj", "to_add_out": "attn.proj", "ff.net.2": "mlp.fc2", "ff_context.net.2": "mlp.fc2"}
@@ -137,14 +138,18 @@ def distance(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], before: M
     return (apart / moved) ** 0.5
 
 
+def on(network: comfy_lora.Native, diffusers: DiffusersPolicy, **lora: Any) -> Any:
+    """A native policy on the network, with the text encoders and the VAE of the diffusers policy."""
+    encode = native_texts.by_clip(Clip(diffusers)).encode
+    return native_policy.NativePolicy(network.patcher(), encode, Vae(diffusers), seed=0, **lora)
+
+
 def parity(config: Config) -> list[dict[str, Any]]:
     """Some iterations of both policies from the same adapter on the layers that both have."""
     diffusers = load_policy(comfy_lora.DEMO, rank=4, alpha=8.0, targets=tuple(SHARED), dtype="float32")
     found = native(diffusers)
     targets = tuple(dict.fromkeys(SHARED.values()))
-    policy = native_policy.NativePolicy(
-        found.patcher(), Clip(diffusers), Vae(diffusers), rank=4, alpha=8.0, targets=targets, seed=0
-    )
+    policy = on(found, diffusers, rank=4, alpha=8.0, targets=targets)
     table = names(found)
     for name in NAMES:
         state, start = policy.adapter_state(name), renamed(diffusers.adapter_state(name), table)
@@ -173,9 +178,7 @@ def rising() -> dict[str, Any]:
         training=replace(config.training, t_min=5, lr=2e-3),
     )
     diffusers = load_policy(comfy_lora.DEMO, rank=4, dtype="float32")
-    policy = native_policy.NativePolicy(
-        native(diffusers).patcher(), Clip(diffusers), Vae(diffusers), rank=32, alpha=64.0, targets=(), seed=0
-    )
+    policy = on(native(diffusers), diffusers, rank=32, alpha=64.0, targets=())
     start, world = time.monotonic(), World("cpu")
     held_out, judges = assemble.held_out_prompts(config), assemble.evaluation_rewards(config, {}, world)
     found = trainer(policy, config)

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from comfy_native_case import native_policy, randomise  # first: it finds ComfyUI
+from comfy_native_case import native_policy, native_texts, randomise  # first: it finds ComfyUI
 from comfy_native_models import Plan
 from comfy_native_types import KINDS, budget
 
@@ -65,7 +65,9 @@ def measure(kind: str, weights: dict[str, Tensor], clip: Any) -> list[dict[str, 
     model = native.patcher()
 
     def policy(on: Any) -> Any:
-        return native_policy.NativePolicy(on, clip, None, rank=16, alpha=16.0, targets=(), seed=0)
+        return native_policy.NativePolicy(
+            on, native_texts.by_clip(clip).encode, None, rank=16, alpha=16.0, targets=(), seed=0
+        )
 
     side = 16
     x = torch.randn(
