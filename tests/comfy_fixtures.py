@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from comfy_browser import Browser, why_no_browser
-from comfy_server import ComfyServer, why_not
+from comfy_server import REPO, ComfyServer, run_script, why_not
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,15 @@ def _comfyui() -> None:
 def comfy(_comfyui: None) -> Iterator[ComfyServer]:
     """A server that all tests share: leave it running and its queue empty."""
     with ComfyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def small_comfy(_comfyui: None) -> Iterator[ComfyServer]:
+    """Another one, which has all models of the native workflows under their names, small and random."""
+    tests = REPO / "tests"
+    with ComfyServer({"dgpo": REPO, "small_models": tests / "small_models"}) as server:
+        run_script(tests / "comfy_small_models.py", timeout=600, MODELS=str(server.base / "models"))
         yield server
 
 

@@ -348,12 +348,12 @@ def _until(done: Callable[[], Any], timeout: float, what: str) -> Any:
     return value
 
 
-def run_script(script: Path, timeout: float) -> Any:
+def run_script(script: Path, timeout: float, **environment: str) -> Any:
     """What a script that works inside ComfyUI, without its server, prints last: one line of JSON."""
     ran = subprocess.run(
         [find_python(), str(script), "--cpu"],
         cwd=find_comfyui(),
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -16,6 +16,12 @@ from PIL import Image
 WORKFLOWS = REPO / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
+MODELS = (
+    *("checkpoints/sd_v1-5", "checkpoints/v1-5-pruned-emaonly-fp16", "checkpoints/sd_xl_base_1.0"),
+    *("checkpoints/sd3.5_medium_incl_clips_t5xxlfp8scaled", "diffusion_models/flux1-dev", "vae/ae"),
+    *("text_encoders/clip_l", "text_encoders/t5xxl_fp16"),
+)
+
 
 def without_meta(prompt: dict[str, Any]) -> list[dict[str, Any]]:
     """The nodes without ids and titles, links by the class of the node they come from."""
@@ -37,9 +43,10 @@ def files(comfy: ComfyServer) -> None:
         picture = io.BytesIO()
         Image.new("RGB", (64, 64), colour).save(picture, "PNG")
         (comfy.base / "input" / name).write_bytes(picture.getvalue())
-    checkpoint = comfy.base / "models" / "checkpoints" / "sd_v1-5.safetensors"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.touch()  # opened by nobody here: the front end only asks whether it is there
+    for name in MODELS:
+        model = comfy.base / "models" / f"{name}.safetensors"
+        model.parent.mkdir(parents=True, exist_ok=True)
+        model.touch()  # opened by nobody here: the front end only asks whether it is there
 
 
 def test_there_is_a_workflow_and_a_thumbnail_for_each_api_file() -> None:

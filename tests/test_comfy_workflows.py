@@ -22,6 +22,15 @@ from transformers import CLIPTextConfig, CLIPTextModel
 Graph = dict[str, dict[str, Any]]
 API = REPO / "workflows" / "api"
 NAMES = sorted(path.stem for path in API.glob("*.json"))
+NATIVE = [name for name in NAMES if name.startswith("native_")]
+SMALL_NATIVE: dict[str, dict[str, Any]] = {
+    "DGPO_NativePolicy": {"rank": 4, "alpha": 8.0},
+    "DGPO_Prompts": {"per_iteration": 1},
+    "DGPO_SamplerSettings": {"group_size": 2, "height": 64, "width": 64},
+    "DGPO_Reward": {"name": "brightness"},  # PickScore would have to be downloaded
+    "DGPO_TrainingLoop": {"iterations": 1},
+    "DGPO_BeforeAfter": {"first": 1, "images": 1},
+}
 SMALL: dict[str, dict[str, dict[str, Any]]] = {  # by workflow and kind of node
     "any_node_as_reward": {"DGPO_Prompts": {"per_iteration": 2}},
     "apply_lora": {
@@ -38,6 +47,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {  # by workflow and kind of node
         "DGPO_TrainingLoop": {"iterations": 20},
     },
     "visual_loop": {"DGPO_Prompts": {"per_iteration": 2}},
+    **dict.fromkeys(NATIVE, SMALL_NATIVE),
 }
 
 
@@ -101,7 +111,7 @@ NEEDS: dict[str, Callable[[ComfyServer], None]] = {"gallery_preferences": pictur
 # --- they run --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("quickstart", *NATIVE)])
 def test_the_workflow_runs(comfy: ComfyServer, name: str) -> None:
     NEEDS.get(name, lambda _: None)(comfy)
     graph = workflow(name)
@@ -126,6 +136,21 @@ def test_the_quickstart_raises_the_reward(comfy: ComfyServer) -> None:
     assert after > before + 0.1
     (save,) = (key for key, node in graph.items() if node["class_type"] == "DGPO_SaveLoRA")
     assert _saved(comfy, entry["outputs"][save]).is_file()
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_native_workflow_trains_and_its_lora_fits(small_comfy: ComfyServer, name: str) -> None:
+    graph = workflow(name)
+    (loader,) = (key for key, node in graph.items() if node["class_type"] == "DGPO_LoRALoader")
+    graph["said"] = {"class_type": "PreviewAny", "inputs": {"source": [loader, 2]}}
+    entry = small_comfy.run(graph)
+    (applied,) = entry["outputs"]["said"]["text"]
+    count, _, total = applied.split(" modules applied")[0].partition(" of ")
+    assert count == total, applied
+    by_kind = {node["class_type"]: key for key, node in graph.items()}
+    assert _saved(small_comfy, entry["outputs"][by_kind["DGPO_SaveLoRA"]]).is_file()
+    (picture,) = images({"outputs": {"": entry["outputs"][by_kind["DGPO_BeforeAfter"]]}})
+    assert len(small_comfy.view(picture).convert("RGB").getcolors(2**24)) > 100
 
 
 def test_the_lora_changes_what_the_checkpoint_draws(comfy: ComfyServer) -> None:

@@ -1,0 +1,115 @@
+"""Run in ComfyUI's folder and interpreter: writes small random models under the names that the shared workflows expect.
+
+MODELS is the folder to write into; ComfyUI loads them where the pack `small_models` is installed. Prints their names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import comfy_lora
+
+# isort: split
+import small_models
+
+# isort: split
+import comfy.model_detection
+import comfy.sd
+import comfy.supported_models as supported
+import comfy.taesd.taesd
+import diffusers
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True,
+    "legacy": False, "use_temporal_attention": False, "use_temporal_resblock": False,
+}  # fmt: skip
+SD15 = {
+    **UNET, "num_res_blocks": [1, 1], "channel_mult": [1, 1], "transformer_depth": [1, 1],
+    "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1], "context_dim": 768,
+    "adm_in_channels": None, "use_linear_in_transformer": False,
+}  # fmt: skip
+SDXL = {  # of the shortest relative that ComfyUI takes for an SDXL
+    **UNET, "num_res_blocks": [2, 2, 2], "channel_mult": [1, 1, 1], "transformer_depth": [0, 0, 1, 1, 2, 2],
+    "transformer_depth_middle": 1, "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "context_dim": 2048,
+    "num_classes": "sequential", "adm_in_channels": 2816, "use_linear_in_transformer": True,
+}  # fmt: skip
+SD35 = {
+    **comfy_lora.SD3, "in_channels": 16, "out_channels": 16, "joint_attention_dim": 4096, "pooled_projection_dim": 2048,
+    "qk_norm": "rms_norm", "dual_attention_layers": (0,),
+}  # fmt: skip
+FLUX = {
+    "patch_size": 1, "in_channels": 64, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 128,
+    "num_attention_heads": 1, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+    "axes_dims_rope": (16, 56, 56), "guidance_embeds": True,
+}  # fmt: skip
+
+
+def random(module: nn.Module) -> nn.Module:
+    """Weights that keep the size of what goes through them; what ComfyUI makes is not even zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+            elif parameter.ndim == 1:
+                parameter.fill_(float(name.endswith(("weight", "scale"))))  # of norms
+    return module
+
+
+def text_encoder(target: Any) -> nn.Module:
+    clip = comfy.sd.CLIP(target, parameters=0, model_options=dict(small_models.TEXT_ENCODERS))
+    return random(clip.cond_stage_model)
+
+
+def vae(channels: int) -> dict[str, Tensor]:
+    """Of the smallest VAE that ComfyUI has."""
+    return random(comfy.taesd.taesd.TAESD(latent_channels=channels)).state_dict()
+
+
+def checkpoint(path: Path, config: Any, clip: nn.Module, channels: int, network: dict[str, Tensor] | None) -> None:
+    """Network, text encoders and VAE in one file, as ComfyUI saves them; network: its weights, else random ones."""
+    model = config.get_model({})
+    model.diffusion_model.load_state_dict(network) if network else random(model.diffusion_model)
+    write(path, model.state_dict_for_saving(clip.state_dict(), vae(channels)))
+
+
+def write(path: Path, state: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: (t.half() if t.is_floating_point() else t).contiguous().clone() for key, t in state.items()}, path)
+
+
+def native(network: nn.Module) -> dict[str, Tensor]:
+    """A diffusers transformer's weights by ComfyUI's names."""
+    return comfy.model_detection.convert_diffusers_mmdit(dict(random(network).state_dict()), "")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    root = Path(os.environ["MODELS"])
+    for name, config in (
+        ("v1-5-pruned-emaonly-fp16", supported.SD15(dict(SD15))),
+        ("sd_xl_base_1.0", supported.Segmind_Vega(dict(SDXL))),
+    ):
+        checkpoint(root / f"checkpoints/{name}.safetensors", config, text_encoder(config.clip_target()), 4, None)
+    network = native(diffusers.SD3Transformer2DModel(**SD35))
+    config = supported.SD3(comfy.model_detection.detect_unet_config(network, ""))
+    norm = "transformer.text_model.final_layer_norm.weight"  # by which ComfyUI sees that an encoder is there
+    target = config.clip_target({f"text_encoders.{name}.{norm}": None for name in ("clip_l", "clip_g")})
+    name = "sd3.5_medium_incl_clips_t5xxlfp8scaled"
+    checkpoint(root / f"checkpoints/{name}.safetensors", config, text_encoder(target), 16, network)
+    write(root / "diffusion_models/flux1-dev.safetensors", native(diffusers.FluxTransformer2DModel(**FLUX)))
+    clip = text_encoder(supported.Flux({}).clip_target())
+    write(root / "text_encoders/clip_l.safetensors", clip.clip_l.transformer.state_dict())
+    write(root / "text_encoders/t5xxl_fp16.safetensors", clip.t5xxl.transformer.state_dict())
+    write(root / "vae/ae.safetensors", vae(16))
+    print(json.dumps(sorted(str(path.relative_to(root)) for path in root.rglob("*.safetensors"))))
+
+
+if __name__ == "__main__":
+    main()
