@@ -1,15 +1,19 @@
 """From settings to the things they name: model, prompts, rewards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dgpo_core.config import EMBEDDED, Config
+from dgpo_core.config import EMBEDDED, HUMAN, PEOPLE, Config
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
-from dgpo_core.measure import watched
+from dgpo_core.gallery import Gallery, read_gallery
+from dgpo_core.human.ask import FOLDER
+from dgpo_core.human.reward import Human
+from dgpo_core.measure import evaluation_weights, watched
 from dgpo_core.policy import Policy, load_policy
 from dgpo_core.prompts import Prompt, load_prompts, read_prompts
 from dgpo_core.rewards import Reward, make_reward
+from dgpo_core.rollout import Check, nothing
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -47,8 +51,15 @@ def prepare(policy: Policy, config: Config) -> tuple[int, int]:
     return size
 
 
-def training_prompts(config: Config) -> list[Prompt]:
+def rated_groups(config: Config) -> Gallery | None:
+    """The rated images that are trained on; None where images are drawn instead."""
+    return read_gallery(config.groups) if config.groups else None
+
+
+def training_prompts(config: Config, gallery: Gallery | None = None) -> list[Prompt]:
     """The prompts that are trained on."""
+    if gallery:
+        return [Prompt(text) for text in gallery.prompts]
     if config.data.text:
         return read_prompts(config.data.text)
     if not config.data.prompts:
@@ -65,9 +76,24 @@ def held_out_prompts(config: Config) -> list[Prompt]:
     return load_prompts(DEMO / "held_out.jsonl" if config.data.held_out == EMBEDDED else config.data.held_out)
 
 
-def training_rewards(config: Config, world: World) -> dict[str, Reward]:
-    """The rewards that are trained, by name."""
-    return {term.name: make_reward(term.name, term.options, str(world.device)) for term in config.reward}
+def training_rewards(
+    config: Config, world: World, check: Check = nothing, tell: Callable[[str], None] = print
+) -> dict[str, Reward]:
+    """The rewards that are trained, by name, but the ratings that images come with.
+
+    check: called while a person is waited for; raises to stop.
+    """
+    names = [term.name for term in config.reward]
+    if HUMAN in names and world.size > 1:
+        raise UserError("The reward human asks one person about all images: start the training as one process.")
+    found = {
+        term.name: make_reward(term.name, term.options, str(world.device))
+        for term in config.reward
+        if term.name not in PEOPLE
+    }
+    if HUMAN in names:
+        found[HUMAN] = Human(Path(config.output, config.name, FOLDER), config.human, check, tell)
+    return found
 
 
 def check_prompts(rewards: Mapping[str, Reward], prompts: Sequence[Prompt]) -> None:
@@ -76,12 +102,19 @@ def check_prompts(rewards: Mapping[str, Reward], prompts: Sequence[Prompt]) -> N
         reward.check(prompts)
 
 
+def judges(
+    config: Config, trained: Mapping[str, Reward], held_out: Sequence[Prompt], world: World
+) -> dict[str, Reward]:
+    """All that an evaluation scores by: what is trained, what measures the gain, and what is watched; never people."""
+    found = {name: reward for name, reward in trained.items() if name not in PEOPLE}
+    found |= evaluation_rewards(config, trained, world)
+    return found | (watched_rewards(config, found, world) if held_out else {})
+
+
 def evaluation_rewards(config: Config, trained: Mapping[str, Reward], world: World) -> dict[str, Reward]:
-    """The reward that measures the gain; the trained ones where the settings name no other."""
-    name = config.evaluation.reward
-    if not name:
-        return dict(trained)
-    return {name: trained.get(name) or make_reward(name, device=str(world.device))}
+    """The rewards that measure the gain, by name; none where only people could tell it."""
+    names = evaluation_weights(config)
+    return {name: trained.get(name) or make_reward(name, device=str(world.device)) for name in names}
 
 
 def watched_rewards(config: Config, made: Mapping[str, Reward], world: World) -> dict[str, Reward]:

@@ -69,7 +69,7 @@ def parse_args(
         f"{CommandLine.__doc__}\n\nPresets: {', '.join(config_io.preset_names())}.\nPreset, --config, --mode and single"
         " settings are laid over each other in this order."
     )
-    config = parse(CommandLine, argv, prog, description, defaults).settings
+    config = config_io.for_groups(parse(CommandLine, argv, prog, description, defaults).settings)
     config = replace(config, name=config.name or (Path(chosen.config).stem if chosen.config else "run"))
     config_io.validate(config)
     return config

@@ -18,6 +18,10 @@ STATISTICS = ("edge_density", "entropy", "saturation", "group_diversity")
 NEUTRAL = (*STATISTICS, "jpeg_size", "brightness")
 """Rewards of which more is neither better nor worse."""
 
+HUMAN, RATINGS = "human", "ratings"
+PEOPLE = (HUMAN, RATINGS)
+"""Rewards that are what people say, asked during the run or read from a folder: no image can be measured by them."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -192,7 +196,7 @@ class EvalConfig:
     final_images: CountOrZero = 512
     """Images of the measurement before and after, for base and adapter each; 0 leaves it out."""
     reward: str = ""
-    """The reward that measures the gain; empty is the sum that is trained."""
+    """The reward that measures the gain; empty is the sum that is trained (nothing is measured where people are it)."""
     batch: CountOrZero = 8
     """Images per forward; bounds memory; 0 draws all at once."""
     solver: str = ""
@@ -205,6 +209,18 @@ class EvalConfig:
     """Evaluate and save the slow EMA of the adapter, or its current weights."""
     on_alarm: Literal["warn", "stop"] = "warn"
     """Where a watched reward falls while the trained one rises: tell, or also stop and save the best adapter so far."""
+
+
+@dataclass(frozen=True)
+class HumanConfig:
+    """How you are asked, with `--reward human`."""
+
+    port: Annotated[int, Range(0, 65535)] = 8300
+    """Port of the page, which only this machine (and who forwards the port over SSH) can open; 0 takes a free one."""
+    mode: Literal["rank", "thumbs"] = "rank"
+    """Put images in order, best first, or mark them as good or bad."""
+    timeout: NotNegative = 0.0
+    """Seconds to wait for an answer; then the iteration trains nothing and the run goes on; 0 waits for ever."""
 
 
 @dataclass(frozen=True)
@@ -244,8 +260,10 @@ class Config:
     resume: bool = False
     """Go on from the newest checkpoint of the run folder of this name."""
     reward: tuple[RewardTerm, ...] = (RewardTerm("shapes_graded"),)
-    """Rewards: NAME=WEIGHT,... such as pickscore=1.0,clip_score=0.5; 'pickscore=1?ocr>0.5,ocr=0' counts where OCR is
-    above 0.5; path/to/file.py:Name=1 is a class of your own."""
+    """Rewards: NAME=WEIGHT,... such as pickscore=1.0,clip_score=0.5; 'human' asks you; 'pickscore=1?ocr>0.5,ocr=0'
+    counts where OCR is above 0.5; path/to/file.py:Name=1 is a class of your own."""
+    groups: str = ""
+    """A folder of rated images to train on instead of roll-outs; their ratings are the reward."""
     combine: Literal["sum", "normalised"] = "sum"
     """Add the weighted rewards as they are, or each one's advantages (see training.advantage_std)."""
     on_bad_score: Literal["stop", "skip"] = "stop"
@@ -258,5 +276,6 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+    human: HumanConfig = field(default_factory=HumanConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

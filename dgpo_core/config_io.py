@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from dgpo_core.config import Config, Range, RewardTerm
+from dgpo_core.config import HUMAN, RATINGS, Config, Range, RewardTerm
 from dgpo_core.errors import UserError
 from dgpo_core.gate import check_rewards
 
@@ -35,7 +35,7 @@ RESUMABLE = (*PERSONAL, *BATCHES, "iterations", "evaluation.on_alarm")
 """What `--resume` may change besides the groups below: iterations (only up), what only trades memory for time, and
 whether an alarm ends the run."""
 
-RESUMABLE_GROUPS = ("checkpoint.", "memory.", "model.device")
+RESUMABLE_GROUPS = ("checkpoint.", "memory.", "model.device", "human.")
 
 
 def suggest(name: str, known: Collection[str], mark: str = "") -> str:
@@ -309,8 +309,22 @@ def _check_range(name: str, hint: Any, value: Any) -> None:
                 raise UserError(f"{name} is {number:g} but must be {allowed}.")
 
 
+def for_groups(config: Config) -> Config:
+    """Where a folder of rated images is trained on, its ratings are the reward."""
+    return replace(config, reward=(RewardTerm(RATINGS),)) if config.groups else config
+
+
+def _check_people(config: Config) -> None:
+    """Raises UserError where people cannot be what the settings take them for."""
+    if config.evaluation.reward in (HUMAN, RATINGS):
+        raise UserError(f"evaluation.reward is {config.evaluation.reward}: name one that can score images by itself.")
+    if any(term.name == RATINGS for term in config.reward) and not config.groups:
+        raise UserError("The reward ratings needs a folder of rated images: give it with --groups FOLDER.")
+
+
 def _check_names(config: Config) -> None:
-    if not config.data.prompts and not config.data.text:
+    _check_people(config)
+    if not config.data.prompts and not config.data.text and not config.groups:
         raise UserError("There are no training prompts: give --data.prompts FILE (.txt or .jsonl).")
     check_rewards(config.reward)
     names = [term.name for term in config.reward]

@@ -163,6 +163,8 @@ def evaluate(options: EvaluateConfig) -> dict[str, Any]:
     prompts = assemble.held_out_prompts(config)
     if not prompts:
         raise UserError("The file names no held-out prompts: give some with --prompts FILE.")
+    if not all(column.weights for column in columns):
+        raise UserError("A file was trained on what people said: give a reward that can measure it with --reward NAME.")
     judges = make_judges(adapters, columns, str(world.device))
     rows: dict[str, Evaluation] = {}
     pictures: dict[str, list[Group]] = {}

@@ -136,6 +136,11 @@ class Evaluator:
     def __post_init__(self) -> None:
         self.watch = Watch.of(self.config, self.judges)
 
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure: held-out prompts, and a reward that is not a person's."""
+        return bool(self.prompts and self.watch.measured)
+
     def at(self, iteration: int, adapter: AdapterName | None, images: int) -> Evaluation:
         """Draw and score `images` images of held-out prompts; not yet part of the history."""
 
@@ -159,7 +164,8 @@ class Evaluator:
 
         groups, self.batch = self.within_memory(work, self.batch, SAMPLES_EACH * len(few))
         groups = score_groups(groups, {name: self.judges[name] for name in weights})
-        return png(grid(groups, f"iteration {iteration}", [total(group, weights) for group in groups]))
+        scores = [total(group, weights) for group in groups] if weights else None
+        return png(grid(groups, f"iteration {iteration}", scores))
 
     def _in_batches(self, batch: int) -> Config:
         """The settings with this many images per forward."""

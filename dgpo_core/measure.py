@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dgpo_core.config import STATISTICS, Config
+from dgpo_core.config import PEOPLE, STATISTICS, Config
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
@@ -186,8 +186,10 @@ def total(group: Group, weights: Mapping[str, float]) -> Tensor:
 
 
 def evaluation_weights(config: Config) -> dict[str, float]:
-    """The weights of the reward that measures the gain."""
-    return {config.evaluation.reward: 1.0} if config.evaluation.reward else trained_weights(config)
+    """The weights of the reward that measures the gain; none where only people could tell it."""
+    if config.evaluation.reward:
+        return {config.evaluation.reward: 1.0}
+    return {} if any(term.name in PEOPLE for term in config.reward) else trained_weights(config)
 
 
 def trained_weights(config: Config) -> dict[str, float]:

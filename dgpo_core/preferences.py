@@ -1,12 +1,22 @@
-"""From what a person thinks of a group to scores: rankings with ties, thumbs, and nothing at all.
+"""From what a person thinks of a group to scores: rankings with ties, thumbs, ratings, and nothing at all.
 
 An answer about one group of G images is one of these mappings (images are counted from 0):
 
-    {"ranking": [[3], [0, 2], [1]]}   best first; images of one rank are tied; images may be left out
-    {"thumbs": [1, -1, 0, 0]}         good, bad, neither, for every image
-    {"skip": True}                    nothing is said
+    {"ranking": [[3], [0, 2], [1]]}      best first; images of one rank are tied; images may be left out
+    {"thumbs": [1, -1, 0, 0]}            good, bad, neither, for every image
+    {"ratings": [5, 3.5, None, 1]}       any numbers, higher is better; None: not rated
+    {"skip": True}                       nothing is said
+
+Who marks only the best and the worst gives the ranking [[best], [worst]].
+
+The advantages of a group sum to zero, whatever the form of the answer. A ranking's scores do so themselves (but for the
+exception that `ranking_scores` names). Thumbs and ratings stand as they are given, and an image without a rating takes
+the mean of the others; every advantage then begins with `advantage.centred`, which takes the group's mean away.
+
+How answers are kept in files is said in `preference_file`.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +24,7 @@ from typing import Any
 from dgpo_core.errors import UserError
 
 SKIP: Mapping[str, Any] = {"skip": True}
+KINDS = ("ranking", "thumbs", "ratings")
 PRESET_HELP = "image numbers from 1 joined by > and =, such as 3>1=2, or skip"
 
 
@@ -40,6 +51,13 @@ def thumbs_scores(thumbs: Sequence[int]) -> list[float]:
     return [float(thumb) for thumb in thumbs]
 
 
+def ratings_scores(ratings: Sequence[float | None]) -> list[float]:
+    """The ratings as they are; an image without one gets the mean of the others: it is neither good nor bad."""
+    rated = [float(rating) for rating in ratings if rating is not None]
+    middle = math.fsum(rated) / len(rated) if rated else 0.0
+    return [middle if rating is None else float(rating) for rating in ratings]
+
+
 def scores_from(answer: Any, size: int) -> list[float] | None:
     """The scores that an answer gives to the `size` images of its group; None where it tells none from another.
 
@@ -51,9 +69,12 @@ def scores_from(answer: Any, size: int) -> list[float] | None:
     if kind == "ranking":
         _check_ranking(value, size)
         scores = ranking_scores(value, size)
-    else:
+    elif kind == "thumbs":
         _check_thumbs(value, size)
         scores = thumbs_scores(value)
+    else:
+        _check_ratings(value, size)
+        scores = ratings_scores(value)
     return scores if any(score != scores[0] for score in scores) else None
 
 
@@ -101,9 +122,11 @@ def _parse_one(part: str, number: int) -> Mapping[str, Any]:
 def _only_item(answer: Any) -> tuple[str, Any]:
     if isinstance(answer, Mapping) and len(answer) == 1:
         kind, value = next(iter(answer.items()))
-        if kind in ("ranking", "thumbs") or (kind == "skip" and value is True):
+        if kind in KINDS or (kind == "skip" and value is True):
             return kind, value
-    raise UserError('The answer about a group must be {"ranking": [...]}, {"thumbs": [...]} or {"skip": true}.')
+    raise UserError(
+        'The answer about a group must be {"ranking": [...]}, {"thumbs": [...]}, {"ratings": [...]} or {"skip": true}.'
+    )
 
 
 def _check_ranking(ranking: Any, size: int) -> None:
@@ -123,6 +146,19 @@ def _check_thumbs(thumbs: Any, size: int) -> None:
     for thumb in thumbs:
         if type(thumb) is not int or thumb not in (-1, 0, 1):
             raise UserError(f"A thumb must be 1, 0 or -1, not {thumb!r}.")
+
+
+def _check_ratings(ratings: Any, size: int) -> None:
+    if not _is_list(ratings) or len(ratings) != size:
+        raise UserError(f"Ratings must be a list with one entry for each of the {size} images of the group.")
+    for rating in ratings:
+        if rating is not None and not is_rating(rating):
+            raise UserError(f"A rating must be a number, or null for none, not {rating!r}.")
+
+
+def is_rating(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_list(value: Any) -> bool:

@@ -9,8 +9,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.evaluation import Evaluator, read_evaluations, side_by_side
 from dgpo_core.files import write_atomic
 from dgpo_core.measure import Evaluation, Measurement, evaluation_solver
+from dgpo_core.offline import RatedGroups
 from dgpo_core.pictures import reward_curve
 from dgpo_core.policy import AdapterName, Policy
 from dgpo_core.run import Run
@@ -76,7 +78,7 @@ class Stop:
 
 @dataclass
 class Session:
-    """Everything one training run works with."""
+    """Everything one training run works with. iterate: the next iteration."""
 
     config: Config
     world: World
@@ -84,6 +86,7 @@ class Session:
     trainer: Trainer
     evaluator: Evaluator
     check: Callable[[], None]
+    iterate: Callable[[], Iteration]
     seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
@@ -96,22 +99,32 @@ class Session:
         """Seconds of the run so far, those before a resume included."""
         return self.seconds + time.monotonic() - self.started
 
+    def close(self) -> None:
+        """The run is over."""
+        for reward in self.trainer.rewards.values():
+            reward.close()
+
 
 def prepare(config: Config, world: World, check: Callable[[], None], tell: Callable[[str], None]) -> Session:
     """Load and check everything that the run needs; nothing is written."""
-    prompts, held_out = assemble.training_prompts(config), assemble.held_out_prompts(config)
-    rewards = assemble.training_rewards(config, world)
-    judges = rewards | assemble.evaluation_rewards(config, rewards, world)
-    if held_out:
-        judges |= assemble.watched_rewards(config, judges, world)
+    gallery = assemble.rated_groups(config)
+    for note in gallery.notes if gallery and world.leads else ():
+        tell(note)
+    prompts, held_out = assemble.training_prompts(config, gallery), assemble.held_out_prompts(config)
+    rewards = assemble.training_rewards(config, world, check, tell)
+    judges = assemble.judges(config, rewards, held_out, world)
     assemble.check_prompts(rewards, prompts)
     assemble.check_prompts(judges, held_out)
     policy, size = assemble.load_model(config, world)
     evaluation_solver(policy, config, size)  # a bad name is told now, not after the training
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
+    iterate = trainer.iterate
+    if gallery:
+        rated = RatedGroups(gallery.groups, config.data.groups_per_iteration, trainer.stream.seed)
+        iterate = partial(trainer.iterate_rated, rated)
     memory, batch = trainer.within_memory, config.evaluation.batch
     evaluator = Evaluator(config, policy, held_out, judges, size, world, check, memory, batch)
-    return Session(config, world, policy, trainer, evaluator, check)
+    return Session(config, world, policy, trainer, evaluator, check, iterate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,11 +146,11 @@ def train(config: Config, check: Callable[[], None]) -> int:
     Run.check(config)  # before the minutes that a large model takes to load
     world = World(config.model.device)
     try:
-        session = prepare(config, world, check, tqdm.write)
-        if not world.leads:
-            return _iterate(session, None)
-        with Run.open(config) as run:
-            return _iterate(session, run)
+        with closing(prepare(config, world, check, tqdm.write)) as session:
+            if not world.leads:
+                return _iterate(session, None)
+            with Run.open(config) as run:
+                return _iterate(session, run)
     finally:
         world.close()
 
@@ -168,7 +181,7 @@ def _steps(session: Session, run: Run | None) -> None:
             _now_and_then(session, run)  # an evaluation that Ctrl-C cut off
         with tqdm(total=config.iterations, initial=trainer.step, unit="it", disable=run is None) as bar:
             while trainer.step < config.iterations and not _is_stopped(session):
-                _log(run, trainer.iterate(), trainer.step, bar)
+                _log(run, session.iterate(), trainer.step, bar)
                 _now_and_then(session, run)
         _finish(session, run)
     except RuntimeError:
@@ -204,7 +217,7 @@ def _now_and_then(session: Session, run: Run | None) -> None:
 def _evaluate(session: Session, run: Run | None, adapter: AdapterName | None, images: int) -> None:
     """Measure on held-out prompts, note it, draw the curve anew, warn, and keep the state that is best so far."""
     evaluator, step = session.evaluator, session.trainer.step
-    if not (images and evaluator.prompts):
+    if not (images and evaluator.measures):
         return
     evaluator.history = [e for e in evaluator.history if e.iteration != step] + [evaluator.at(step, adapter, images)]
     if not run:
@@ -284,7 +297,7 @@ def _finish(session: Session, run: Run | None) -> None:
 
 def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary: dict[str, Any]) -> None:
     """Write the summary and tell what came of the run. after: the evaluation of the adapter that is saved."""
-    name = "+".join(evaluator.watch.measured)
+    name = "+".join(evaluator.watch.measured or (term.name for term in evaluator.config.reward))
     # gone where somebody has deleted metrics.jsonl before a resume
     before = next((r for r in run.read_metrics() if r["iteration"] == 0 and "held_out" in r), None)
     alarms = evaluator.watch.alarms(evaluator.history)

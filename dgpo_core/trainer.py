@@ -21,6 +21,7 @@ from dgpo_core.ema import ema_, fast_decay
 from dgpo_core.errors import UserError
 from dgpo_core.gate import Gate, counted
 from dgpo_core.group import Group
+from dgpo_core.offline import RatedGroups
 from dgpo_core.policy.base import Cond, Policy
 from dgpo_core.prompts import Prompt, PromptStream
 from dgpo_core.rewards import Reward, Scoring, weights_of
@@ -116,6 +117,17 @@ class Trainer:
         done = self.learn([group for _, group in scored], [place for place, _ in scored], watch)
         return done.without(skipped) if skipped else done
 
+    def iterate_rated(self, rated: RatedGroups) -> Iteration:
+        """One iteration without a roll-out: take groups that people rated, compare them, take one optimiser step."""
+        watch = Stopwatch(self.policy.device)
+        mine = self.world.share(list(enumerate(rated.at(self.step))))
+        groups = []
+        with watch.phase("images"):
+            for _, group in mine:
+                self.check()
+                groups.append(rated.load(group, self.policy, self.size))
+        return self.learn(groups, [place for place, _ in mine], watch)
+
     def draw(
         self, mine: Sequence[tuple[int, Prompt]], drawn: Callable[[Group], None] = lambda group: None
     ) -> list[Group]:
@@ -149,13 +161,14 @@ class Trainer:
         return groups
 
     def learn(self, groups: Sequence[Group], places: Sequence[int], watch: Stopwatch | None = None) -> Iteration:
-        """Compare the scored groups (all of one size) and take one optimiser step; `places` are theirs in `draw`."""
+        """Compare the scored groups (of any sizes) and take one optimiser step; `places` are theirs in `draw`."""
         watch = watch or Stopwatch(self.policy.device)
         with watch.phase("encode"):
             conds = self._encode([group.prompt.text for group in groups])
         with watch.phase("update"):
             r, A = self._advantages(groups)
-            told = adv.informative(A)  # equal rewards have equal advantages, and only they have
+            # equal rewards have equal advantages, and only they have
+            told = [bool(adv.informative(row[None])) for row in A]
             tasks = self._tasks(places, groups, A, conds, told)
             everywhere = sum(self.world.gather([len(groups)]))
             tally, norm = self._update(tasks, total=everywhere * self.config.training.timesteps)
@@ -186,33 +199,35 @@ class Trainer:
             raise UserError(f"No group of the iteration could be scored. {problems[0]}")
         return scored, problems
 
-    def _advantages(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-        """Combined rewards r and advantages A, both [P, G]; P is this process's share of the groups."""
+    def _advantages(self, groups: Sequence[Group]) -> tuple[list[Tensor], list[Tensor]]:
+        """Combined rewards r and advantages A of this process's groups, [G] each; G may differ from group to group."""
         t = self.config.training
-        weights, scores = self.weights, {name: _stack(groups, name) for name in self.weights}
-        per_reward = {term.name: counted(scores, term, weights[term.name]) for term in self.config.reward}
-        everyone = {name: torch.stack(self.world.gather(list(r))) for name, r in per_reward.items()}
+        weights, terms = self.weights, self.config.reward
+        own = [{term.name: counted(g.scores, term, weights[term.name]) for term in terms} for g in groups]
+        everyone = {name: torch.cat(self.world.gather([row[name] for row in own])) for name in weights}
 
         def total(values: Mapping[str, Tensor]) -> Tensor:
             return adv.weighted_sum([(weights[name], values[name]) for name in values])
 
         def advantage(r: Tensor, of_all: Tensor) -> Tensor:
-            return adv.group_advantage(r) if t.advantage_std == "group" else adv.global_advantage(r, of_all)
+            rows = r[None]
+            return (adv.group_advantage(rows) if t.advantage_std == "group" else adv.global_advantage(rows, of_all))[0]
 
-        r = total(per_reward)
+        r = [total(row) for row in own]
         if self.config.combine == "sum":
-            A = advantage(r, total(everyone))
+            of_all = total(everyone)
+            A = [advantage(row, of_all) for row in r]
         else:
-            A = total({name: advantage(per_reward[name], everyone[name]) for name in per_reward})
-        return r, adv.clamp(A, t.advantage_clamp)
+            A = [total({name: advantage(row[name], everyone[name]) for name in row}) for row in own]
+        return r, [adv.clamp(row, t.advantage_clamp) for row in A]
 
     def _tasks(
         self,
         places: Sequence[int],
         groups: Sequence[Group],
-        A: Tensor,
+        A: Sequence[Tensor],
         conds: Sequence[Cond],
-        told: Tensor,
+        told: Sequence[bool],
     ) -> list[Task]:
         """Every informative group at each of its M timesteps; the others would cost time and give no gradient."""
         t, seed, k = self.config.training, self.config.seed, self.step
@@ -304,14 +319,16 @@ class Trainer:
             torch.cuda.empty_cache()
             self.tell(f"Out of memory with {size} samples at once: going on with {batch}.")
 
-    def _metrics(self, groups: Sequence[Group], r: Tensor, told: Tensor, tally: Tally, norm: float) -> dict[str, float]:
+    def _metrics(
+        self, groups: Sequence[Group], r: Sequence[Tensor], told: Sequence[bool], tally: Tally, norm: float
+    ) -> dict[str, float]:
         """The numbers of the iteration over all processes."""
-        every = self.world.gather([(group.scores, r[i], bool(told[i])) for i, group in enumerate(groups)])
+        every = self.world.gather([(group.scores, r[i], told[i]) for i, group in enumerate(groups)])
         tallies = self.world.gather([tally])
-        rewards = torch.stack([row for _, row, _ in every])
+        rewards = [row for _, row, _ in every]
         metrics = {
-            "reward": rewards.mean().item(),
-            "reward_std": rewards.std(dim=1, correction=0).mean().item(),
+            "reward": torch.cat(rewards).mean().item(),
+            "reward_std": torch.stack([row.std(correction=0) for row in rewards]).mean().item(),
             "informative": sum(flag for _, _, flag in every) / len(every),
         }
         raw = [scores for scores, _, _ in every]
@@ -357,14 +374,14 @@ class Trainer:
 
 def reward_metrics(scores: Sequence[Mapping[str, Tensor]], term: RewardTerm) -> dict[str, float]:
     """Of one reward over groups' raw scores: mean, mean deviation within a group, share of samples it is gated for."""
-    r = torch.stack([group[term.name] for group in scores])
+    rows = [group[term.name] for group in scores]
     found = {
-        f"reward/{term.name}": r.mean().item(),
-        f"reward_std/{term.name}": r.std(dim=1, correction=0).mean().item(),
+        f"reward/{term.name}": torch.cat(rows).mean().item(),
+        f"reward_std/{term.name}": torch.stack([row.std(correction=0) for row in rows]).mean().item(),
     }
     if term.only_if:
         gate = Gate.of(term.only_if, term.name)
-        passed = gate.passed(torch.stack([group[gate.reward] for group in scores]))
+        passed = gate.passed(torch.cat([group[gate.reward] for group in scores]))
         found[f"gated/{term.name}"] = 1 - passed.float().mean().item()
     return found
 
@@ -374,8 +391,3 @@ NOTHING_TO_LEARN = (
     "all rewards were equal within every group, so there was nothing to learn: use a graded reward, larger groups or"
     " harder prompts"
 )
-
-
-def _stack(groups: Sequence[Group], name: str) -> Tensor:
-    """One reward's scores, [P, G]; P may be 0 on a process without a group."""
-    return torch.stack([group.scores[name] for group in groups]) if groups else torch.zeros(0, 2)

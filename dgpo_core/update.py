@@ -4,7 +4,8 @@ Gradients accumulate over all groups and all training timesteps of an iteration;
 step. The noise is shared by the samples of a group and drawn anew at each timestep.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,6 +74,13 @@ def draw_timesteps(candidates: Tensor, settings: TrainingConfig, prediction: Pre
     return (low + (top - low) * torch.rand(settings.timesteps, generator=generator)).tolist()
 
 
+def whole_groups(tasks: Sequence[Task], micro_batch: int) -> Iterator[list[Task]]:
+    """The tasks in order, as many at once as are of one group size and fit into a micro-batch; at least one."""
+    for size, run in itertools.groupby(tasks, key=lambda task: len(task.group)):
+        same, at_once = list(run), max(1, micro_batch // size)
+        yield from (same[i : i + at_once] for i in range(0, len(same), at_once))
+
+
 @dataclass(frozen=True)
 class Rows:
     """K tasks stacked: K groups of G samples as B = K G rows, each group at its own timestep with its own noise."""
@@ -139,17 +147,13 @@ class Update:
         self.old_is_current = old_is_current
 
     def accumulate(self, tasks: Sequence[Task], total: int, micro_batch: int) -> Tally:
-        """Adds the gradient of `tasks` (groups of one size) to the adapter's, each task weighing 1 / total.
+        """Adds the gradient of `tasks` to the adapter's, each task, of however many samples, weighing 1 / total.
 
         As many whole groups as fit into a micro-batch go through together; a group that does not fit is cut.
         """
-        if not tasks:
-            return Tally()
-        at_once = max(1, micro_batch // len(tasks[0].group))
         tally = Tally()
-        for i in range(0, len(tasks), at_once):
-            rows = Rows.of(tasks[i : i + at_once], self.policy)
-            tally += self._backward_groups(rows, micro_batch, len(tasks[i : i + at_once]) / total)
+        for part in whole_groups(tasks, micro_batch):
+            tally += self._backward_groups(Rows.of(part, self.policy), micro_batch, len(part) / total)
         return tally
 
     def _backward_groups(self, rows: Rows, micro_batch: int, share: float) -> Tally:

@@ -41,8 +41,8 @@ class Workflow:
         except (OSError, UnicodeDecodeError, ValueError) as error:
             raise UserError(f"The workflow file {path} cannot be read: {error}.") from None
         try:
-            self.nodes = _from_ui(data) if "nodes" in data else _from_api(data)
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+            self.nodes = read_nodes(data)
+        except ValueError:
             raise UserError(f"{path} is not a workflow of ComfyUI: save it with Save or Export (API).") from None
 
     def find(self, *kinds: str) -> Node:
@@ -195,6 +195,14 @@ def _of(group: type, widgets: Mapping[str, Any]) -> dict[str, Any]:
             is_list = isinstance(field.default, tuple) and isinstance(value, str)
             found[field.name] = [item.strip() for item in value.split(",") if item.strip()] if is_list else value
     return found
+
+
+def read_nodes(data: Any) -> dict[str, Node]:
+    """The nodes of a workflow in API or in UI format, by id. Raises ValueError where it is neither."""
+    try:
+        return _from_ui(data) if "nodes" in data else _from_api(data)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, StopIteration):
+        raise ValueError("not a workflow") from None
 
 
 def _from_api(data: Mapping[str, Any]) -> dict[str, Node]:

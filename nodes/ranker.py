@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
-import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from dgpo_core.config import RewardTerm
+from dgpo_core.config import HUMAN, RewardTerm
 from dgpo_core.errors import UserError
+from dgpo_core.human.ask import FOLDER, ask
+from dgpo_core.human.questions import MODES, OPENED, Answer, Questions
 from dgpo_core.measure import total
-from dgpo_core.pictures import to_pil
 from dgpo_core.preferences import parse_preset, preset_answers
 from dgpo_core.rewards import weights_of
 
 from . import fields, host, sessions
-from .questions import MODES, OPENED, Answer, AnswerFile, AskedGroup, Question, Questions, add_routes
+from .questions import add_routes
 from .values import Groups, with_scores
 
 SKIP, REWARD, CANCEL = "skip the update", "use a reward", "cancel"
@@ -112,39 +111,27 @@ class HumanRanker(io.ComfyNode):
 
 def _answer(groups: Groups, mode: str, timeout: int, preset: str) -> Answer | None:
     """From the preset, else from an earlier run over the same groups, else from a person; None: nobody in time."""
-    sizes = [len(group) for group in groups.groups]
     if preset.strip():
-        return Answer(tuple(preset_answers(preset, sizes)))
-    file = AnswerFile(host.runs_folder() / groups.policy.spec.run / "answers.jsonl")
-    return file.get(groups.key, sizes) or _ask(groups, mode, timeout, lambda answer: file.put(groups.key, answer))
-
-
-def _ask(groups: Groups, mode: str, timeout: int, save: Callable[[Answer], None]) -> Answer | None:
-    context = get_executing_context()
-    question = Question(context.prompt_id, context.node_id, _previews(groups), mode)
-    return QUESTIONS.ask(question, timeout, host.check, save)
-
-
-def _previews(groups: Groups) -> tuple[AskedGroup, ...]:
-    """The images as files that a browser can fetch; the same groups go into the same files."""
-    folder = Path(folder_paths.get_temp_directory()) / "dgpo"
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = []
-    for g, group in enumerate(groups.groups):
-        names = [f"{groups.key}-{g}-{i}.png" for i in range(len(group))]
-        for name, image in zip(names, group.images, strict=True):
-            to_pil(image).save(folder / name, compress_level=1)
-        images = tuple({"filename": name, "subfolder": "dgpo", "type": "temp"} for name in names)
-        asked.append(AskedGroup(group.prompt.text, images))
-    return tuple(asked)
+        return Answer(tuple(preset_answers(preset, [len(group) for group in groups.groups])))
+    context, run = get_executing_context(), groups.policy.spec.run
+    return ask(
+        QUESTIONS,
+        groups.groups,
+        [f"{groups.key}-{g}" for g in range(len(groups.groups))],
+        host.runs_folder() / run / FOLDER,
+        {"prompt_id": context.prompt_id, "node_id": context.node_id},
+        mode=mode,
+        timeout_s=timeout,
+        check=host.check,
+        shown={"subfolder": f"dgpo/{run}/{FOLDER}", "type": "output"},
+    )
 
 
 def _by_person(groups: Groups, answer: Answer | None) -> Groups:
     """The groups with a person's scores; zeros, which train nothing, where nothing was said."""
-    sizes = [len(group) for group in groups.groups]
-    scores = answer.scores(sizes) if answer else [None] * len(sizes)
-    rows = [row or [0.0] * size for row, size in zip(scores, sizes, strict=True)]
-    return with_scores(groups, [score for row in rows for score in row], "human")
+    answer = answer or Answer.nothing(len(groups.groups))
+    rows = answer.rows([len(group) for group in groups.groups])
+    return with_scores(groups, [score for row in rows for score in row], HUMAN)
 
 
 def _best(groups: Groups) -> torch.Tensor:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 
+from dgpo_core.advantage import global_advantage, group_advantage
 from dgpo_core.errors import UserError
 from dgpo_core.preferences import SKIP, parse_preset, preset_answers, ranking_scores, scores_from, thumbs_scores
 
@@ -40,6 +42,38 @@ def test_scores_of_a_ranking_sum_to_zero_and_stay_within_bounds(ranking: list[li
 def test_thumbs() -> None:
     assert thumbs_scores([1, 0, -1]) == [1.0, 0.0, -1.0]
     assert scores_from({"thumbs": [1, 0, -1]}, 3) == [1.0, 0.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("ratings", "scores"),
+    [([5, 1, 3], [5, 1, 3]), ([5, None, 1, 3], [5, 3, 1, 3]), ([None, 2.5, 0.5], [1.5, 2.5, 0.5])],
+)
+def test_ratings_stand_as_they_are_and_an_unrated_image_is_middling(ratings: list[Any], scores: list[float]) -> None:
+    assert scores_from({"ratings": ratings}, len(ratings)) == pytest.approx(scores)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ranking": [[4], [2, 0], [1], [3]]},
+        {"ranking": [[1], [3]]},
+        {"ranking": [[2]]},
+        {"thumbs": [1, 1, 1, 0, -1]},
+        {"ratings": [5, None, 5, 1, 2]},
+    ],
+)
+def test_the_advantages_of_every_form_sum_to_zero(answer: dict[str, Any]) -> None:
+    r = torch.tensor([scores_from(answer, 5)])
+    # 5 float32 terms of size 1: rounding is below 1e-6
+    assert group_advantage(r).sum().abs() < 1e-5
+    assert global_advantage(r).sum().abs() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "unsaid", [{"ratings": [None, None, None]}, {"ratings": [4, None, 4]}, {"ratings": [4, None, None]}]
+)
+def test_ratings_that_tell_no_image_from_another_are_no_information(unsaid: dict[str, Any]) -> None:
+    assert scores_from(unsaid, 3) is None
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """Asking and answering across threads, and the file of the answers; no ComfyUI."""
 
-import importlib.util
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,12 +10,9 @@ from typing import Any
 import pytest
 
 from dgpo_core.errors import UserError
+from dgpo_core.human import questions
+from dgpo_core.preference_file import AnswerFile
 from dgpo_core.rollout import nothing
-
-spec = importlib.util.spec_from_file_location("dgpo_questions", Path(__file__).parents[1] / "nodes" / "questions.py")
-questions = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = questions
-spec.loader.exec_module(questions)
 
 RANKED = {"groups": [{"ranking": [[1], [0]]}, {"skip": True}]}
 
@@ -60,7 +55,7 @@ def a_question(node: str = "5", sizes: tuple[int, ...] = (2, 3), **more: Any) ->
         questions.AskedGroup(f"prompt {g}", tuple({"filename": f"{g}-{i}.png"} for i in range(size)))
         for g, size in enumerate(sizes)
     )
-    return questions.Question("prompt-id", node, groups, **more)
+    return questions.Question({"prompt_id": "prompt-id", "node_id": node}, groups, **more)
 
 
 def _until(done: Callable[[], Any]) -> None:
@@ -172,57 +167,31 @@ def test_a_malformed_answer_leaves_the_question_open(registry: Any, payload: Any
 
 
 def test_an_answer_is_saved_before_it_is_used(registry: Any, tmp_path: Path) -> None:
-    file = questions.AnswerFile(tmp_path / "run" / "answers.jsonl")
+    file = AnswerFile(tmp_path / "run" / "answers.jsonl")
+    question = a_question()
     seen = []
 
     def save(answer: Any) -> None:
         seen.append(asker.is_alive())
-        file.put("key", answer)
+        file.put(answer.preferences(question.groups, ["a", "b"]))
 
-    asker = Asker(registry, a_question(), save=save)
+    asker = Asker(registry, question, save=save)
     registry.answer(asker.question.token, RANKED)
     asker.join(5)
     assert seen == [True]
-    assert file.get("key", [2, 3]) == asker.answer
+    found = file.get(["a", "b"], [2, 3])
+    assert tuple(preference.answer for preference in found) == asker.answer.groups
+    assert [(preference.prompt, preference.images) for preference in found] == [
+        ("prompt 0", ("0-0.png", "0-1.png")),
+        ("prompt 1", ("1-0.png", "1-1.png", "1-2.png")),
+    ]
 
 
 def test_an_answer_that_cannot_be_saved_is_not_taken(registry: Any, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where a folder should be")
-    file = questions.AnswerFile(tmp_path / "run" / "answers.jsonl")
-    asker = Asker(registry, a_question(), save=lambda answer: file.put("key", answer))
+    file, question = AnswerFile(tmp_path / "run" / "answers.jsonl"), a_question()
+    asker = Asker(registry, question, save=lambda answer: file.put(answer.preferences(question.groups, ["a", "b"])))
     with pytest.raises(UserError, match="Cannot write .*answers.jsonl"):
         registry.answer(asker.question.token, RANKED)
     assert asker.is_alive()
     assert len(registry.pending()) == 1
-
-
-def test_the_file_gives_back_the_newest_answer_of_a_key(tmp_path: Path) -> None:
-    file = questions.AnswerFile(tmp_path / "answers.jsonl")
-    assert file.get("a", [2]) is None
-    for key, thumbs in (("a", [1, 0]), ("b", [0, 1]), ("a", [0, -1])):
-        file.put(key, questions.Answer(({"thumbs": thumbs},)))
-    assert file.get("a", [2]).groups == ({"thumbs": [0, -1]},)
-    assert file.get("b", [2]).groups == ({"thumbs": [0, 1]},)
-    assert file.get("c", [2]) is None
-    assert file.get("a", [3]) is None  # of other groups
-
-
-def test_a_line_that_a_crash_cut_short_costs_only_itself(tmp_path: Path) -> None:
-    file = questions.AnswerFile(tmp_path / "answers.jsonl")
-    file.put("a", questions.Answer(({"thumbs": [1, 0]},)))
-    whole = file.path.read_bytes()
-    for cut in (1, len(whole) // 2, len(whole) - 1):
-        file.path.write_bytes(whole + whole.replace(b'"a"', b'"b"')[:cut])
-        assert file.get("a", [2]).groups == ({"thumbs": [1, 0]},)
-        file.put("c", questions.Answer(({"thumbs": [0, 1]},)))
-        assert file.get("a", [2]).groups == ({"thumbs": [1, 0]},)
-        assert file.get("c", [2]).groups == ({"thumbs": [0, 1]},)
-
-
-@pytest.mark.parametrize("line", ["[]", "3", "null", '{"key": "a"}', '{"key": "a", "groups": [{}]}', "\x00\x00", "é"])
-def test_lines_of_others_do_not_count(tmp_path: Path, line: str) -> None:
-    file = questions.AnswerFile(tmp_path / "answers.jsonl")
-    file.path.write_bytes(line.encode("latin-1") + b"\n")
-    assert file.get("a", [2]) is None
-    file.put("a", questions.Answer(({"thumbs": [1, 0]},)))
-    assert file.get("a", [2]).groups == ({"thumbs": [1, 0]},)

@@ -193,6 +193,12 @@ def scored(trainer: Trainer, scores: dict[str, list[list[float]]]) -> list[Any]:
     return [group.scored(row) for group, row in zip(groups, rows, strict=True)]
 
 
+def advantages(trainer: Trainer, groups: list[Any]) -> tuple[Tensor, Tensor]:
+    """Combined rewards and advantages of groups of one size, [P, G] both."""
+    r, A = trainer._advantages(groups)
+    return torch.stack(r), torch.stack(A)
+
+
 R = [[0.0, 1.0, 2.0, 5.0], [3.0, 3.0, 3.0, 7.0]]  # deviations sqrt(3.5), sqrt(3); means 2, 4
 
 
@@ -201,7 +207,7 @@ def test_advantages_by_the_deviation_of_the_group_or_of_all(
     kind: str, deviations: tuple[float, float], policy: DiffusersPolicy
 ) -> None:
     trainer = make_trainer(policy, quick(training={"advantage_std": kind}))
-    r, A = trainer._advantages(scored(trainer, {"bright": R}))
+    r, A = advantages(trainer, scored(trainer, {"bright": R}))
     assert r.tolist() == R
     for row, mean, variance in zip(range(2), (2.0, 4.0), deviations, strict=True):
         assert A[row].tolist() == pytest.approx([(x - mean) / variance**0.5 for x in R[row]], rel=1e-3)
@@ -217,24 +223,24 @@ def test_the_global_deviation_is_that_of_all_processes(policy: DiffusersPolicy) 
             return [x for row in mine for x in (row, 2 * row)]
 
     trainer = make_trainer(policy, quick(training={"advantage_std": "global"}), world=Half("cpu"))
-    _, A = trainer._advantages(scored(trainer, {"bright": R}))
+    _, A = advantages(trainer, scored(trainer, {"bright": R}))
     everyone = torch.tensor(R + [[2 * x for x in row] for row in R])
     assert A[0, 3].item() == pytest.approx(3.0 / everyone.std(correction=0).item(), rel=1e-3)
 
 
 def test_advantages_are_clamped(policy: DiffusersPolicy) -> None:
     trainer = make_trainer(policy, quick(training={"advantage_clamp": 0.5}))
-    _, A = trainer._advantages(scored(trainer, {"bright": R}))
+    _, A = advantages(trainer, scored(trainer, {"bright": R}))
     assert A.abs().max() == 0.5
 
 
 def test_rewards_add_up_by_weight_as_they_are_or_normalised(policy: DiffusersPolicy) -> None:
     one, two = R, [[10 * x for x in reversed(row)] for row in R]
     plain = make_trainer(policy, quick(reward={"bright": 1.0, "red": 0.5}))
-    r, _ = plain._advantages(scored(plain, {"bright": one, "red": two}))
+    r, _ = advantages(plain, scored(plain, {"bright": one, "red": two}))
     assert r[0].tolist() == pytest.approx([0 + 25, 1 + 10, 2 + 5, 5 + 0])
     fair = make_trainer(policy, quick(reward={"bright": 1.0, "red": 1.0}, combine="normalised"))
-    _, A = fair._advantages(scored(fair, {"bright": one, "red": two}))
+    _, A = advantages(fair, scored(fair, {"bright": one, "red": two}))
     # each reward alone has the advantages of R, the second in reverse: ten times as large a scale counts for nothing
     alone = [(x - 2) / 3.5**0.5 for x in R[0]]
     assert A[0].tolist() == pytest.approx([a + b for a, b in zip(alone, reversed(alone), strict=True)], rel=1e-3)
@@ -245,7 +251,7 @@ def test_rewards_that_cancel_are_still_informative_where_their_advantages_do_not
     trainer = make_trainer(policy, quick(reward={"bright": 1.0, "red": 1.0}, combine="normalised"))
     a, b = [[0.0, 0.0, 0.0, 1.0], R[1]], [[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 9.0]]
     trainer.config = replace(trainer.config, training=replace(trainer.config.training, advantage_std="global"))
-    r, A = trainer._advantages(scored(trainer, {"bright": a, "red": b}))
+    r, A = advantages(trainer, scored(trainer, {"bright": a, "red": b}))
     assert not trainer_module.adv.informative(r)[0]
     assert trainer_module.adv.informative(A)[0]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
+from dgpo_core.group import Group
 from dgpo_core.prompts import Prompt
 from dgpo_core.rewards.weights import Weights
 
@@ -61,6 +62,21 @@ class Reward(ABC):
 
     def idle(self) -> None:  # noqa: B027 (most rewards hold nothing)
         """Give the accelerator's memory back; the next `score` takes it again."""
+
+    def close(self) -> None:  # noqa: B027 (most rewards hold nothing)
+        """The run is over: let go of everything."""
+
+
+class GroupReward(Reward):
+    """Scores groups as they were drawn, with more of them than their images."""
+
+    @abstractmethod
+    def score_groups(self, groups: Sequence[Group]) -> Tensor:
+        """The scores of all images, one group after the other, float32 [B]."""
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Images alone are not enough."""
+        raise UserError(f"{type(self).__name__} scores the groups of a training, not images by themselves.")
 
 
 def need_packages(reward: str, packages: Mapping[str, str]) -> None:

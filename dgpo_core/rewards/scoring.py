@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.group import Group
-from dgpo_core.rewards.base import Reward
+from dgpo_core.rewards.base import GroupReward, Reward
 
 
 def score_groups(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list[Group]:
@@ -24,7 +24,12 @@ def score_groups(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list
     images = torch.cat([group.images for group in groups])
     prompts = [group.prompt.text for group in groups for _ in range(len(group))]
     metadata = [group.prompt.metadata for group in groups for _ in range(len(group))]
-    scores = {name: scores_of(name, reward, images, prompts, metadata) for name, reward in rewards.items()}
+    scores = {
+        name: checked(name, reward.score_groups(groups), prompts)
+        if isinstance(reward, GroupReward)
+        else scores_of(name, reward, images, prompts, metadata)
+        for name, reward in rewards.items()
+    }
     parts = {name: values.split([len(group) for group in groups]) for name, values in scores.items()}
     return [group.scored({name: parts[name][i] for name in parts}) for i, group in enumerate(groups)]
 

@@ -5,11 +5,9 @@ GET /health says which reward it is. POST /score takes images, prompts and metad
 """
 
 import hmac
-import http.server
 import ipaddress
 import json
 import socket
-import socketserver
 import sys
 import threading
 import traceback
@@ -22,11 +20,10 @@ from dgpo_core.cli import parse
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import reason
+from dgpo_core.local_server import JsonHandler, LocalServer
 from dgpo_core.rewards import Reward, make_reward, wire
 from dgpo_core.rewards.scoring import checked
 from dgpo_core.rewards.web import secret
-
-MOST_DROPPED = 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class ServeConfig:
     """Where to compute: auto, cpu, cuda, cuda:1 or mps."""
 
 
-class RewardServer(http.server.ThreadingHTTPServer):
+class RewardServer(LocalServer):
     """Answers for one reward; one request is scored at a time, the others wait.
 
     token: what clients must send; empty for none, which is refused on an address that other machines reach.
@@ -81,35 +78,29 @@ class RewardServer(http.server.ThreadingHTTPServer):
             values = self.reward.score(*request)
         return checked(self.name, values, request.prompts).tolist()
 
-    def server_bind(self) -> None:
-        """Not HTTPServer's, which asks the name service what the address is called."""
-        socketserver.TCPServer.server_bind(self)
 
-
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """One request."""
 
     server: RewardServer
-    timeout = 60  # seconds without a byte
     server_version = "dgpo-reward"
 
     def do_GET(self) -> None:
         """/health."""
         if self.path == "/health":
-            self._answer(HTTPStatus.OK, {"reward": self.server.name})
+            self.answer(HTTPStatus.OK, {"reward": self.server.name})
         else:
-            self._answer(HTTPStatus.NOT_FOUND, {"error": "There are GET /health and POST /score."})
+            self.answer(HTTPStatus.NOT_FOUND, {"error": "There are GET /health and POST /score."})
 
     def do_POST(self) -> None:
         """/score."""
-        length = self.headers.get("Content-Length", "")
-        size = int(length) if length.isdecimal() and len(length) < 16 else 0
+        size = self.size()
         status, problem = self._refusal(size)
         if problem:
-            self._drop(size)
-            self._answer(status, {"error": problem})
+            self.drop(size)
+            self.answer(status, {"error": problem})
         else:
-            self._answer(*self._score(self.rfile.read(size)))
+            self.answer(*self._score(self.rfile.read(size)))
 
     def _refusal(self, size: int) -> tuple[HTTPStatus, str]:
         """What is wrong with a request before its body is read."""
@@ -140,20 +131,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             traceback.print_exc()
             problem = f"The reward {self.server.name!r} failed with {type(error).__name__}: {reason(error)}."
             return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": problem}
-
-    def _drop(self, size: int) -> None:
-        """Reads what is not wanted, up to a limit: a client that is still sending would not see the answer."""
-        size = min(size, MOST_DROPPED)
-        while size > 0 and (part := self.rfile.read(min(size, 2**20))):
-            size -= len(part)
-
-    def _answer(self, status: HTTPStatus, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
 
 def make_server(options: ServeConfig) -> RewardServer:

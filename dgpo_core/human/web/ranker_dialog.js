@@ -1,6 +1,6 @@
 // The dialog of the Human Ranker: the images of one group after the other, to be marked by mouse, touch or keys.
+// The same in ComfyUI and on the headless page; what differs between them is its `host`.
 
-import { api } from "../../scripts/api.js";
 import { Marks } from "./ranker_marks.js";
 
 const KEYS = "123456789abcdefghijklmnopqruvwxyz"; // of the images; S skips and T ties
@@ -24,10 +24,6 @@ export const button = (label, onclick, attributes = {}) =>
 
 const icon = (name) => el("i", { class: `pi pi-${name}`, "aria-hidden": "true" });
 
-function source({ filename, subfolder, type }) {
-  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
-}
-
 /** The time that is left, as 9:41; nothing where there is no end to it. */
 export function clock(deadline) {
   if (deadline === Infinity) return "";
@@ -37,9 +33,14 @@ export function clock(deadline) {
 
 /** The dialog of one question. */
 export class Ranker {
-  /** `settled` is told the token of a question that is over, and why; `moved` that the dialog opened or closed. */
-  constructor(question, { settled, moved }) {
-    Object.assign(this, { question, settled, moved, at: 0, tie: false, enlarged: null, held: false, sending: false });
+  /**
+   * `host` is where the dialog runs: its `name`; `asker(question)` says who asks, `image(image)` is an image's address,
+   * `answer(token, body)` sends an answer and gives the response.
+   * `settled` is told the token of a question that is over, and why; `moved` that the dialog opened or closed.
+   */
+  constructor(question, host, { settled, moved }) {
+    Object.assign(this, { question, host, settled, moved, at: 0, tie: false, enlarged: null });
+    Object.assign(this, { held: false, sending: false });
     this.deadline = question.seconds_left === null ? Infinity : performance.now() + question.seconds_left * 1000;
     this.marks = this.restore();
     this.build();
@@ -85,7 +86,7 @@ export class Ranker {
   }
 
   buildHead() {
-    const { groups, mode, node_id } = this.question;
+    const { groups, mode } = this.question;
     const title = mode === "rank" ? "Rank the images" : "Mark the images";
     this.progress = el("span");
     this.timer = el("span", { class: "dgpo-timer", role: "timer" });
@@ -96,7 +97,7 @@ export class Ranker {
       "aria-label": "Put aside; the run goes on waiting",
       title: "Put aside (Esc); the run goes on waiting",
     });
-    const heading = el("h2", { id: "dgpo-title", title: `Human Ranker, node ${node_id}` }, title);
+    const heading = el("h2", { id: "dgpo-title", title: this.host.asker(this.question) }, title);
     const bar = el("div", { class: "dgpo-bar" }, heading, this.progress, this.timer, aside);
     return el("header", { class: "dgpo-head" }, bar, this.prompt, this.steps);
   }
@@ -128,7 +129,7 @@ export class Ranker {
   }
 
   tile(image, index) {
-    const img = el("img", { src: source(image), alt: "", draggable: "false", onload: () => this.fit() });
+    const img = el("img", { src: this.host.image(image), alt: "", draggable: "false", onload: () => this.fit() });
     const badge = el("span", { class: "dgpo-badge" });
     const number = el("span", { class: "dgpo-number" }, `${index + 1}`);
     if (index > 8 && KEYS[index]) number.append(el("kbd", {}, KEYS[index].toUpperCase()));
@@ -204,13 +205,13 @@ export class Ranker {
     const { token } = this.question;
     const body = JSON.stringify({ token, groups: this.marks.map((marks) => marks.answer) });
     try {
-      const answer = await api.fetchApi(`/dgpo/questions/${token}`, { method: "POST", body });
+      const answer = await this.host.answer(token, body);
       if (answer.ok) return this.settled(token);
       const { error } = await answer.json();
       if (answer.status === 404) return this.settled(token, error);
       this.say(error, true);
     } catch {
-      this.say("ComfyUI did not answer. Your marks are kept: confirm again to send them.", true);
+      this.say(`${this.host.name} did not answer. Your marks are kept: confirm again to send them.`, true);
     }
     this.sending = false;
   }
@@ -324,7 +325,7 @@ export class Ranker {
     this.undo.setAttribute("aria-disabled", !this.mark.past.length);
     this.confirm.setAttribute("aria-disabled", this.mark.empty);
     if (this.enlarged !== null) {
-      this.large.src = source(this.group.images[this.enlarged]);
+      this.large.src = this.host.image(this.group.images[this.enlarged]);
       const [number, count] = [this.enlarged + 1, this.group.images.length];
       this.caption.textContent = `Image ${number} of ${count}, ${this.mark.describe(this.enlarged)}`;
     }
