@@ -93,8 +93,6 @@ def require_scores(groups: Groups) -> None:
     """Raises UserError for groups that nobody has scored."""
     if not groups.terms:
         raise UserError("These groups have no scores: put a Reward Scorer, Scores from Graph or Human Ranker before.")
-    if len({len(group) for group in groups.groups}) > 1:
-        raise UserError("All groups of one iteration must have as many images as each other.")
 
 
 def training_forwards(groups: Groups, settings: Training) -> int:

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from comfy_browser import Browser
 from comfy_server import REPO, ComfyServer, Events, ExecutionFailed, PromptRefused, RequestFailed
+from PIL import Image
+
+from dgpo_core.gallery import read_gallery
 
 GROUPS = REPO / "tests" / "comfy_groups"
 OPEN = ".dgpo-ranker[open]"
@@ -102,8 +105,10 @@ def test_nothing_is_asked_twice(server: ComfyServer) -> None:
     prompt = server.queue(a_graph(groups=1, variant=variant))
     answer(server, the_question(server, prompt), {"thumbs": [1, 0, 0, -1]})
     before = scores(server.wait(prompt, 30))
-    lines = (server.base / "output/dgpo/test/answers.jsonl").read_text("utf-8").splitlines()
-    assert json.loads(lines[-1])["groups"] == [{"thumbs": [1, 0, 0, -1]}]
+    (gallery,) = read_gallery(server.base / "output/dgpo/test/asked").groups[-1:]  # a folder for --groups
+    assert gallery.prompt == "a red circle left of a blue square"
+    assert gallery.scores == (1, 0, 0, -1)
+    assert Image.open(gallery.files[0]).size == (128, 128)
     asked = len(server.events.of("dgpo.question"))
     after = scores(server.run(a_graph(groups=1, variant=variant, timeout=119), 30))  # runs again: another timeout
     assert after == before

@@ -1,0 +1,192 @@
+"""`python -m dgpo_core.demo.rater`: how many groups must a person rate until the embedded model is better by 0.2?
+
+The person is simulated: sees what the verifier sees, not quite, and says it as people do, by a ranking with ties, by
+the best image of a group alone, or by thumbs. Success is measured on held-out prompts after every iteration, with the
+strict verifier.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from dgpo_core import assemble, config_io
+from dgpo_core.cli import parse
+from dgpo_core.config import Config, CountOrZero, NotNegative, Positive, Range, RewardTerm
+from dgpo_core.distributed import World
+from dgpo_core.errors import UserError
+from dgpo_core.files import write_atomic
+from dgpo_core.group import Group
+from dgpo_core.measure import measure
+from dgpo_core.preferences import scores_from
+from dgpo_core.rewards.base import GroupReward
+from dgpo_core.rewards.shapes import ShapesGraded
+from dgpo_core.seeds import derive_seed, noise
+from dgpo_core.trainer import Trainer
+
+Mode = Literal["full", "best", "thumbs"]
+MODES: tuple[Mode, ...] = ("full", "best", "thumbs")
+GOOD, BAD = 0.9, 0.5  # what a thumb goes up for, and down
+RATER = "rater"
+
+
+class SimulatedRater(GroupReward):
+    """Rates groups as a person might.
+
+    mode: "full", a ranking of all images; "best", a click on the best one; "thumbs", up, down or neither for each.
+    slip: standard deviation of what is added to the verifier's graded score of an image, which is 0 to 1. ties: images
+    whose scores are this close to the first of their rank get the same rank. seed: of the slips, which also depend on
+    the seeds of the group's images, so that the same group is always rated in the same way.
+    """
+
+    def __init__(self, mode: Mode = "full", slip: float = 0.1, ties: float = 0.1, seed: int = 0) -> None:
+        super().__init__()
+        self.mode, self.slip, self.ties, self.seed = mode, slip, ties, seed
+        self.verifier = ShapesGraded()
+
+    def score_groups(self, groups: Sequence[Group]) -> Tensor:
+        """The scores that follow from the answers, float32 [B]; equal in a group where nothing was told apart."""
+        rows = [scores_from(self.answer(group), len(group)) or [0.0] * len(group) for group in groups]
+        return torch.tensor([score for row in rows for score in row])
+
+    def answer(self, group: Group) -> Mapping[str, Any]:
+        """What is said about a group, in the words of `preferences`."""
+        n = len(group)
+        seen = self.verifier.score(group.images, [group.prompt.text] * n, [group.prompt.metadata] * n)
+        seen = (seen + self.slip * noise(derive_seed("rater", self.seed, *group.seeds), (n,))).tolist()
+        if self.mode == "thumbs":
+            return {"thumbs": [(score > GOOD) - (score < BAD) for score in seen]}
+        if self.mode == "best":
+            return {"ranking": [[max(range(n), key=seen.__getitem__)]]}
+        return {"ranking": ranks(seen, self.ties)}
+
+
+def ranks(scores: Sequence[float], ties: float) -> list[list[int]]:
+    """Indices, best first; who is at most `ties` below the first of a rank shares it."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(scores)), key=scores.__getitem__, reverse=True):
+        if found and scores[found[-1][0]] - scores[i] <= ties:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+@dataclass(frozen=True)
+class RaterConfig:
+    """What is simulated."""
+
+    modes: tuple[Mode, ...] = MODES
+    """Ways to rate."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the runs."""
+    groups: Annotated[int, Range(1)] = 4
+    """Groups per iteration."""
+    size: Annotated[int, Range(2)] = 8
+    """Images per group."""
+    lr: Positive = 1e-3
+    """Learning rate."""
+    slip: NotNegative = 0.1
+    """Standard deviation of the rater's error; scores are 0 to 1."""
+    ties: NotNegative = 0.1
+    """Scores that are this close are tied in a ranking."""
+    gain: Positive = 0.2
+    """What success must rise by."""
+    most: CountOrZero = 60
+    """Iterations after which a run gives up."""
+    images: Annotated[int, Range(2)] = 300
+    """Images per measurement."""
+    json: Path | None = None
+    """Write every measurement of every run to this file."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run. rated: groups until the gain was reached, None where it was not; success: before, and by iteration."""
+
+    mode: str
+    seed: int
+    rated: int | None
+    success: list[float]
+
+
+def run(options: RaterConfig, mode: Mode, seed: int) -> Outcome:
+    """Trains from the base on what one rater says until the gain is reached."""
+    config = _settings(options, seed)
+    world = World("cpu")
+    held_out, judges = assemble.held_out_prompts(config), assemble.evaluation_rewards(config, {}, world)
+    policy, size = assemble.load_model(config, world)
+    rater = SimulatedRater(mode, options.slip, options.ties, seed)
+    trainer = Trainer(policy, assemble.training_prompts(config), {RATER: rater}, config, size=size, world=world)
+
+    def success(adapter: Literal["current"] | None) -> float:
+        return measure(policy, adapter, held_out, judges, config, size, options.images, world).mean
+
+    found = [success(None)]
+    while trainer.step < options.most:
+        trainer.iterate()
+        found.append(success("current"))
+        if found[-1] >= found[0] + options.gain:
+            return Outcome(mode, seed, trainer.step * options.groups, found)
+    return Outcome(mode, seed, None, found)
+
+
+def _settings(options: RaterConfig, seed: int) -> Config:
+    """The quickstart's, with as many images as a person would look at."""
+    config = config_io.load_preset("quickstart")
+    return replace(
+        config,
+        seed=seed,
+        reward=(RewardTerm(RATER),),
+        data=replace(config.data, groups_per_iteration=options.groups),
+        rollout=replace(config.rollout, group_size=options.size),
+        training=replace(config.training, lr=options.lr),
+    )
+
+
+def simulate(options: RaterConfig) -> Iterator[Outcome]:
+    """Every mode with every seed."""
+    for mode in options.modes:
+        for seed in options.seeds:
+            yield run(options, mode, seed)
+
+
+def table(outcomes: Sequence[Outcome], options: RaterConfig) -> str:
+    """One line per mode: the mean of the groups rated, and those of each seed."""
+    lines = [f"groups of {options.size} rated until success is {options.gain:g} higher (mean; by seed)"]
+    for mode in options.modes:
+        rated = [outcome.rated for outcome in outcomes if outcome.mode == mode]
+        middle = f"{mean(rated):.0f}" if None not in rated else "-"
+        each = ", ".join(f"more than {options.most * options.groups}" if n is None else str(n) for n in rated)
+        lines.append(f"{mode:7} {middle:>5}  ({each})")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, or 2 after a user's mistake."""
+    try:
+        options = parse(RaterConfig, argv, "python -m dgpo_core.demo.rater", __doc__)
+        outcomes = []
+        for outcome in simulate(options):
+            outcomes.append(outcome)
+            print(time.strftime("%H:%M:%S"), outcome.mode, outcome.seed, outcome.rated, outcome.success[-1], flush=True)
+            if options.json:
+                write_atomic(options.json, json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
+        print(table(outcomes, options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
