@@ -229,5 +229,5 @@ def test_an_artists_output_folder_raises_held_out_success(drawn: list[Any], tmp_
     assert train.main(["--preset", "quickstart", "--groups", "art", *options]) == 0
     summary = json.loads((tmp_path / "runs/quickstart/summary.json").read_text())
     assert summary["reward"] == "shapes"
-    # measured 0.16 to 0.25 with other seeds; the same seeds before and after, so chance is below 0.03
-    assert summary["adapter"]["mean"] > summary["base"]["mean"] + 0.08
+    # 0.37 to 0.42 with the pictures of three seeds; 200 images have a standard error of 0.035
+    assert summary["adapter"]["mean"] > summary["base"]["mean"] + 0.2
