@@ -12,6 +12,7 @@ prompt are a group. Images without a rating are no part of it. File names are re
 """
 
 import csv
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,12 @@ class Gallery:
     def prompts(self) -> list[str]:
         """Every prompt once, in the order of the groups."""
         return list(dict.fromkeys(group.prompt for group in self.groups))
+
+    @property
+    def digest(self) -> str:
+        """The same for the same groups, wherever the folder is."""
+        rows = [(group.prompt, [path.name for path in group.files], group.scores) for group in self.groups]
+        return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,10 @@ class Stop:
 
 @dataclass
 class Session:
-    """Everything one training run works with. iterate: the next iteration."""
+    """Everything one training run works with.
+
+    iterate: the next iteration. ratings: names the rated groups that are trained on, "" for none.
+    """
 
     config: Config
     world: World
@@ -87,6 +90,7 @@ class Session:
     evaluator: Evaluator
     check: Callable[[], None]
     iterate: Callable[[], Iteration]
+    ratings: str = ""
     seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
@@ -118,13 +122,14 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
     policy, size = assemble.load_model(config, world)
     evaluation_solver(policy, config, size)  # a bad name is told now, not after the training
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
-    iterate = trainer.iterate
+    iterate, ratings = trainer.iterate, ""
     if gallery:
+        ratings = gallery.digest
         rated = RatedGroups(gallery.groups, config.data.groups_per_iteration, trainer.stream.seed)
         iterate = partial(trainer.iterate_rated, rated)
     memory, batch = trainer.within_memory, config.evaluation.batch
     evaluator = Evaluator(config, policy, held_out, judges, size, world, check, memory, batch)
-    return Session(config, world, policy, trainer, evaluator, check, iterate)
+    return Session(config, world, policy, trainer, evaluator, check, iterate, ratings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,8 +163,9 @@ def train(config: Config, check: Callable[[], None]) -> int:
 def _iterate(session: Session, run: Run | None) -> int:
     """The run from its start or its newest checkpoint to its end. `run` is None on all processes but the first."""
     trainer, config = session.trainer, session.config
+    done = _resume(session, run)  # what is wrong with a checkpoint leaves the run as it is
     try:
-        _steps(session, run)
+        _steps(session, run, done)
     except (Interrupted, UserError) as ending:
         if run:
             _checkpoint(session, run)
@@ -170,11 +176,11 @@ def _iterate(session: Session, run: Run | None) -> int:
     return 0
 
 
-def _steps(session: Session, run: Run | None) -> None:
-    """All that is left to do of the run."""
+def _steps(session: Session, run: Run | None, done: int) -> None:
+    """All that is left to do of the run, of which `done` iterations are."""
     trainer, config = session.trainer, session.config
     try:
-        if _resume(session, run) == 0:
+        if done == 0:
             _evaluate(session, run, None, config.evaluation.final_images)
             _samples(session, run, None)
         elif session.world.any(run is not None and not _is_measured(run, trainer.step)):
@@ -256,6 +262,7 @@ def _checkpoint(session: Session, run: Run) -> None:
 def _save_state(session: Session, path: Path) -> None:
     tensors, info = session.trainer.state()
     info |= {"seconds": session.elapsed(), "fingerprint": config_io.fingerprint(session.config)}
+    info["ratings"] = session.ratings
     save_checkpoint(path, tensors, info)
 
 
@@ -267,6 +274,11 @@ def _resume(session: Session, run: Run | None) -> int:
     newest = latest_checkpoint(folder)
     if newest:
         tensors, info = load_checkpoint(newest, config_io.fingerprint(session.config))
+        if info.get("ratings", "") != session.ratings:
+            raise UserError(
+                f"The ratings in {session.config.groups} are not those that the run began with: start a new run, which"
+                " can go on from this one's LoRA with --lora.init."
+            )
         session.trainer.load_state(tensors, info)
         session.seconds = info["seconds"]
     session.evaluator.history = read_evaluations(folder.with_name("evaluations"), session.trainer.step)

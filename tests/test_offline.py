@@ -147,7 +147,8 @@ def test_a_folder_trains_from_the_command_line(
     Image.new("RGB", (8, 8)).save(folder / "unrated.png")
     argv = [*write_quick(tmp_path, sd3_folder, reward="shapes"), "--groups", "art", "--data.prompts", ""]
     assert train.main(argv) == 0
-    assert "Left out: 1 image has no rating." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Left out: 1 image has no rating." in told
     summary = json.loads((tmp_path / "runs/test/summary.json").read_text())
     assert summary.keys() == {"reward", "seconds", "iterations"}  # ratings measure nothing
     assert summary["reward"] == "ratings"
@@ -155,6 +156,17 @@ def test_a_folder_trains_from_the_command_line(
     assert evaluate.main(["--lora", "runs/test/lora.safetensors", "--images", "4"]) == 2
     assert "trained on what people said: give a reward that can measure it with --reward" in capsys.readouterr().err
     assert evaluate.main(["--lora", "runs/test/lora.safetensors", "--images", "4", "--reward", "brightness"]) == 0
+    before = contents(tmp_path / "runs/test")
+    table = folder / "ratings.csv"
+    table.write_text(table.read_text().replace("1-0.png,0", "1-0.png,9"))
+    assert train.main(["--resume", "--name", "test", "--iterations", "5"]) == 2
+    assert "The ratings in art are not those that the run began with" in capsys.readouterr().err
+    assert contents(tmp_path / "runs/test") == before
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    """All files of a run but its settings, whose number of iterations a resume may raise."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "config.yaml"}
 
 
 @pytest.mark.parametrize(
