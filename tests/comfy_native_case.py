@@ -68,7 +68,8 @@ class Case:
     def gradients(self, policy: Any, text: str = "red") -> tuple[Tensor, dict[str, Tensor], int]:
         """The policy's prediction, its adapter's gradients, and how many of the base's weights autograd had saved."""
         x, t, weights = self.inputs()
-        layers = [m for m in self.native.model.modules() if hasattr(m, "in_channels") or hasattr(m, "in_features")]
+        kinds = ("Linear", "Conv1d", "Conv2d", "Conv3d")  # parameters of others are replaced while it trains
+        layers = [m for m in self.native.model.modules() if type(m).__name__ in kinds]
         base = {getattr(p, "_qdata", p).data_ptr() for layer in layers for p in layer.parameters(recurse=False)}
         saved = []
         hooks = torch.autograd.graph.saved_tensors_hooks(

@@ -72,12 +72,12 @@ def test_scaled_fp8_that_is_patched_where_it_is_used_trains_the_same(found: dict
 
 def test_memory_is_reserved_for_the_backward_too_and_only_when_more_is_needed(found: dict[str, Any]) -> None:
     case = found["reserving"]
-    assert case["forward"] == [2]
+    assert case["forward"] == pytest.approx([2])
     assert case["smaller"] == []
-    assert case["training"] == [2 * (6 + 3)]  # three blocks
+    assert case["training"] == pytest.approx([2 * (6 + 3)])  # three blocks
     assert case["again"] == []
-    assert case["more"] == [3 * (6 + 3)]
-    assert case["checkpointed"] == [2 * 6]
+    assert case["more"] == pytest.approx([3 * (6 + 3)])
+    assert case["checkpointed"] == pytest.approx([2 * 6])
 
 
 @pytest.fixture(scope="module")
