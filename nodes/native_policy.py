@@ -188,6 +188,7 @@ class NativePolicy(Policy):
         """The models that conditionings bring with them, such as ControlNets, on the device beside this one."""
         others, needed = comfy.sampler_helpers.get_additional_models(conds, self.dtype)
         if others:
+            needed += self._reserved  # for the forward and its backward
             with torch.inference_mode():
                 comfy.model_management.load_models_gpu([self.patcher, *others], memory_required=needed)
         return others
