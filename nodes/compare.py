@@ -19,7 +19,7 @@ from dgpo_core.pictures import grid
 from dgpo_core.prompts import Prompt
 from dgpo_core.rewards import weights_of
 
-from . import fields, host, sessions
+from . import fields, host, scoring, sessions
 from .native_sampling import SAMPLERS
 from .values import PolicyHandle, Prompts, Sampler
 
@@ -87,7 +87,7 @@ class BeforeAfter(io.ComfyNode):
     ) -> io.NodeOutput:
         few = list(prompts.prompts[:first])
         if reward:
-            sessions.prepare(reward, few)
+            scoring.prepare(reward, few)
         seeds = [first_seed + i for i in range(images)]
         if policy is not None:
             handle = sessions.resolve(policy, sessions.store(policy.spec).newest())
@@ -134,7 +134,7 @@ def _output(cls: type, before: list[Group], after: list[Group], terms: tuple[Rew
     scores, said = None, "no reward connected"
     if terms:
         weights = {name: weight for name, weight in weights_of(terms).items() if weight}
-        rows = [[total(group, weights) for group in sessions.score_all(groups, terms)] for groups in (before, after)]
+        rows = [[total(group, weights) for group in scoring.score_all(groups, terms)] for groups in (before, after)]
         means = [float(torch.cat(row).mean()) for row in rows]
         scores = [r for both in zip(*rows, strict=True) for r in both]
         said = f"{'+'.join(weights)}: {means[0]:.3f} before, {means[1]:.3f} after"

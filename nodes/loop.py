@@ -13,7 +13,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.pictures import reward_curve
 from dgpo_core.trainer import NOTHING_TO_LEARN
 
-from . import host, sessions
+from . import host, scoring, sessions
 from .rewards import contact_sheet
 from .states import State
 from .values import Groups, PolicyHandle, Prompts, Sampler, Training
@@ -43,7 +43,7 @@ def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State, Log]:
     """
     handle, state = _furthest(plan)
     if handle.step < plan.iterations:
-        sessions.prepare(plan.terms, plan.prompts.prompts)
+        scoring.prepare(plan.terms, plan.prompts.prompts)
     log, best = Log(plan.watching), handle
     log.recall(handle, state)
     shown, start, first = 0.0, time.monotonic(), handle.step

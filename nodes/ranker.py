@@ -19,7 +19,7 @@ from dgpo_core.measure import total
 from dgpo_core.preferences import parse_preset, preset_answers
 from dgpo_core.rewards import weights_of
 
-from . import fields, host, sessions
+from . import fields, host, scoring, sessions
 from .questions import add_routes
 from .values import Groups, with_scores
 
@@ -100,7 +100,7 @@ class HumanRanker(io.ComfyNode):
         if on_timeout == REWARD and not reward:
             raise UserError(f'Connect a reward, or set on_timeout to something else than "{REWARD}".')
         if on_timeout == REWARD:
-            sessions.prepare(reward, [group.prompt for group in groups.groups])
+            scoring.prepare(reward, [group.prompt for group in groups.groups])
         answer = _answer(groups, mode, timeout, preset)
         if answer is None and on_timeout == CANCEL:
             raise comfy.model_management.InterruptProcessingException

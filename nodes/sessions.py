@@ -16,20 +16,19 @@ from typing import Any
 
 import torch
 
-from dgpo_core.config import NEUTRAL, Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
+from dgpo_core.config import Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
 from dgpo_core.config_io import check_timesteps
 from dgpo_core.errors import UserError
-from dgpo_core.gate import check_rewards
 from dgpo_core.group import Group
 from dgpo_core.measure import Evaluation, draw_evaluation, evaluation_set
 from dgpo_core.policy import AdapterName, Policy, lora_file
 from dgpo_core.prompts import Prompt
-from dgpo_core.rewards import Reward, make_reward, score_groups
 from dgpo_core.train import lora_metadata
 from dgpo_core.trainer import Trainer
 
 from . import host
 from .lora_model import LoraModel
+from .scoring import score_all
 from .sources import SOURCES, Opened
 from .states import State, Store, root_key
 from .values import Groups, PolicyHandle, PolicySpec, Sampler, Training, key_of
@@ -56,7 +55,6 @@ class Live:
 
 
 _live: OrderedDict[str, Live] = OrderedDict()
-_rewards: OrderedDict[str, Reward] = OrderedDict()
 _turns: Counter[str] = Counter()  # by run: how often it left a branch
 _kept: set[tuple[str, str]] = set()  # runs and states that were kept
 _followed: set[Path] = set()  # folders of the runs that went on here
@@ -107,27 +105,6 @@ def score(groups: Groups, terms: Sequence[RewardTerm]) -> Groups:
     """The groups with the scores of all rewards."""
     scored = score_all(groups.groups, terms)
     return replace(groups, groups=tuple(scored), terms=tuple(terms), key=_scored_key(groups.key, terms))
-
-
-def prepare(terms: Sequence[RewardTerm], prompts: Sequence[Prompt]) -> None:
-    """Raises UserError for what would stop the scoring later: to be called before anything is drawn."""
-    check_rewards(terms)
-    with host.engine():
-        for term in terms:
-            _reward(term).check(prompts)
-
-
-def score_all(groups: Sequence[Group], terms: Sequence[RewardTerm]) -> list[Group]:
-    """Scored by every reward; nothing of a reward stays on the accelerator."""
-    check_rewards(terms)
-    with host.engine():
-        host.make_room()
-        rewards = {term.name: _reward(term) for term in terms}
-        try:
-            return score_groups(groups, rewards)
-        finally:
-            for reward in rewards.values():
-                reward.idle()
 
 
 def foretell(
@@ -408,19 +385,6 @@ def _snapshot(trainer: Trainer, history: Sequence[Mapping[str, Any]] = (), line:
     """The trainer's state with memory of its own."""
     tensors, info = trainer.state()
     return State({name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}, info, history, line)
-
-
-def _reward(term: RewardTerm) -> Reward:
-    """A reward that is ready; a few are kept, on the CPU while they are idle."""
-    if term.name in NEUTRAL:  # made in no time, and would only drive out what is not
-        return make_reward(term.name, term.options, str(host.device()))
-    key = key_of(term.name, term.options)
-    if key not in _rewards:
-        while len(_rewards) >= 4:
-            _rewards.popitem(last=False)
-        _rewards[key] = make_reward(term.name, term.options, str(host.device()))
-    _rewards.move_to_end(key)
-    return _rewards[key]
 
 
 def _on_cpu(group: Group) -> Group:

@@ -1,0 +1,53 @@
+"""Loaded rewards, and what nodes score with them. Bounded: `LOADED` at a time, on the CPU while they are idle."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from dgpo_core.config import NEUTRAL, RewardTerm
+from dgpo_core.gate import check_rewards
+from dgpo_core.group import Group
+from dgpo_core.prompts import Prompt
+from dgpo_core.rewards import Reward, make_reward, score_groups
+
+from . import host
+from .values import key_of
+
+LOADED = 4
+
+_rewards: OrderedDict[str, Reward] = OrderedDict()
+
+
+def prepare(terms: Sequence[RewardTerm], prompts: Sequence[Prompt]) -> None:
+    """Raises UserError for what would stop the scoring later: to be called before anything is drawn."""
+    check_rewards(terms)
+    with host.engine():
+        for term in terms:
+            _reward(term).check(prompts)
+
+
+def score_all(groups: Sequence[Group], terms: Sequence[RewardTerm]) -> list[Group]:
+    """Scored by every reward; nothing of a reward stays on the accelerator."""
+    check_rewards(terms)
+    with host.engine():
+        host.make_room()
+        rewards = {term.name: _reward(term) for term in terms}
+        try:
+            return score_groups(groups, rewards)
+        finally:
+            for reward in rewards.values():
+                reward.idle()
+
+
+def _reward(term: RewardTerm) -> Reward:
+    """One that is ready; the one not used for longest goes."""
+    if term.name in NEUTRAL:  # made in no time, and would only drive out what is not
+        return make_reward(term.name, term.options, str(host.device()))
+    key = key_of(term.name, term.options)
+    if key not in _rewards:
+        while len(_rewards) >= LOADED:
+            _rewards.popitem(last=False)
+        _rewards[key] = make_reward(term.name, term.options, str(host.device()))
+    _rewards.move_to_end(key)
+    return _rewards[key]
