@@ -4,8 +4,8 @@ In-domain is the reward that is trained, on held-out prompts. Two evaluations ar
 same seed), and a difference counts where it is larger than its noise: `SURE` standard errors. The in-domain reward is
 *up* where it is higher than at the first evaluation by more than noise. While it is up,
 
-- a watched **reward** has *fallen* where it is lower than at its best evaluation by more than noise, and in-domain has
-  not fallen since then (where both fall, the training fails, and nothing is hacked);
+- a watched **reward** has *fallen* where it is lower (higher, if lower is better) than at its best evaluation by more
+  than noise, and in-domain has not fallen since then (where both fall, the training fails, and nothing is hacked);
 - a watched **statistic**, which is neither good nor bad in itself, has *left the base's range* where it differs from
   the first evaluation by more than noise and is less than half or more than double of it. Entropy is a logarithm: a bit
   less is half as many levels of brightness. The diversity within a group may fall to a quarter: on the embedded model
@@ -18,8 +18,9 @@ errors rather than two, pay for looking often and at several numbers, and for co
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from dgpo_core.config import NEUTRAL
+from dgpo_core.config import NEUTRAL, RewardTerm
 from dgpo_core.measure import Evaluation
+from dgpo_core.rewards import weights_of
 
 SURE = 3.0
 LOOKS = 2
@@ -88,17 +89,22 @@ def looks(
             rising = up.mean > SURE * up.sem and now.gain(since, in_domain).mean > 0
             if rising and _has_gone(since, now, name):
                 spoilt[name] = since
-            highest[name] = max(highest[name], (now.gain(base, {name: 1.0}).mean, now), key=lambda pair: pair[0])
+            highest[name] = max(highest[name], (now.gain(base, _better(name)).mean, now), key=lambda pair: pair[0])
         found.append(spoilt)
     return found
 
 
 def _has_gone(since: Evaluation, now: Evaluation, name: str) -> bool:
     """Whether a reward has fallen, or a statistic has left its range, by more than noise."""
-    change = now.gain(since, {name: 1.0})
+    change = now.gain(since, _better(name))
     if name not in NEUTRAL:
         return change.mean < -SURE * change.sem
     return abs(change.mean) > SURE * change.sem and _has_left(name, *_levels(since, now, name))
+
+
+def _better(name: str) -> dict[str, float]:
+    """The weight under which a watched reward is the better, the higher it is."""
+    return weights_of([RewardTerm(name)])
 
 
 def _has_left(name: str, before: float, after: float) -> bool:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dgpo_core.config import PEOPLE, STATISTICS, Config
+from dgpo_core.config import PEOPLE, STATISTICS, Config, RewardTerm
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
@@ -188,7 +188,7 @@ def total(group: Group, weights: Mapping[str, float]) -> Tensor:
 def evaluation_weights(config: Config) -> dict[str, float]:
     """The weights of the reward that measures the gain; none where only people could tell it."""
     if config.evaluation.reward:
-        return {config.evaluation.reward: 1.0}
+        return weights_of([RewardTerm(config.evaluation.reward)])
     return {} if any(term.name in PEOPLE for term in config.reward) else trained_weights(config)
 
 

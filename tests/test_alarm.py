@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bright import Bright
 
 from dgpo_core import alarm, train
 from dgpo_core.checkpoint import best_checkpoint, load_checkpoint
 from dgpo_core.measure import Evaluation, Gain
 from dgpo_core.policy import lora_file
+from dgpo_core.rewards import REWARDS
 
 TRAINED = {"trained": 1.0}
 N = 64
@@ -62,6 +64,19 @@ def test_a_watched_reward_that_falls_while_the_trained_one_rises_is_told_in_plai
 )
 def test_it_is_silent(trained: list[float], watched: list[float], why: str) -> None:
     assert gone("aesthetic", trained, watched) == [], why
+
+
+class Blemishes(Bright):
+    """A reward of which less is better."""
+
+    higher_is_better = False
+
+
+def test_a_watched_reward_of_which_less_is_better_falls_where_it_rises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REWARDS, "blemishes", "test_alarm:Blemishes")
+    (found,) = gone("blemishes", RISING, [5.0, 4.8, 4.9, 5.0, 5.1])
+    assert "which is only watched, rose from 4.8 to 5" in str(found)
+    assert gone("blemishes", RISING, [5.0, 4.9, 4.8, 4.7, 4.6]) == []
 
 
 @pytest.mark.parametrize(
