@@ -53,6 +53,8 @@ class BenchConfig:
     """Groups per iteration; 0 is the preset's number."""
     group_size: CountOrZero = 0
     """Images per group, at least 2; 0 is the preset's number."""
+    batch: CountOrZero = 0
+    """Images per forward of the roll-out; 0 is the preset's."""
     reward: str = ""
     """The reward, as in a training; empty: the preset's, or jpeg_size where the preset names no prompts."""
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = ""
@@ -81,7 +83,11 @@ def settings(options: BenchConfig) -> Config:
         device=options.device,
     )
     data = replace(config.data, groups_per_iteration=options.groups or config.data.groups_per_iteration)
-    rollout = replace(config.rollout, group_size=options.group_size or config.rollout.group_size)
+    rollout = replace(
+        config.rollout,
+        group_size=options.group_size or config.rollout.group_size,
+        batch=options.batch or config.rollout.batch,
+    )
     reward = config.reward
     if options.random or not data.prompts:
         # such presets are of large models, whose rewards need weights that may not be here

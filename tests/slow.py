@@ -15,7 +15,7 @@ class SlowAfter(Reward):
 
     range = (0.0, 1.0)
 
-    def __init__(self, device: str = "cpu", seconds: float = 0.003) -> None:
+    def __init__(self, device: str = "cpu", seconds: float = 0.03) -> None:
         super().__init__(device)
         self.seconds = seconds
 

@@ -20,7 +20,8 @@ def nodes(comfy: ComfyServer) -> dict[str, dict[str, Any]]:
 def test_the_pack_loads(comfy: ComfyServer) -> None:
     log = comfy.log()
     assert "custom_nodes/dgpo" in log
-    assert "IMPORT FAILED" not in log
+    failed = [line for line in log.splitlines() if "IMPORT FAILED" in line]
+    assert [line for line in failed if "dgpo" in line] == []  # ComfyUI's own audio nodes need a torchaudio
     assert "Error while calling comfy_entrypoint" not in log
 
 
