@@ -285,10 +285,16 @@ def node(case: Case, root: Path) -> dict[str, Any]:
 
 
 def lost(case: Case, other: Any) -> list[int]:
-    """How often a run has lost a MODEL: dropped, dropped after the same was loaded again, and after another was."""
-    counts = []
-    for newer in (None, case.model, other):
-        dropped = case.model.clone()
+    """How often a run has lost a MODEL: dropped, dropped while one alike is there, and after another was named."""
+
+    def alike(number: int) -> Any:
+        model = case.model.clone()
+        model.model_options["number"] = number  # of no meaning to ComfyUI
+        return model
+
+    counts, kept = [], alike(1)
+    for number, newer in enumerate((None, kept, other)):
+        dropped = alike(number)
         for model in (dropped, newer):
             if model is not None:
                 native_models.remember(model, native_texts.by_clip(case.clip), case.vae, "b_run", "7")

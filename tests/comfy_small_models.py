@@ -76,7 +76,12 @@ def checkpoint(path: Path, config: Any, clip: nn.Module, channels: int, network:
     """Network, text encoders and VAE in one file, as ComfyUI saves them; network: its weights, else random ones."""
     model = config.get_model({})
     model.diffusion_model.load_state_dict(network) if network else random(model.diffusion_model)
-    write(path, model.state_dict_for_saving(clip.state_dict(), vae(channels)))
+    parts = {
+        **config.process_unet_state_dict_for_saving(model.diffusion_model.state_dict()),
+        **config.process_clip_state_dict_for_saving(clip.state_dict()),
+        **config.process_vae_state_dict_for_saving(vae(channels)),
+    }
+    write(path, parts)
 
 
 def write(path: Path, state: dict[str, Tensor]) -> None:
