@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comfy_native_case import native_policy, native_texts, randomise  # first: it finds ComfyUI
+from comfy_native_case import native_policy, randomise  # first: it finds ComfyUI
 from comfy_native_models import Plan
 from comfy_native_types import KINDS, budget
 
@@ -30,18 +31,10 @@ STRENGTHS = (0.1, 0.3, 1.0)
 TEXT = "two red circles"
 
 
-class Clip:
-    """Gives out what the embedded model's own text encoder makes of a text."""
-
-    def __init__(self, engine: Any) -> None:
-        cond = engine.encode([TEXT])[0].tensors
-        self.given = [[cond["tokens"], {"pooled_output": cond["pooled"]}]]
-
-    def tokenize(self, text: str) -> str:
-        return text
-
-    def encode_from_tokens_scheduled(self, _: str) -> list[Any]:
-        return self.given
+def texts(engine: Any) -> Callable[[str], Any]:
+    """From any text to what the embedded model's own text encoder makes of TEXT, as CONDITIONING."""
+    cond = engine.encode([TEXT])[0].tensors
+    return lambda _: [[cond["tokens"], {"pooled_output": cond["pooled"]}]]
 
 
 def predictions(policy: Any, model: Any, x: Tensor, t: Tensor, lora: bool) -> Tensor:
@@ -57,7 +50,7 @@ def share(a: Tensor, b: Tensor) -> float:
     return float(a.norm() / b.norm())
 
 
-def measure(kind: str, weights: dict[str, Tensor], clip: Any) -> list[dict[str, float]]:
+def measure(kind: str, weights: dict[str, Tensor], encode: Callable[[str], Any]) -> list[dict[str, float]]:
     config = comfy.model_detection.detect_unet_config(weights, "")
     with torch.inference_mode():
         native = Plan(lambda: supported.SD3(dict(config))).kept(kind, weights)
@@ -65,9 +58,7 @@ def measure(kind: str, weights: dict[str, Tensor], clip: Any) -> list[dict[str, 
     model = native.patcher()
 
     def policy(on: Any) -> Any:
-        return native_policy.NativePolicy(
-            on, native_texts.by_clip(clip).encode, None, rank=16, alpha=16.0, targets=(), seed=0
-        )
+        return native_policy.NativePolicy(on, encode, None, rank=16, alpha=16.0, targets=(), seed=0)
 
     side = 16
     x = torch.randn(
@@ -103,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         native, engine = comfy_lora.both("embedded", Path(name))
         weights = native.model.diffusion_model.state_dict()
-        found = {kind: measure(kind, weights, Clip(engine)) for kind in ("float32", *KINDS)}
+        found = {kind: measure(kind, weights, texts(engine)) for kind in ("float32", *KINDS)}
     print(json.dumps(found))
 
 
