@@ -80,6 +80,7 @@ def looks(
     """For each evaluation, what the rule holds for at this one look, and the earlier evaluation that it went down from:
     the base for a statistic, the best so far for a reward."""
     found: list[dict[str, Evaluation]] = []
+    better = {name: weights_of([RewardTerm(name)]) for name in watched}  # with these, more is better of each
     highest = dict.fromkeys(watched, (0.0, evaluations[0])) if evaluations else {}
     for now in evaluations:
         base, spoilt = evaluations[0], {}
@@ -87,24 +88,19 @@ def looks(
         for name in watched:
             since = base if name in NEUTRAL else highest[name][1]
             rising = up.mean > SURE * up.sem and now.gain(since, in_domain).mean > 0
-            if rising and _has_gone(since, now, name):
+            if rising and _has_gone(since, now, better[name]):
                 spoilt[name] = since
-            highest[name] = max(highest[name], (now.gain(base, _better(name)).mean, now), key=lambda pair: pair[0])
+            highest[name] = max(highest[name], (now.gain(base, better[name]).mean, now), key=lambda pair: pair[0])
         found.append(spoilt)
     return found
 
 
-def _has_gone(since: Evaluation, now: Evaluation, name: str) -> bool:
+def _has_gone(since: Evaluation, now: Evaluation, better: Mapping[str, float]) -> bool:
     """Whether a reward has fallen, or a statistic has left its range, by more than noise."""
-    change = now.gain(since, _better(name))
+    (name,), change = better, now.gain(since, better)
     if name not in NEUTRAL:
         return change.mean < -SURE * change.sem
     return abs(change.mean) > SURE * change.sem and _has_left(name, *_levels(since, now, name))
-
-
-def _better(name: str) -> dict[str, float]:
-    """The weight under which a watched reward is the better, the higher it is."""
-    return weights_of([RewardTerm(name)])
 
 
 def _has_left(name: str, before: float, after: float) -> bool:
