@@ -88,7 +88,7 @@ def parse_yaml(text: str, what: str) -> Any:
     `what` begins the sentence: "The settings file my.yaml". Raises UserError, also for a key that is given twice.
     """
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, _Loader)  # a SafeLoader
     except RecursionError:
         raise UserError(f"{what} cannot be read: it is nested too deeply.") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter two: 5,000 digits, keys that cannot be keys

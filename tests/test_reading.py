@@ -26,7 +26,7 @@ YAML = {
     "stands for more than": BOMB,
     "levels deep": "a: &a\n  b: *a\n",
     "given twice": "name: a\nname: b\n",
-    "in line 2": "a: 1\nb: [\n",
+    "in line 2": "a: 1\nb: }\n",
     "not valid YAML": "a: !!python/object/apply:os.system [echo]\n",
     "digits": "a: " + "9" * 5000,
     "nested": "[" * 5000,
