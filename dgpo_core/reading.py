@@ -1,8 +1,8 @@
 """Reading what somebody else may have written: every text, JSON and YAML file comes in through here, within bounds.
 
-A file that is shared (settings, a workflow, a picture's metadata, a table of ratings) can be damaged or made to do harm:
-endless, nested without end, a few lines that stand for billions. What passes here is small enough, flat enough and
-clean enough that nothing behind it needs to ask again. Every problem is a UserError of one sentence.
+A file that is shared (settings, a workflow, a picture's metadata, a table of ratings) can be damaged, or made to do
+harm: endless, nested without end, a few lines that stand for billions. What passes here is small enough, flat enough
+and clean enough that nothing behind it needs to ask again. Every problem is a UserError of one sentence.
 """
 
 import json
