@@ -9,15 +9,18 @@ from typing import Any
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.supported_models as families
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.attention import SDPBackend
 
 from dgpo_core.errors import UserError
 from dgpo_core.policy import AdapterName, Cond, Policy, lora_file
+from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import Check
 from dgpo_core.policy.frozen_linear import LoraBank
 
@@ -292,4 +295,19 @@ class NativePolicy(Policy):
 
 def _attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
     """torch's attention: sage and flash have no backward, and roll-outs must see the model that is trained."""
-    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+    with trainable_attention(), _without_cudnn():
+        return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """ComfyUI asks for kernels in an order of its own, which sets aside what `trainable_attention` has switched off."""
+    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
+    if order is None:
+        yield
+        return
+    comfy.ops.SDPA_BACKEND_PRIORITY = [kernel for kernel in order if kernel != SDPBackend.CUDNN_ATTENTION]
+    try:
+        yield
+    finally:
+        comfy.ops.SDPA_BACKEND_PRIORITY = order

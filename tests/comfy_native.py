@@ -26,6 +26,7 @@ from comfy_native_models import NATIVES, SIDE, network
 # isort: split
 import comfy.latent_formats
 import comfy.model_sampling
+import comfy.ops
 import comfy.sd
 import comfy.utils
 import comfy_lora
@@ -34,6 +35,7 @@ import torch
 from bright import Bright, register
 from comfy_lora import difference
 from torch import nn
+from torch.nn.attention import SDPBackend
 
 from dgpo_core.config import Config, DataConfig, RewardTerm, RolloutConfig, TrainingConfig
 from dgpo_core.policy import Cond
@@ -376,6 +378,31 @@ def texts(case: Case) -> dict[str, Any]:
     return {"encoded": encoded, "known": known, "dropped": dropped}
 
 
+def kernels(case: Case) -> dict[str, list[str]]:
+    """The attention kernels that ComfyUI may choose while the policy predicts, where it has an order of its own."""
+    policy, seen = case.policy(), []
+    x, t, _ = case.inputs()
+    first = policy.encode(["red"])[0]
+    attend = comfy.ops.scaled_dot_product_attention
+    comfy.ops.SDPA_BACKEND_PRIORITY = [SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.extend(kernel.name for kernel in comfy.ops.SDPA_BACKEND_PRIORITY)
+        seen.extend(["CUDNN_BY_TORCH"] * torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*args, **kwargs)
+
+    comfy.ops.scaled_dot_product_attention = watched
+    try:
+        with torch.no_grad():
+            policy.predict(x[:1], t[:1], first)
+        left = [kernel.name for kernel in comfy.ops.SDPA_BACKEND_PRIORITY]
+    finally:
+        comfy.ops.scaled_dot_product_attention = attend
+        del comfy.ops.SDPA_BACKEND_PRIORITY
+        policy.to("cpu")
+    return {"used": sorted(set(seen)), "left": left}
+
+
 def look(family: str, root: Path) -> dict[str, Any]:
     case = Case(family)
     found = {
@@ -388,7 +415,7 @@ def look(family: str, root: Path) -> dict[str, Any]:
     }
     if family == "sd15":
         more = {"kinds": kinds(case), "texts": texts(case), "others": hooks_of_others(case), "refused": refused(case)}
-        found.update(more)
+        found.update(more, kernels=kernels(case))
     if family == "sd3":
         types = {"bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
         found.update({name: cast(dtype) for name, dtype in types.items()}, node=node(case, root))

@@ -172,3 +172,7 @@ def test_a_model_that_comfyui_has_dropped_is_told(found: dict[str, Any]) -> None
 
 def test_a_bad_name_of_a_run_is_told(found: dict[str, Any]) -> None:
     assert "cannot be a folder name" in found["sd3"]["node"]["bad_run"]
+
+
+def test_cudnns_attention_whose_backward_can_fail_is_never_chosen(found: dict[str, Any]) -> None:
+    assert found["sd15"]["kernels"] == {"used": ["MATH"], "left": ["CUDNN_ATTENTION", "MATH"]}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.policy import FAMILIES, Cond, guided, load_policy, pipeline
+from dgpo_core.policy import FAMILIES, Cond, guided, load_policy, pipeline, random_model
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
 PROMPTS = ["a red circle", "two blue squares"]
@@ -25,6 +25,30 @@ def inputs(policy: DiffusersPolicy) -> tuple[Tensor, Tensor, Cond]:
 
 def test_every_family_has_a_tiny_model() -> None:
     assert set(tiny.BUILDERS) == set(FAMILIES)
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_trained_never_uses_cudnns_attention_and_others_may(policy: DiffusersPolicy) -> None:
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with policy.using("current"):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no CUDA device.")
+def test_flux_of_full_width_has_a_gradient_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random_model, "_FLUX", {**random_model._FLUX, "num_layers": 1, "num_single_layers": 1})
+    cuda = torch.device("cuda")
+    policy = random_model.random_policy(
+        "flux", rank=2, alpha=2.0, dropout=0.0, targets=None, dtype="bfloat16", device=cuda, seed=0, offload=False
+    )
+    (cond,) = policy.encode(["a picture"])
+    x, t = torch.randn(1, *policy.latent_shape(512, 512), device=cuda), torch.tensor([500.0], device=cuda)
+    with policy.using("current"):
+        policy.predict(x, t, cond).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.trainable().values())
 
 
 # --- adapters --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from dgpo_core.errors import UserError
 from dgpo_core.policy import lora_file
 from dgpo_core.policy.adapters import Adapters
+from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import AdapterName, Check, Cond, Policy, guided
 from dgpo_core.prediction import Prediction
 from dgpo_core.solvers import SchedulerSolver, make_solver
@@ -234,8 +235,10 @@ class DiffusersPolicy(Policy):
 
     # --- adapters ----------------------------------------------------------------------------------------------------
 
-    def using(self, name: AdapterName | None) -> AbstractContextManager[None]:
-        return self.adapters.using(name)
+    @contextmanager
+    def using(self, name: AdapterName | None) -> Iterator[None]:
+        with self.adapters.using(name), trainable_attention():
+            yield
 
     def train(self, mode: bool = True) -> None:
         self.adapters.train(mode)
