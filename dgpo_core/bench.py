@@ -55,6 +55,10 @@ class BenchConfig:
     """Images per group, at least 2; 0 is the preset's number."""
     batch: CountOrZero = 0
     """Images per forward of the roll-out; 0 is the preset's."""
+    micro_batch: CountOrZero = 0
+    """Images per forward of the update; 0 is the preset's."""
+    checkpointing: Literal["", "on", "off"] = ""
+    """Recompute activations in the backward pass; empty is the preset's."""
     reward: str = ""
     """The reward, as in a training; empty: the preset's, or jpeg_size where the preset names no prompts."""
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = ""
@@ -94,8 +98,14 @@ def settings(options: BenchConfig) -> Config:
         data, reward = replace(data, prompts=EMBEDDED), (RewardTerm("jpeg_size"),)
     reward = read_rewards(options.reward, "--reward") if options.reward else reward
     # the policy stays what it is: one that learns leaves groups without anything to learn, which cost less
-    training = replace(config.training, lr=1e-12)
-    config = replace(config, model=model, data=data, rollout=rollout, reward=reward, training=training)
+    training = replace(
+        config.training, lr=1e-12, micro_batch=options.micro_batch or config.training.micro_batch
+    )
+    recompute = {"on": True, "off": False}.get(options.checkpointing, config.memory.gradient_checkpointing)
+    memory = replace(config.memory, gradient_checkpointing=recompute)
+    config = replace(
+        config, model=model, data=data, rollout=rollout, reward=reward, training=training, memory=memory
+    )
     validate(config)
     return config
 
