@@ -238,7 +238,7 @@ class MemoryConfig:
     """Memory against time."""
 
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: a quarter to a half of the memory, 1.4 to 2.3 times as long an update."""
+    """Recompute activations in the backward pass: much less memory, an update takes 1.4 to 2.3 times as long."""
     compile: bool = False
     """torch.compile the backbone: a slow start, then faster iterations."""
     offload: bool = True
