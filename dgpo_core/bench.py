@@ -28,6 +28,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
 from dgpo_core.policy import Cond, Policy
 from dgpo_core.trainer import Trainer
+from dgpo_core.update import OLD, References
 
 PRESETS = {"sd35m": "sd35m-pickscore-curve", "sdxl": "sdxl-pickscore", "flux": "flux-pickscore"}
 """The preset that a random model is timed with where none is given."""
@@ -238,13 +239,13 @@ class Bare:
     def train(self, size: int) -> None:
         """Reference, old policy, and forward and backward of the current one."""
         x, t, cond = self.inputs(size)
-        compared = [None] if self.settings.reference == "frozen" else []
-        compared += ["old"] if self.settings.clip > 0 or self.settings.reference == "old" else []
-        compared += compared[:1] if self.settings.kl_weight > 0 and self.settings.kl_cfg > 1 else []  # its other branch
+        references = References.of(self.settings)
+        compared = {references.logit, references.kl, OLD if self.settings.clip > 0 else None} - {None}
         with torch.no_grad():
-            for adapter in compared:
-                with self.policy.using(adapter):
-                    self.policy.predict(x, t, cond)
+            for reference in compared:
+                with self.policy.using(reference.adapter):
+                    for _ in range(1 if reference.cfg == 1 else 2):  # a guided one has two branches
+                        self.policy.predict(x, t, cond)
         with self.policy.using("current"):
             self.policy.predict(x, t, cond).square().mean().backward()
 

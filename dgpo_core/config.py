@@ -154,11 +154,13 @@ class TrainingConfig:
     clip: NotNegative = 1e-2
     """PPO-style clip of exp(d_old - d) around 1, at least 0; 0 is off (mode 1: 1e-3 to 1e-2, 2: 1e-5 to 1e-4)."""
     kl_weight: NotNegative = 0.02
-    """Weight of the mean squared distance to the reference's prediction, at least 0."""
+    """Weight of the mean squared distance to the base model's prediction (the KL term), at least 0."""
     kl_cfg: Guidance = 1.0
-    """Guidance scale of the reference in the KL term, 1 to 100; 1 is no guidance (mode 2a: 4.5)."""
+    """Guidance scale of the base as a reference, 1 to 100; 1 is none. It guides the KL term and, where the reference is
+    frozen, the group preference (mode 2a: 4.5)."""
     reference: Literal["frozen", "old"] = "frozen"
-    """The reference policy: the base model without adapter, or the fast EMA of the adapter (mode 2b)."""
+    """What the group preference is measured against: the base model, or the fast EMA of the adapter without guidance
+    (mode 2b). The KL term is always with the base."""
     timesteps: Count = 4
     """Noise levels per sample and iteration (the paper's M), at least 1."""
     timestep_source: Literal["rollout", "uniform"] = "rollout"

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def fast_decay(step: int, limit: float, rate: float) -> float:
-    """min(limit, rate * step): the fast EMA starts as a copy of the current weights and slows down (official code)."""
+    """min(limit, rate * step), step counted from 0: the fast EMA starts as a copy of the current weights and slows down
+    (official code)."""
     return min(limit, rate * step)
 
 

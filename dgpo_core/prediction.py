@@ -50,6 +50,10 @@ class Prediction(ABC):
         """`t / num_train_timesteps`, 0..1: what `t_min` is compared with; for a flow model this is sigma."""
         return t / self.num_train_timesteps
 
+    def nearest(self, t: Tensor) -> Tensor:
+        """The model's own timesteps nearest to t [B]: noise level and what the network is told are then the same."""
+        return t
+
     def _spread(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """The coefficients shaped [B,1,1,1], ready to multiply a tensor like `like`."""
         shape = (-1,) + (1,) * (like.ndim - 1)
@@ -81,8 +85,11 @@ class _Discrete(Prediction):
 
     alphas_cumprod: Tensor = field(default_factory=lambda: torch.empty(0))
 
+    def nearest(self, t: Tensor) -> Tensor:
+        return t.round().clamp(0, self.num_train_timesteps - 1)
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        index = t.round().long().clamp_(0, self.num_train_timesteps - 1)
+        index = self.nearest(t).long()
         alpha_cumprod = self.alphas_cumprod.to(t.device)[index]
         return alpha_cumprod.sqrt(), (1 - alpha_cumprod).sqrt()
 

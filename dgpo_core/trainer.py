@@ -22,7 +22,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.gate import Gate, counted
 from dgpo_core.group import Group
 from dgpo_core.offline import RatedGroups
-from dgpo_core.policy.base import Cond, Policy
+from dgpo_core.policy.base import AdapterName, Cond, Policy
 from dgpo_core.prompts import Prompt, PromptStream
 from dgpo_core.rewards import Reward, Scoring, weights_of
 from dgpo_core.rollout import Check, nothing, rollout
@@ -140,7 +140,7 @@ class Trainer:
         settings, k = self.config.rollout, self.step
         rows = range(settings.group_size)
         seeds = [[derive_seed(self.config.seed, "rollout", k, g, i) for i in rows] for g, _ in mine]
-        adapter = "current" if k < settings.on_policy_steps or self.old_is_current else "old"
+        adapter: AdapterName = "current" if k <= settings.on_policy_steps or self.old_is_current else "old"
 
         def work(batch: int) -> list[Group]:
             with self.policy.using(adapter):
@@ -229,15 +229,17 @@ class Trainer:
         conds: Sequence[Cond],
         told: Sequence[bool],
     ) -> list[Task]:
-        """Every informative group at each of its M timesteps; the others would cost time and give no gradient."""
+        """Every group at each of the iteration's M timesteps. One of equal rewards has the KL term's gradient alone:
+        without that term it is left out."""
         t, seed, k = self.config.training, self.config.seed, self.step
+        levels = draw_timesteps(self.candidates, t, self.policy.prediction, derive_seed(seed, "timesteps", k))
         tasks = []
         for i, g in enumerate(places):
-            if not told[i]:
+            if not told[i] and not t.kl_weight:
                 continue
-            draw_seed = derive_seed(seed, "timesteps", k, g)
-            for m, level in enumerate(draw_timesteps(self.candidates, t, self.policy.prediction, draw_seed)):
-                tasks.append(Task(groups[i], A[i], conds[i], level, derive_seed(seed, "noise", k, g, m)))
+            A_g = A[i] if told[i] else torch.zeros_like(A[i])  # equal rewards: exactly nothing, whatever was rounded
+            for m, level in enumerate(levels):
+                tasks.append(Task(groups[i], A_g, conds[i], level, derive_seed(seed, "noise", k, g, m)))
         return tasks
 
     def _update(self, tasks: Sequence[Task], total: int) -> tuple[Tally, float]:
@@ -248,12 +250,7 @@ class Trainer:
 
         def accumulate(micro_batch: int) -> Tally:
             self.optimizer.zero_grad(set_to_none=False)
-            torch.manual_seed(derive_seed(self.config.seed, "dropout", self.step, self.world.rank))
-            self.policy.train(True)
-            try:
-                return update.accumulate(tasks, total, micro_batch)
-            finally:
-                self.policy.train(False)
+            return update.accumulate(tasks, total, micro_batch)
 
         samples = sum(len(task.group) for task in tasks)
         tally, self.micro_batch = self.within_memory(accumulate, self.micro_batch, samples)
@@ -276,9 +273,9 @@ class Trainer:
     def _advance(self) -> None:
         """Count the step and let the two moving averages follow."""
         t = self.config.training
-        self.step += 1
         current = self.policy.adapter_state("current")
         decay = fast_decay(self.step, t.ema_fast_max, t.ema_fast_rate)
+        self.step += 1
         ema_(self.policy.adapter_state("old"), current, decay)
         self.old_is_current = decay == 0.0
         if self.step < t.ema_slow_every:  # so that a short run does not save what it began with

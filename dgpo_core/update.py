@@ -6,7 +6,7 @@ step. The noise is shared by the samples of a group and drawn anew at each times
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,14 +17,15 @@ from dgpo_core.group import Group
 from dgpo_core.policy.base import AdapterName, Cond, Policy
 from dgpo_core.prediction import Prediction
 from dgpo_core.rollout import Check
-from dgpo_core.seeds import noise
+from dgpo_core.seeds import derive_seed, noise
 
 
 @dataclass(frozen=True)
 class Task:
     """One group at one training timestep.
 
-    A: advantages [G]; t: the model's timestep; noise_seed: of the noise that the whole group shares.
+    A: advantages [G]; of a group whose rewards are all equal, exact zeros. t: the model's timestep; noise_seed: of the
+    noise that the whole group shares, and of the LoRA dropout's masks.
     """
 
     group: Group
@@ -33,14 +34,55 @@ class Task:
     t: float
     noise_seed: int
 
+    @property
+    def prefers(self) -> bool:
+        """Whether the group says which samples are better; else only the KL term has a gradient."""
+        return bool(self.A.any())
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A prediction that the current policy is compared with: whose, and with how much guidance (1: none)."""
+
+    adapter: AdapterName | None
+    cfg: float
+
+
+@dataclass(frozen=True)
+class References:
+    """The two references of the objective. What a mode means is decided here and nowhere else.
+
+    logit: gives d_ref of the group logit s_g. kl: f_base of the KL term, always the frozen base; None without one.
+    """
+
+    logit: Reference
+    kl: Reference | None
+
+    @staticmethod
+    def of(settings: TrainingConfig) -> "References":
+        """A frozen reference is the base with the guidance `kl_cfg`, in the logit and in the KL term alike (modes 1 and
+        2a); a moving one is the old policy without guidance, in the logit alone (mode 2b)."""
+        base = Reference(None, settings.kl_cfg)
+        logit = base if settings.reference == "frozen" else OLD
+        return References(logit, base if settings.kl_weight > 0 else None)
+
+
+OLD = Reference("old", 1.0)
+"""The old policy: of the clip, and of the logit where the reference moves."""
+
 
 @dataclass(frozen=True)
 class Tally:
-    """What an update saw, summed over samples, so that parts add up."""
+    """What an update saw, summed over samples, so that parts add up.
+
+    compared: samples that were held against the old policy; anchored: those whose distance to the base is known.
+    """
 
     samples: int = 0
+    compared: int = 0
     clipped: int = 0
     loss: float = 0.0
+    anchored: int = 0
     kl: float = 0.0
     error: float = 0.0
 
@@ -48,9 +90,11 @@ class Tally:
         return Tally(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def means(self) -> dict[str, float]:
-        """Means over samples: loss (surrogate and KL term), KL distance, denoising error, share of clipped samples."""
+        """Means over samples: loss (surrogate and KL term), denoising error, share of clipped samples, and, where the
+        base was asked, the KL term's distance to it."""
         n = max(self.samples, 1)
-        return {"loss": self.loss / n, "kl": self.kl / n, "error": self.error / n, "clip_fraction": self.clipped / n}
+        means = {"loss": self.loss / n, "error": self.error / n, "clip_fraction": self.clipped / max(self.compared, 1)}
+        return {**means, "kl": self.kl / self.anchored} if self.anchored else means
 
 
 def candidate_timesteps(levels: Tensor, prediction: Prediction, t_min: float) -> Tensor:
@@ -65,31 +109,45 @@ def candidate_timesteps(levels: Tensor, prediction: Prediction, t_min: float) ->
 
 
 def draw_timesteps(candidates: Tensor, settings: TrainingConfig, prediction: Prediction, seed: int) -> list[float]:
-    """M training timesteps: from the candidates without replacement, or uniform over the span they leave."""
+    """M training timesteps: from the candidates without replacement, or uniform over the span they leave (of models
+    with a table of noise levels, over the table's entries)."""
     generator = torch.Generator().manual_seed(seed)
     if settings.timestep_source == "rollout":
         return candidates[torch.randperm(len(candidates), generator=generator)[: settings.timesteps]].tolist()
     top = float(prediction.num_train_timesteps)
     low = settings.t_min * top if settings.t_min < 1 else float(candidates[-1])
-    return (low + (top - low) * torch.rand(settings.timesteps, generator=generator)).tolist()
+    t = low + (top - low) * torch.rand(settings.timesteps, generator=generator)
+    return prediction.nearest(t).tolist()
 
 
 def whole_groups(tasks: Sequence[Task], micro_batch: int) -> Iterator[list[Task]]:
-    """The tasks in order, as many at once as are of one group size and fit into a micro-batch; at least one."""
-    for size, run in itertools.groupby(tasks, key=lambda task: len(task.group)):
+    """The tasks, as many at once as are of one kind and group size and fit into a micro-batch; at least one.
+
+    Those that prefer something come first, else they keep their order.
+    """
+
+    def kind(task: Task) -> tuple[bool, int]:
+        return not task.prefers, len(task.group)
+
+    tasks = sorted(tasks, key=lambda task: not task.prefers)
+    for (_, size), run in itertools.groupby(tasks, key=kind):
         same, at_once = list(run), max(1, micro_batch // size)
         yield from (same[i : i + at_once] for i in range(0, len(same), at_once))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """K tasks stacked: K groups of G samples as B = K G rows, each group at its own timestep with its own noise."""
+    """K tasks stacked: K groups of G samples as B = K G rows, each group at its own timestep with its own noise.
+
+    seeds: B seeds, each of one row's dropout masks; they depend on nothing that cuts or groups rows.
+    """
 
     x_t: Tensor
     target: Tensor
     t: Tensor
     cond: Cond
     A: Tensor
+    seeds: tuple[int, ...]
     group_size: int
 
     @staticmethod
@@ -106,6 +164,7 @@ class Rows:
             t=t,
             cond=Cond.cat([task.cond.expand(G) for task in tasks]),
             A=torch.cat([task.A for task in tasks]).to(x0.device),
+            seeds=tuple(derive_seed(task.noise_seed, "dropout", i) for task in tasks for i in range(G)),
             group_size=G,
         )
 
@@ -117,33 +176,36 @@ class Rows:
         if len(self) <= size:
             return [self]
         cuts = [slice(i, i + size) for i in range(0, len(self), size)]
-        return [
-            replace(self, x_t=self.x_t[c], target=self.target[c], t=self.t[c], cond=self.cond.select(c), A=self.A[c])
-            for c in cuts
-        ]
+        return [self._rows(cut) for cut in cuts]
+
+    def _rows(self, c: slice) -> "Rows":
+        return Rows(
+            self.x_t[c], self.target[c], self.t[c], self.cond.select(c), self.A[c], self.seeds[c], self.group_size
+        )
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """What an update compares with, [B, ...] each: the reference's prediction for the KL term, and the errors of the
-    reference and of the old policy; None where they equal the current policy's."""
+    """What an update compares with, [B, ...] each: the base's prediction for the KL term, and the errors of the logit's
+    reference and of the old policy; None where they are not needed or equal the current policy's."""
 
-    f_ref: Tensor | None
-    d_ref: Tensor | None
-    d_old: Tensor | None
+    f_base: Tensor | None = None
+    d_ref: Tensor | None = None
+    d_old: Tensor | None = None
 
 
 class Update:
     """Accumulates the gradient of one iteration.
 
     old_is_current: the old policy equals the current one, so no forward of it is needed.
-    uncond: the conditioning of the reference's unguided branch, where `kl_cfg` > 1.
+    uncond: the conditioning of a guided reference's other branch, where `kl_cfg` is not 1.
     """
 
     def __init__(
         self, policy: Policy, settings: TrainingConfig, *, uncond: Cond | None, old_is_current: bool, check: Check
     ) -> None:
         self.policy, self.settings, self.uncond, self.check = policy, settings, uncond, check
+        self.references = References.of(settings)
         self.old_is_current = old_is_current
 
     def accumulate(self, tasks: Sequence[Task], total: int, micro_batch: int) -> Tally:
@@ -153,21 +215,35 @@ class Update:
         """
         tally = Tally()
         for part in whole_groups(tasks, micro_batch):
-            tally += self._backward_groups(Rows.of(part, self.policy), micro_batch, len(part) / total)
+            rows, share = Rows.of(part, self.policy), len(part) / total
+            if part[0].prefers:
+                tally += self._compare(rows, micro_batch, share)
+            elif self.references.kl:
+                tally += self._anchor(rows, micro_batch, share)
         return tally
 
-    def _backward_groups(self, rows: Rows, micro_batch: int, share: float) -> Tally:
+    def _compare(self, rows: Rows, micro_batch: int, share: float) -> Tally:
         """Whole groups: in one pass, or, cut into parts, with their logit found beforehand without gradients."""
         parts = rows.split(micro_batch)
         fixed = [self._fixed(part) for part in parts]
         weights: list[Tensor | None] = [None]
         if len(parts) > 1:
             d = torch.cat([self._current_error(part) for part in parts])
-            d_ref = d if fixed[0].d_ref is None else torch.cat([part.d_ref for part in fixed])
+            known = [part.d_ref for part in fixed if part.d_ref is not None]
+            d_ref = torch.cat(known) if known else d
             weights = list(self._weights(rows.A, d, d_ref, rows.group_size).split(micro_batch))
         tally = Tally()
-        for part, known, weight in zip(parts, fixed, weights, strict=True):
-            tally += self._backward(part, known, weight, share * len(part) / len(rows))
+        for part, compared, weight in zip(parts, fixed, weights, strict=True):
+            tally += self._backward(part, compared, weight, share * len(part) / len(rows))
+        return tally
+
+    def _anchor(self, rows: Rows, micro_batch: int, share: float) -> Tally:
+        """Whole groups that prefer nothing: the KL term's gradient alone."""
+        tally = Tally()
+        for part in rows.split(micro_batch):
+            with torch.no_grad():
+                fixed = Fixed(f_base=self._predict(self.references.kl, part))
+            tally += self._backward(part, fixed, torch.zeros_like(part.A), share * len(part) / len(rows))
         return tally
 
     def _weights(self, A: Tensor, d: Tensor, d_ref: Tensor, G: int) -> Tensor:
@@ -179,38 +255,38 @@ class Update:
     @torch.no_grad()
     def _current_error(self, rows: Rows) -> Tensor:
         self.check()
-        with self.policy.using("current"):
+        with self.policy.using("current"), self.policy.dropping(rows.seeds):
             return L.denoising_error(self.policy.predict(rows.x_t, rows.t, rows.cond), rows.target)
 
     @torch.no_grad()
     def _fixed(self, rows: Rows) -> Fixed:
-        """The forwards without gradients: the reference, and the old policy where it differs from the current one."""
-        moving = self.settings.reference == "old"
-        d_old = f_ref = d_ref = None
-        if (self.settings.clip > 0 or moving) and not self.old_is_current:
-            f_old = self._predict("old", rows)
-            d_old = L.denoising_error(f_old, rows.target)
-            if moving:
-                f_ref, d_ref = f_old, d_old
-        if not moving:
-            f_ref = self._predict(None, rows)
-            d_ref = L.denoising_error(f_ref, rows.target)
-        if self.settings.kl_weight > 0 and self.uncond is not None:
-            adapter = "old" if moving else None
-            c = self._predict(adapter, rows) if f_ref is None else f_ref
-            u = self._predict(adapter, replace(rows, cond=self.uncond.expand(len(rows))))
-            f_ref = u + self.settings.kl_cfg * (c - u)
-        return Fixed(f_ref, d_ref, d_old)
+        """The forwards without gradients, none of them twice: the references, and the old policy for the clip."""
+        asked = [self.references.logit, self.references.kl, OLD if self.settings.clip > 0 else None]
+        needed = [reference for reference in asked if reference and not (reference == OLD and self.old_is_current)]
+        f = {reference: self._predict(reference, rows) for reference in dict.fromkeys(needed)}
+        d = {reference: L.denoising_error(answer, rows.target) for reference, answer in f.items()}
+        # without a KL term the distance to the base is still told where the logit asks the base
+        f_base = next((answer for reference, answer in f.items() if reference.adapter is None), None)
+        return Fixed(f_base, d.get(self.references.logit), d.get(OLD))
 
-    def _predict(self, adapter: AdapterName | None, rows: Rows) -> Tensor:
+    def _predict(self, reference: Reference, rows: Rows) -> Tensor:
+        """u + cfg (c - u), or c where the reference is not guided; u and c one after the other, for the memory."""
         self.check()
-        with self.policy.using(adapter):
-            return self.policy.predict(rows.x_t, rows.t, rows.cond)
+        with self.policy.using(reference.adapter):
+            c = self.policy.predict(rows.x_t, rows.t, rows.cond)
+            if reference.cfg == 1.0 or self.uncond is None:
+                return c
+            self.check()
+            u = self.policy.predict(rows.x_t, rows.t, self.uncond.expand(len(rows)))
+        return u + reference.cfg * (c - u)
 
     def _backward(self, rows: Rows, fixed: Fixed, weight: Tensor | None, share: float) -> Tally:
-        """Forward and backward of the current policy. The loss is the surrogate plus the KL term, times `share`."""
+        """Forward and backward of the current policy. The loss is the surrogate plus the KL term, times `share`.
+
+        What the clip stops keeps its KL gradient.
+        """
         self.check()
-        with self.policy.using("current"):
+        with self.policy.using("current"), self.policy.dropping(rows.seeds):
             f = self.policy.predict(rows.x_t, rows.t, rows.cond)
             d = L.denoising_error(f, rows.target)
             still = d.detach()
@@ -221,16 +297,16 @@ class Update:
             if self.settings.clip > 0 and fixed.d_old is not None:
                 keep = L.unclipped(rows.A, still, fixed.d_old, self.settings.clip)
             loss = L.surrogate(weight * keep, d)
-            kl = torch.zeros_like(loss)
-            if fixed.f_ref is not None:
-                kl = L.denoising_error(f, fixed.f_ref).mean()
-            if self.settings.kl_weight > 0:
+            kl = torch.zeros_like(loss) if fixed.f_base is None else L.denoising_error(f, fixed.f_base).mean()
+            if self.references.kl:
                 loss = loss + self.settings.kl_weight * kl
             (loss * share).backward()
         return Tally(
             samples=len(rows),
+            compared=0 if fixed.d_old is None else len(rows),
             clipped=int((~keep).sum()),
             loss=loss.item() * len(rows),
+            anchored=0 if fixed.f_base is None else len(rows),
             kl=kl.item() * len(rows),
             error=float(still.sum()),
         )

@@ -142,7 +142,7 @@ class Hooks:
     def _block(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if self.keep_inputs:
             args, kwargs = _copied((args, kwargs), tensors=True)
-        return _checkpointed(original, *args, **kwargs)
+        return _checkpointed(self.bank.dropout.remembering(original), *args, **kwargs)
 
     def _linear(self, module: nn.Module, name: str, original: Callable, x: Tensor) -> Tensor:
         y = frozen_linear(x, original, functools.partial(lent, module, x.dtype, x.device))
@@ -204,8 +204,8 @@ def _checkpointed(original: Callable, *args: Any, **kwargs: Any) -> Any:
             positional, named = _copied(given, tensors=True)
             return original(*positional, **named)
 
-    # torch looks at its arguments for the device whose random state it keeps (for the LoRA's dropout), and refuses to
-    # compute anew from one that was written into
+    # torch looks at its arguments for the device whose random state it keeps, and refuses to compute anew from one that
+    # was written into
     return checkpoint(run, *(value for value in args if isinstance(value, Tensor)), use_reentrant=False)
 
 

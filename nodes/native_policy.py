@@ -245,8 +245,8 @@ class NativePolicy(Policy):
     def using(self, name: AdapterName | None) -> AbstractContextManager[None]:
         return self.adapters.using(name)
 
-    def train(self, mode: bool = True) -> None:
-        self.adapters.train(mode)
+    def dropping(self, seeds: Sequence[int]) -> AbstractContextManager[None]:
+        return self.adapters.dropout.dropping(seeds)
 
     def trainable(self) -> dict[str, Parameter]:
         return self.adapters.state("current")

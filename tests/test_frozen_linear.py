@@ -147,27 +147,29 @@ def test_the_switch_chooses_the_branch_and_falls_back() -> None:
         torch.testing.assert_close(found[name], y + 2 * (i + 1) * low.sum(1, keepdim=True).expand(3, 6))
 
 
-def test_dropout_is_on_current_while_it_trains_and_torchs_seed_repeats_it() -> None:
+def test_dropout_is_on_current_while_it_trains_and_a_rows_seed_decides_its_mask() -> None:
     adapters, x, y = bank(dropout=0.5), torch.randn(40, 4), torch.zeros(40, 6)
+    seeds = range(40)
     with torch.no_grad():
         for name in NAMES:
             adapters.state(name)["a.to_q.lora_B.weight"].fill_(1.0)
     plain = adapters.add("a.to_q", x, y)
-    adapters.train(True)
-    torch.manual_seed(3)
-    dropped = adapters.add("a.to_q", x, y)
-    another = adapters.add("a.to_q", x, y)
-    torch.manual_seed(3)
-    seen = F.dropout(x, 0.5)
-    torch.manual_seed(3)
-    assert torch.equal(adapters.add("a.to_q", x, y), dropped)
-    assert not torch.equal(another, dropped)
+    with adapters.dropout.dropping(seeds):
+        dropped = adapters.add("a.to_q", x, y)
+        seen = adapters.dropout(x, "a.to_q")
+        assert torch.equal(adapters.add("a.to_q", x, y), dropped)
+        assert not torch.equal(seen, adapters.dropout(x, "a.to_k"))
+        twice = adapters.dropout(torch.cat([x, x]), "a.to_q")  # two conditionings of the same rows
+        for name in ("old", "ema"):
+            with adapters.using(name):
+                assert torch.equal(adapters.add("a.to_q", x, y), plain)
+    assert torch.equal(twice, torch.cat([seen, seen]))
+    assert ((seen == 0) | (seen == 2 * x)).all()
+    assert 0.34 < (seen == 0).float().mean() < 0.66  # of 160 draws, four standard deviations
     low = seen @ adapters.state("current")["a.to_q.lora_A.weight"].T
     torch.testing.assert_close(dropped, 2 * low.sum(1, keepdim=True).expand(40, 6))  # as peft: before A
-    for name in ("old", "ema"):
-        with adapters.using(name):
-            assert torch.equal(adapters.add("a.to_q", x, y), plain)
-    adapters.train(False)
+    with adapters.dropout.dropping(seeds[20:]):
+        torch.testing.assert_close(adapters.add("a.to_q", x[20:], y[20:]), dropped[20:])
     assert torch.equal(adapters.add("a.to_q", x, y), plain)
 
 

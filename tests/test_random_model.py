@@ -73,7 +73,7 @@ def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: st
 
 @pytest.mark.parametrize(
     ("name", "tokens", "pooled"),
-    [("sd35m", (1, 77 + 256, 4096), (1, 2048)), ("sdxl", (1, 77, 2048), (1, 1280)), ("flux", (1, 512, 4096), (1, 768))],
+    [("sd35m", (1, 77 + 128, 4096), (1, 2048)), ("sdxl", (1, 77, 2048), (1, 1280)), ("flux", (1, 512, 4096), (1, 768))],
 )
 @pytest.mark.usefixtures("small")
 def test_prompts_are_encoded_to_the_real_widths_and_token_counts(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine import PROMPTS, SIZE, Calls, everything, make_trainer, quick, weights
+from engine import PROMPTS, SIZE, Calls, everything, make_trainer, moved, quick, weights
 from torch import Tensor
 
 from dgpo_core import trainer as trainer_module
@@ -99,6 +99,8 @@ def test_the_old_policy_is_asked_only_once_it_differs(policy: DiffusersPolicy, m
     calls = Calls(policy, monkeypatch)
     trainer.iterate()
     assert calls.adapters() == {"current", None}
+    trainer.iterate()  # the first average, of decay 0, is the current policy once more
+    assert calls.adapters() == {"current", None}
     calls.clear()
     trainer.iterate()
     assert calls.adapters() == {"current", None, "old"}
@@ -144,8 +146,10 @@ def test_the_timestep_clip_holds_in_training(policy: DiffusersPolicy, monkeypatc
 # --- groups that say nothing -----------------------------------------------------------------------------------------
 
 
-def test_a_group_of_equal_rewards_costs_no_forward(policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make_trainer(policy, quick(reward="flat_blue"))
+def test_without_a_kl_term_a_group_of_equal_rewards_costs_no_forward(
+    policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(policy, quick(reward="flat_blue", training={"kl_weight": 0.0}))
     calls = Calls(policy, monkeypatch)
     iteration = trainer.iterate()
     assert iteration.metrics["informative"] == 0.5
@@ -153,6 +157,16 @@ def test_a_group_of_equal_rewards_costs_no_forward(policy: DiffusersPolicy, monk
     assert sum(trained) == 1 * 2 * 4  # one group of two, at two timesteps
     assert calls.rows(None) == 8
     assert not iteration.warnings
+
+
+def test_a_group_of_equal_rewards_is_still_held_to_the_base(
+    policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all groups equal, the update is the KL term's alone: the policy comes back to the base."""
+    moved(policy, "current", seed=1, size=0.1)
+    trainer = make_trainer(policy, quick(reward="flat", training={"kl_weight": 1.0, "lr": 3e-2}))
+    distances = [trainer.iterate().metrics["kl"] for _ in range(8)]
+    assert distances[-1] < distances[0] / 2
 
 
 def test_a_group_of_equal_rewards_takes_its_share_of_the_mean(
@@ -163,7 +177,8 @@ def test_a_group_of_equal_rewards_takes_its_share_of_the_mean(
     norms = []
     for reward, groups in (("bright", 1), ("flat_blue", 2)):
         stream = [Prompt("red")] if groups == 1 else PROMPTS
-        trainer = make_trainer(policy, quick(reward=reward, data={"groups_per_iteration": groups}), stream)
+        config = quick(reward=reward, data={"groups_per_iteration": groups}, training={"kl_weight": 0.0})
+        trainer = make_trainer(policy, config, stream)
         monkeypatch.setattr(trainer.stream, "at", lambda k, stream=stream: stream)
         norms.append(trainer.iterate().metrics["grad_norm"])
     assert norms[1] == pytest.approx(norms[0] / 2, rel=1e-4)
@@ -172,7 +187,7 @@ def test_a_group_of_equal_rewards_takes_its_share_of_the_mean(
 def test_all_equal_rewards_are_told_and_change_nothing(
     policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make_trainer(policy, quick(reward="flat"))
+    trainer = make_trainer(policy, quick(reward="flat", training={"kl_weight": 0.0}))
     before = everything(policy)
     calls = Calls(policy, monkeypatch)
     iteration = trainer.iterate()
@@ -266,7 +281,7 @@ def test_both_averages_follow_their_rules(policy: DiffusersPolicy) -> None:
     for step in range(1, 5):
         trainer.iterate()
         current = weights(policy, "current")
-        decay = min(0.25, 0.1 * step)
+        decay = min(0.25, 0.1 * (step - 1))  # the step counts from 0
         old = decay * old + (1 - decay) * current
         if step < 2:
             slow = current  # a short run must not save what it began with
@@ -274,7 +289,7 @@ def test_both_averages_follow_their_rules(policy: DiffusersPolicy) -> None:
             slow = 0.9 * slow + 0.1 * current
         assert torch.allclose(weights(policy, "old"), old, atol=1e-6)
         assert torch.allclose(weights(policy, "ema"), slow, atol=1e-6)
-        assert not trainer.old_is_current
+        assert trainer.old_is_current == (step == 1)
 
 
 def test_the_old_policy_draws_after_the_on_policy_steps(
@@ -286,9 +301,9 @@ def test_the_old_policy_draws_after_the_on_policy_steps(
     monkeypatch.setattr(
         trainer_module, "rollout", lambda *a, **o: drawn.append(policy.adapters.active) or real(*a, **o)
     )
-    for _ in range(4):
+    for _ in range(5):
         trainer.iterate()
-    assert drawn == ["current", "current", "old", "old"]
+    assert drawn == ["current", "current", "current", "old", "old"]  # from more than 2 steps on
 
 
 # --- it learns -------------------------------------------------------------------------------------------------------

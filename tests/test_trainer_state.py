@@ -39,7 +39,7 @@ def test_a_loss_that_is_no_number_stops_with_the_state_before_it(
     with pytest.raises(UserError, match=r"not a finite number in iteration 2: lower training\.lr"):
         trainer.iterate()
     assert torch.equal(learned(trainer), before)
-    assert trainer.state()[1] == info == {"step": 1, "old_is_current": False}
+    assert trainer.state()[1] == info == {"step": 1, "old_is_current": True}
 
 
 def test_an_iteration_that_is_stopped_leaves_no_trace(policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from dgpo_core import loss as L
 from dgpo_core.config import TrainingConfig
 from dgpo_core.policy import Cond, guided, load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
-from dgpo_core.prediction import Flow
+from dgpo_core.prediction import Epsilon, Flow
 from dgpo_core.seeds import noise
 from dgpo_core.update import Rows, Tally, Task, candidate_timesteps, draw_timesteps
 
@@ -35,10 +35,11 @@ def plain(policy: DiffusersPolicy, task: Task, t: TrainingConfig, uncond: Cond |
     x_t = (1 - sigma) * task.group.latents + sigma * eps
     v = eps - task.group.latents
     args = (x_t, torch.full((G,), task.t), task.cond.expand(G))
-    reference = "old" if t.reference == "old" else None
-    with torch.no_grad(), policy.using(reference):
-        f_ref = policy.predict(*args)
-        f_kl = guided(policy, *args, uncond, t.kl_cfg)
+    with torch.no_grad(), policy.using(None):
+        f_ref = f_kl = guided(policy, *args, uncond, t.kl_cfg)
+    if t.reference == "old":
+        with torch.no_grad(), policy.using("old"):
+            f_ref = policy.predict(*args)
     f = policy.predict(*args)
     d, d_ref = ((y - v).square().mean((1, 2, 3)) for y in (f, f_ref))
     s = t.beta / G * (task.A * (d - d_ref)).sum()
@@ -156,9 +157,11 @@ def test_samples_that_are_alone_in_a_forward_weigh_as_much_as_others(policy: Dif
         ({"clip": 1e-2}, True, {"current", None}),  # the old policy is the current one: nothing can be clipped
         ({"clip": 1e-2}, False, {"current", None, "old"}),
         ({"clip": 0.0}, False, {"current", None}),
-        ({"clip": 1e-2, "reference": "old"}, False, {"current", "old"}),
-        ({"clip": 0.0, "reference": "old"}, False, {"current", "old"}),
-        ({"clip": 1e-2, "reference": "old"}, True, {"current"}),
+        ({"clip": 1e-2, "reference": "old"}, False, {"current", "old", None}),  # the KL term is always the base's
+        ({"clip": 0.0, "reference": "old"}, False, {"current", "old", None}),
+        ({"clip": 1e-2, "reference": "old"}, True, {"current", None}),
+        ({"clip": 1e-2, "reference": "old", "kl_weight": 0.0}, False, {"current", "old"}),
+        ({"clip": 0.0, "kl_weight": 0.0}, False, {"current", None}),
     ],
 )
 def test_only_the_policies_that_are_needed_are_asked_and_once_each(
@@ -170,7 +173,7 @@ def test_only_the_policies_that_are_needed_are_asked_and_once_each(
 ) -> None:
     tasks = make_tasks(policy)
     calls = Calls(policy, monkeypatch)
-    accumulate(policy, tasks, settings(kl_weight=0.1, **changes), old_is_current=old_is_current)
+    accumulate(policy, tasks, settings(**{"kl_weight": 0.1, **changes}), old_is_current=old_is_current)
     assert calls.adapters() == adapters
     assert all(calls.rows(adapter) == 16 for adapter in adapters)
     assert all(grad == (adapter == "current") for adapter, _, grad in calls)
@@ -243,6 +246,44 @@ def _error(policy: DiffusersPolicy, adapter: Any, rows: Rows) -> Tensor:
         return L.denoising_error(policy.predict(rows.x_t, rows.t, rows.cond), rows.target)
 
 
+# --- groups that prefer nothing ---------------------------------------------------------------------------------------
+
+
+def test_a_group_of_equal_rewards_costs_the_kl_terms_forwards_alone(
+    policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [replace(task, A=torch.zeros(4)) for task in make_tasks(policy)]
+    for changes, rows in (({"kl_weight": 0.1}, {"current": 16, None: 16}), ({"kl_weight": 0.0}, {})):
+        calls = Calls(policy, monkeypatch)
+        _, tally = accumulate(policy, tasks, settings(clip=1e-2, **changes), micro_batch=3)
+        assert {adapter: calls.rows(adapter) for adapter in calls.adapters()} == rows
+        assert tally.compared == 0
+        monkeypatch.undo()
+
+
+# --- dropout ---------------------------------------------------------------------------------------------------------
+
+
+def test_with_dropout_the_micro_batch_changes_nothing_either(sd3_folder: Path) -> None:
+    policy = load_policy(sd3_folder, rank=4, alpha=8.0, dropout=0.4)
+    moved(policy, "current", seed=1)
+    moved(policy, "old", seed=2, size=0.29)
+    t, tasks = settings(clip=1e-4, kl_weight=0.1), make_tasks(policy)
+    whole, _ = accumulate(policy, tasks, t, micro_batch=64)
+    for micro_batch in (1, 3, 4, 8):
+        found, _ = accumulate(policy, tasks, t, micro_batch)
+        assert distance(found, whole) < CLOSE, micro_batch
+    backwards, _ = accumulate(policy, tasks[::-1], t)
+    assert distance(backwards, whole) < CLOSE  # nor which group is beside which
+    policy.enable_gradient_checkpointing()
+    again, _ = accumulate(policy, tasks, t, micro_batch=3)
+    assert distance(again, whole) < CLOSE
+    plain = load_policy(sd3_folder, rank=4, alpha=8.0)
+    moved(plain, "current", seed=1)
+    moved(plain, "old", seed=2, size=0.29)
+    assert distance(accumulate(plain, tasks, t)[0], whole) > 100 * CLOSE
+
+
 # --- noise and timesteps ---------------------------------------------------------------------------------------------
 
 
@@ -286,6 +327,14 @@ def test_timesteps_are_drawn_without_replacement_and_only_from_those_allowed() -
     assert {level for draw in draws for level in draw} == {1000.0, 900.0, 700.0, 500.0}
     assert len({tuple(draw) for draw in draws}) > 10
     assert draw_timesteps(allowed, t, FLOW, 5) == draws[5]
+
+
+def test_a_model_with_a_table_of_noise_levels_is_told_the_level_that_it_was_given() -> None:
+    t = settings(timesteps=50, timestep_source="uniform", t_min=0.3)
+    table = Epsilon(alphas_cumprod=torch.linspace(0.99, 0.01, 1000))
+    draws = draw_timesteps(LEVELS, t, table, seed=3)
+    assert all(level == round(level) and 300 <= level <= 999 for level in draws)
+    assert any(level != round(level) for level in draw_timesteps(LEVELS, t, FLOW, seed=3))
 
 
 def test_uniform_timesteps_lie_between_t_min_and_the_top() -> None:

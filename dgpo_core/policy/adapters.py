@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import Parameter
 
 from dgpo_core.errors import UserError
 from dgpo_core.policy.base import AdapterName
+from dgpo_core.policy.dropout import Dropout, LayerDropout
 from dgpo_core.seeds import derive_seed, noise
 
 NAMES: tuple[AdapterName, ...] = ("current", "old", "ema")
@@ -40,12 +41,14 @@ class Adapters:
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, tuple(targets)
         model.requires_grad_(False)
         for name in NAMES:
-            _add(model, name, rank, alpha, dropout if name == "current" else 0.0, targets)
+            _add(model, name, rank, alpha, targets)
         self._layers = {key: m for key, m in model.named_modules() if isinstance(m, LoraLayer)}
         self._states = {name: self._collect(name) for name in NAMES}
-        self._dropouts = [m.lora_dropout["current"] for m in self._layers.values()]
+        self._dropout = Dropout(dropout)
+        if dropout:
+            for key, layer in self._layers.items():
+                layer.lora_dropout["current"] = LayerDropout(self._dropout, key)
         self._switches = [vars(m) for m in self._layers.values()]
-        self.train(False)  # peft's new layers come in training mode
         self._reset(seed)
         self._active: AdapterName | None = "current"
         self._activate("current")
@@ -76,10 +79,9 @@ class Adapters:
         finally:
             self._activate(before)
 
-    def train(self, mode: bool) -> None:
-        """Dropout of "current" on or off."""
-        for dropout in self._dropouts:
-            dropout.train(mode)
+    def dropping(self, seeds: Sequence[int]) -> AbstractContextManager[None]:
+        """Inside the block the dropout of "current" is on, with masks from one seed a row."""
+        return self._dropout.dropping(seeds)
 
     def _activate(self, name: AdapterName | None) -> None:
         # peft's own set_adapter / enable_adapters also flip requires_grad of every parameter ("current" would lose its
@@ -123,12 +125,10 @@ def check_settings(rank: int, alpha: float, dropout: float, targets: Sequence[st
         raise UserError("The LoRA has no target modules: leave `targets` out for the default or name some.")
 
 
-def _add(model: Any, name: str, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+def _add(model: Any, name: str, rank: int, alpha: float, targets: Sequence[str]) -> None:
     from peft import LoraConfig
 
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), init_lora_weights="gaussian"
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
     try:
         # peft draws an init that is replaced, and warns of a second adapter: the caller's RNG and ears are left alone
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

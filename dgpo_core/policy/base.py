@@ -131,8 +131,11 @@ class Policy(ABC):
         """
 
     @abstractmethod
-    def train(self, mode: bool = True) -> None:
-        """Switches the LoRA dropout of "current" on (for the forwards that are trained) or off (everywhere else)."""
+    def dropping(self, seeds: Sequence[int]) -> AbstractContextManager[None]:
+        """Inside the block the LoRA dropout of "current" is on; it is off everywhere else.
+
+        seeds: one of each row of `predict`, which decides the row's masks, whatever rows are beside it.
+        """
 
     @abstractmethod
     def trainable(self) -> dict[str, Parameter]:

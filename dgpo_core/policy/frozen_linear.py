@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from dgpo_core.policy.adapters import NAMES, check_settings
 from dgpo_core.policy.base import AdapterName
+from dgpo_core.policy.dropout import Dropout
 from dgpo_core.seeds import derive_seed, noise
 
 Forward = Callable[[Tensor], Tensor]
@@ -79,7 +80,7 @@ class LoraBank:
     """The adapters "current", "old" and "ema" of a network that knows nothing of them.
 
     shapes: (out, in) of each target by its module's name. rank >= 1; alpha > 0: the branch is scaled by alpha / rank.
-    dropout 0..1: share of x that the branch of "current" does not see while it trains, drawn from torch's generator.
+    dropout 0..1: share of x that the branch of "current" does not see while it trains.
     A is normal with deviation 1 / rank and B zero, drawn from `seed` per module and on the CPU: what `Adapters` begin
     with under the same names. The parameters are float32 on `device`. Raises UserError for numbers out of range and
     where there are no targets.
@@ -96,8 +97,8 @@ class LoraBank:
         device: torch.device,
     ) -> None:
         check_settings(rank, alpha, dropout, tuple(shapes))
-        self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, tuple(shapes)
-        self._training = False
+        self.rank, self.alpha, self.targets = rank, alpha, tuple(shapes)
+        self.dropout = Dropout(dropout)
         self._states = {name: _fresh(shapes, rank, seed, name == "current", device) for name in NAMES}
         self._active: AdapterName | None = "current"
 
@@ -122,10 +123,6 @@ class LoraBank:
                 for key, parameter in own.items():
                     parameter.copy_(state[key])
 
-    def train(self, mode: bool) -> None:
-        """Dropout of "current" on or off; it is off at first."""
-        self._training = mode
-
     @contextmanager
     def using(self, name: AdapterName | None) -> Iterator[None]:
         """Switches for the length of the block, then back to what was active before."""
@@ -140,7 +137,9 @@ class LoraBank:
         if self._active is None:
             return y
         state = self._states[self._active]
-        seen = F.dropout(x.float(), self.dropout, training=self._training and self._active == "current")
+        seen = x.float()
+        if self._active == "current":
+            seen = self.dropout(seen, module)
         low = F.linear(seen, state[f"{module}.lora_A.weight"])
         return y + (F.linear(low, state[f"{module}.lora_B.weight"]) * self.scale).to(y.dtype)
 

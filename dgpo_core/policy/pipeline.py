@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -240,8 +240,8 @@ class DiffusersPolicy(Policy):
         with self.adapters.using(name), trainable_attention():
             yield
 
-    def train(self, mode: bool = True) -> None:
-        self.adapters.train(mode)
+    def dropping(self, seeds: Sequence[int]) -> AbstractContextManager[None]:
+        return self.adapters.dropping(seeds)
 
     def trainable(self) -> dict[str, Parameter]:
         return self.adapters.state("current")

@@ -10,7 +10,7 @@ from torch import Tensor
 from dgpo_core.policy.pipeline import DiffusersPolicy, dynamic_mu
 from dgpo_core.prediction import Flow, Prediction
 
-_T5_TOKENS = 256  # diffusers' default max_sequence_length
+_T5_TOKENS = 128  # as the paper's authors train and draw; diffusers' own default is 256
 
 
 class SD3(DiffusersPolicy):
