@@ -11,7 +11,7 @@ import comfy.samplers
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from dgpo_core.config import RewardTerm
+from dgpo_core.config import EvalConfig, RewardTerm
 from dgpo_core.errors import UserError
 from dgpo_core.group import Group
 from dgpo_core.measure import total
@@ -82,7 +82,7 @@ class BeforeAfter(io.ComfyNode):
         first_seed: int,
         policy: PolicyHandle | None = None,
         reward: Sequence[RewardTerm] | None = None,
-        weights: str = "current",
+        weights: str = EvalConfig().weights,
         **models: Any,
     ) -> io.NodeOutput:
         few = list(prompts.prompts[:first])

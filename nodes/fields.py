@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.config import Range
+from dgpo_core.config import EvalConfig, Range
 from dgpo_core.config_io import field_docs, read_settings
 
 FINE, COARSE = 1e-6, 0.01  # steps of float widgets
@@ -67,6 +67,7 @@ def weights_input(optional: bool = False) -> io.Input:
     return io.Combo.Input(
         "weights",
         options=["current", "ema"],
+        default=EvalConfig().weights,
         optional=optional,
         tooltip="The adapter's current weights, or their slow moving average: steadier, but far behind in a short run.",
     )
