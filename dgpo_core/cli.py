@@ -8,7 +8,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, TypeVar
@@ -17,7 +17,8 @@ import tyro
 
 from dgpo_core import config_io
 from dgpo_core.config import Config, RewardTerm
-from dgpo_core.errors import UserError
+from dgpo_core.errors import Elsewhere, Interrupted, UserError, out_of_memory
+from dgpo_core.reading import shown
 from dgpo_core.workflow import load_workflow
 
 Settings = TypeVar("Settings")
@@ -51,6 +52,41 @@ class CommandLine:
     workflow: str = ""
     """A workflow of the ComfyUI nodes (.json): the settings of its training, instead of a preset."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+
+
+def command(read: Callable[[], Settings], work: Callable[[Settings], object]) -> int:
+    """A command: `work` on the settings that `read` gives; its exit code is 0, 2 after a user's mistake, 130 after
+    Ctrl-C.
+
+    What was wrong is told in one line, by one of the processes of the run. What a terminal's encoding cannot show is
+    written as escapes: printing never fails.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    settings = None
+    try:
+        settings = read()
+        work(settings)
+    except (Interrupted, KeyboardInterrupt):
+        return INTERRUPTED
+    except Exception as error:
+        told = error if isinstance(error, UserError) else out_of_memory(error)
+        if told is None:
+            raise
+        # all processes read the same arguments
+        if settings is not None or os.environ.get("RANK", "0") == "0":
+            _tell(told)
+        return 2
+    return 0
+
+
+def _tell(error: UserError) -> None:
+    if not isinstance(error, Elsewhere):
+        print(f"error: {shown(error, most=2000)}", file=sys.stderr)
 
 
 def parse_args(

@@ -26,10 +26,10 @@ from dgpo_core.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from dgpo_core.cli import parse_args
+from dgpo_core.cli import command, parse_args
 from dgpo_core.config import Config
-from dgpo_core.distributed import World
-from dgpo_core.errors import UserError
+from dgpo_core.distributed import World, together
+from dgpo_core.errors import Interrupted, UserError
 from dgpo_core.evaluation import Evaluator, read_evaluations, side_by_side
 from dgpo_core.files import write_atomic
 from dgpo_core.measure import Evaluation, Measurement, evaluation_solver
@@ -39,12 +39,7 @@ from dgpo_core.policy import AdapterName, Policy
 from dgpo_core.run import Run
 from dgpo_core.trainer import Iteration, Trainer
 
-INTERRUPTED = 130  # exit code of a run ended by Ctrl-C, as shells have it
 ECHO = 5.0  # seconds in which a second signal is still the first one, passed on by `accelerate launch` or `torchrun`
-
-
-class Interrupted(BaseException):
-    """The user asked to stop. Not an Exception, so that nothing on the way swallows it."""
 
 
 @dataclass
@@ -134,65 +129,59 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    return command(lambda: parse_args(argv), _train)
+
+
+def _train(config: Config) -> None:
     stop = Stop()
-    try:
-        config = parse_args(argv)
-        with stop.listening():
-            return train(config, stop.check)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (Interrupted, KeyboardInterrupt):
-        return INTERRUPTED
+    with stop.listening():
+        train(config, stop.check)
 
 
-def train(config: Config, check: Callable[[], None]) -> int:
-    """Run or resume `config`; returns the exit code."""
-    Run.check(config)  # before the minutes that a large model takes to load
-    world = World(config.model.device)
-    try:
-        with closing(prepare(config, world, check, tqdm.write)) as session:
+def train(config: Config, check: Callable[[], None]) -> None:
+    """Run or resume `config`. Raises UserError, and Interrupted where `check` does; a checkpoint is left then."""
+    with together(config.model.device) as world:
+        Run.check(config)  # before the minutes that a large model takes to load
+
+        def asked() -> None:
+            check()
+            world.check()
+
+        with closing(prepare(config, world, asked, tqdm.write)) as session:
             if not world.leads:
-                return _iterate(session, None)
+                _iterate(session, None)
+                return
             with Run.open(config) as run:
-                return _iterate(session, run)
-    finally:
-        world.close()
+                _iterate(session, run)
 
 
-def _iterate(session: Session, run: Run | None) -> int:
+def _iterate(session: Session, run: Run | None) -> None:
     """The run from its start or its newest checkpoint to its end. `run` is None on all processes but the first."""
     trainer, config = session.trainer, session.config
     done = _resume(session, run)  # what is wrong with a checkpoint leaves the run as it is
     try:
         _steps(session, run, done)
     except (Interrupted, UserError) as ending:
+        session.world.leave(ending)  # nobody waits for the checkpoint
         if run:
             _checkpoint(session, run)
             tqdm.write(f"Stopped after iteration {trainer.step} of {config.iterations}; --resume goes on from there.")
-        if isinstance(ending, UserError):
-            raise
-        return INTERRUPTED
-    return 0
+        raise
 
 
 def _steps(session: Session, run: Run | None, done: int) -> None:
     """All that is left to do of the run, of which `done` iterations are."""
     trainer, config = session.trainer, session.config
-    try:
-        if done == 0:
-            _evaluate(session, run, None, config.evaluation.final_images)
-            _samples(session, run, None)
-        elif session.world.any(run is not None and not _is_measured(run, trainer.step)):
-            _now_and_then(session, run)  # an evaluation that Ctrl-C cut off
-        with tqdm(total=config.iterations, initial=trainer.step, unit="it", disable=run is None) as bar:
-            while trainer.step < config.iterations and not _is_stopped(session):
-                _log(run, session.iterate(), trainer.step, bar)
-                _now_and_then(session, run)
-        _finish(session, run)
-    except RuntimeError:
-        session.check()  # Ctrl-C reached another process first, and a message to it failed
-        raise
+    if done == 0:
+        _evaluate(session, run, None, config.evaluation.final_images)
+        _samples(session, run, None)
+    elif session.world.any(run is not None and not _is_measured(run, trainer.step)):
+        _now_and_then(session, run)  # an evaluation that Ctrl-C cut off
+    with tqdm(total=config.iterations, initial=trainer.step, unit="it", disable=run is None) as bar:
+        while trainer.step < config.iterations and not _is_stopped(session):
+            _log(run, session.iterate(), trainer.step, bar)
+            _now_and_then(session, run)
+    _finish(session, run)
 
 
 def _is_measured(run: Run, step: int) -> bool:
