@@ -91,9 +91,9 @@ TRAIN: dict[str, tuple[Case, str]] = {
     "unknown choice": (lambda w: ["--training.reference", "base"], "frozen"),
     "unknown preset": (lambda w: ["--preset", "quikstart"], "did you mean quickstart?"),
     "unknown mode": (lambda w: ["--mode", "4"], "known: 1, 2a, 2b"),
-    "missing settings file": (lambda w: ["--config", "nowhere.yaml"], "no settings file nowhere.yaml"),
+    "missing settings file": (lambda w: ["--config", "nowhere.yaml"], "settings file nowhere.yaml does not exist"),
     "settings file that is no YAML": (lambda w: ["--config", w.file("a.yaml", "a: [1")], "not valid YAML"),
-    "settings file that is no text": (lambda w: ["--config", w.file("a.yaml", b"\xff\xfe\x00")], "cannot be read"),
+    "settings file that is no text": (lambda w: ["--config", w.file("a.yaml", b"\xff\xfe\x00")], "not UTF-8 text"),
     "unknown key in a settings file": (
         lambda w: ["--config", w.file("a.yaml", "rollout: {step: 3}")],
         "did you mean rollout.steps?",
