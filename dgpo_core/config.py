@@ -280,7 +280,8 @@ class Config:
     combine: Literal["sum", "normalised"] = "sum"
     """Add the weighted rewards as they are, or each one's advantages (see training.advantage_std)."""
     on_bad_score: Literal["stop", "skip"] = "stop"
-    """Where a reward fails or gives no number: stop the run with a checkpoint, or leave the group out and go on."""
+    """Where a reward fails or gives no number: stop the run with a checkpoint, or leave the group out and go on, until
+    no group of ten iterations in a row could be scored."""
     watch: tuple[RewardTerm, ...] = ()
     """Rewards that each evaluation scores and nothing is trained on, as NAME,...; statistics are watched always."""
     model: ModelConfig = field(default_factory=ModelConfig)

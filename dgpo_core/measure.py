@@ -17,7 +17,7 @@ from dgpo_core.files import write_atomic
 from dgpo_core.group import Group
 from dgpo_core.policy.base import AdapterName, Policy
 from dgpo_core.prompts import Prompt
-from dgpo_core.rewards import Reward, score_groups, weights_of
+from dgpo_core.rewards import Reward, guard, score_groups, weights_of
 from dgpo_core.rollout import Check, nothing, rollout
 from dgpo_core.seeds import derive_seed
 from dgpo_core.solvers import Solver
@@ -231,8 +231,7 @@ def score_evaluation(
             see(i, group)
             found.append((i, group.scores))
     if config.memory.offload:
-        for reward in rewards.values():
-            reward.idle()
+        guard.idle(rewards)
     return Evaluation.of(iteration, world.gather(found))
 
 

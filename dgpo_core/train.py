@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from dgpo_core.measure import Evaluation, Measurement, evaluation_solver
 from dgpo_core.offline import RatedGroups
 from dgpo_core.pictures import reward_curve
 from dgpo_core.policy import AdapterName, Policy
+from dgpo_core.rewards import guard
 from dgpo_core.run import Run
 from dgpo_core.trainer import Iteration, Trainer
 
@@ -98,10 +99,16 @@ class Session:
         """Seconds of the run so far, those before a resume included."""
         return self.seconds + time.monotonic() - self.started
 
-    def close(self) -> None:
-        """The run is over."""
-        for reward in self.trainer.rewards.values():
-            reward.close()
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Afterwards the rewards have let go of everything; that one cannot is told where nothing worse was."""
+        try:
+            yield
+        except BaseException:
+            with suppress(UserError):
+                guard.close(self.trainer.rewards)
+            raise
+        guard.close(self.trainer.rewards)
 
 
 def prepare(config: Config, world: World, check: Callable[[], None], tell: Callable[[str], None]) -> Session:
@@ -112,8 +119,8 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
     prompts, held_out = assemble.training_prompts(config, gallery), assemble.held_out_prompts(config)
     rewards = assemble.training_rewards(config, world, check, tell)
     judges = assemble.judges(config, rewards, held_out, world)
-    assemble.check_prompts(rewards, prompts)
-    assemble.check_prompts(judges, held_out)
+    guard.check_prompts(rewards, prompts)
+    guard.check_prompts(judges, held_out)
     policy, size = assemble.load_model(config, world)
     evaluation_solver(policy, config, size)  # a bad name is told now, not after the training
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
@@ -147,7 +154,8 @@ def train(config: Config, check: Callable[[], None]) -> None:
             check()
             world.check()
 
-        with closing(prepare(config, world, asked, tqdm.write)) as session:
+        session = prepare(config, world, asked, tqdm.write)
+        with session.closing():
             if not world.leads:
                 _iterate(session, None)
                 return
@@ -191,7 +199,8 @@ def _is_measured(run: Run, step: int) -> bool:
 def _log(run: Run | None, iteration: Iteration, step: int, bar: tqdm) -> None:
     """One line in metrics.jsonl, one move of the bar."""
     bar.update()
-    bar.set_postfix(reward=f"{iteration.metrics['reward']:.3f}", refresh=False)
+    if "reward" in iteration.metrics:
+        bar.set_postfix(reward=f"{iteration.metrics['reward']:.3f}", refresh=False)
     if run:
         for warning in iteration.warnings:
             bar.write(f"Iteration {step}: {warning}.")
