@@ -56,7 +56,7 @@ def show_number(value: float) -> str:
 
 
 # What is above these is a slip of the hand, and would end in a crash or in nothing happening for years.
-MOST_SEED = 2**64 - 1
+MOST_SEED, MOST_ITERATIONS = 2**64 - 1, 1_000_000
 Count = Annotated[int, Range(1, 1_000_000)]
 CountOrZero = Annotated[int, Range(0, 1_000_000)]
 Pixels = Annotated[int, Range(0, 16_384)]
@@ -268,7 +268,7 @@ class Config:
     """Folder in which run folders are made."""
     seed: Annotated[int, Range(-MOST_SEED, MOST_SEED)] = 0
     """Seed of everything random in the run."""
-    iterations: Count = 1000
+    iterations: Annotated[int, Range(1, MOST_ITERATIONS)] = 1000
     """Iterations (= optimiser steps) in all, 1 to a million; a resumed run may raise it."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder of this name."""

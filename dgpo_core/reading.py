@@ -41,8 +41,7 @@ def read_bytes(path: str | Path, what: str, most: int = MOST_BYTES) -> bytes:
         with open(handle, "rb") as file:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
-                kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no ordinary file"
-                raise UserError(f"{what} {shown(path)} cannot be read: it is {kind}.")
+                raise UserError(f"{what} {shown(path)} cannot be read: it is {_kind(found.st_mode)}.")
             content = file.read(most + 1) if found.st_size <= most else None
     except FileNotFoundError:
         raise UserError(f"{what} {shown(path)} does not exist.") from None
@@ -51,6 +50,20 @@ def read_bytes(path: str | Path, what: str, most: int = MOST_BYTES) -> bytes:
     if content is None or len(content) > most:
         raise UserError(f"{what} {shown(path)} is too large: more than {most // 2**20} MB.")
     return content
+
+
+def require_ordinary(path: str | Path, what: str) -> None:
+    """Raises UserError for what is there but is no ordinary file, for those who hand the path to another reader."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # the reader tells
+        return
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{what} {shown(path)} cannot be read: it is {_kind(mode)}.")
+
+
+def _kind(mode: int) -> str:
+    return "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
 
 
 def _why(path: str | Path, error: Exception) -> str:

@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,10 +21,12 @@ from dgpo_core import assemble, config_io
 from dgpo_core.checkpoint import (
     best_checkpoint,
     checkpoint_path,
+    checkpoints,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    step_of,
 )
 from dgpo_core.cli import command, parse_args
 from dgpo_core.config import Config
@@ -278,11 +280,16 @@ def _resume(session: Session, run: Run | None) -> int:
                 " can go on from this one's LoRA with --lora.init."
             )
         session.trainer.load_state(tensors, info)
-        session.seconds = info["seconds"]
-    session.evaluator.history = read_evaluations(folder.with_name("evaluations"), session.trainer.step)
+        seconds = info.get("seconds")
+        session.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+    step, evaluator = session.trainer.step, session.evaluator
+    evaluator.history, lost = read_evaluations(folder.with_name("evaluations"), step, evaluator.judges)
     if run:
-        run.truncate_metrics(session.trainer.step if session.trainer.step else -1)
-    return session.trainer.step
+        bad = run.truncate_metrics(step if step else -1)
+        for count, what in ((bad, "line(s) of metrics.jsonl"), (lost, "file(s) in evaluations/")):
+            if count:
+                tqdm.write(f"Warning: {count} {what} cannot be read and are left out.")
+    return step
 
 
 def _finish(session: Session, run: Run | None) -> None:
@@ -293,9 +300,9 @@ def _finish(session: Session, run: Run | None) -> None:
         _samples(session, run, session.adapter)
     made, after = trainer.step, evaluator.history[-1] if evaluator.history else None
     stopped = _is_stopped(session)  # or by this very evaluation
+    saved = ""
     if stopped:
-        tensors, info = load_checkpoint(best_checkpoint(Path(config.output, config.name, "checkpoints")))
-        trainer.load_state(tensors, info)
+        saved = _go_back(session)
         after = evaluator.at(trainer.step, session.adapter, config.evaluation.final_images or config.evaluation.images)
     if not run:
         return
@@ -303,6 +310,9 @@ def _finish(session: Session, run: Run | None) -> None:
     summary = {"seconds": session.elapsed(), "iterations": made}
     summary |= {"stopped_at": made, "iterations": trainer.step} if stopped else {}
     _conclude(run, evaluator, after if after and after.iteration == trainer.step else None, summary)
+    if stopped:
+        print(f"Stopped after iteration {made}; lora.safetensors is {saved}.")
+    _point_to(run, summary)
 
 
 def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary: dict[str, Any]) -> None:
@@ -312,7 +322,7 @@ def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary:
     before = next((r for r in run.read_metrics() if r["iteration"] == 0 and "held_out" in r), None)
     alarms = evaluator.watch.alarms(evaluator.history)
     summary = {"reward": name, **summary} | ({"alarms": [str(alarm) for alarm in alarms]} if alarms else {})
-    if after and before:
+    if after and before and None not in (before["held_out"], before["n"], *before["held_out_ci95"]):
         base = Measurement(before["held_out"], tuple(before["held_out_ci95"]), before["n"])
         found = evaluator.watch.measure(after)
         summary |= {"base": base.as_json(), "adapter": found.as_json()}
@@ -320,15 +330,39 @@ def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary:
     run.write_json(run.summary_path, summary)
     for alarm in alarms:
         print(f"Warning: {alarm}.")
-    if "stopped_at" in summary:
-        best = summary["iterations"]
-        saved = (
-            f"the adapter after iteration {best}, the best before the decline" if best else "untrained: all declined"
-        )
-        print(f"Stopped after iteration {summary['stopped_at']}; lora.safetensors is {saved}.")
+
+
+def _point_to(run: Run, summary: Mapping[str, Any]) -> None:
     minutes = summary["seconds"] / 60
     print(f"{summary['iterations']} iterations in {minutes:.1f} minutes; everything is in {run.folder}:")
     print("  lora.safetensors (the adapter), samples/ (before, during, after), reward.png, summary.json")
+
+
+def _go_back(session: Session) -> str:
+    """To the best state after an alarm, or to the nearest one that can be had; in words, which that is.
+
+    Every process finds the same.
+    """
+    folder = Path(session.config.output, session.config.name, "checkpoints")
+    best = session.evaluator.watch.best(session.evaluator.history).iteration
+    if _load(session, best_checkpoint(folder)):
+        step = session.trainer.step
+        return f"the adapter after iteration {step}, the best before the decline" if step else "untrained: all declined"
+    for path in sorted(checkpoints(folder), key=lambda path: abs(step_of(path) - best)):
+        if _load(session, path):
+            break
+    which = f"the adapter after iteration {session.trainer.step}"
+    return f"{which}, as the best before the decline (iteration {best}) cannot be read from best.safetensors any more"
+
+
+def _load(session: Session, path: Path) -> bool:
+    """Go back to a checkpoint of this run, if it is whole."""
+    try:
+        tensors, info = load_checkpoint(path, config_io.fingerprint(session.config))
+        session.trainer.load_state(tensors, info)
+    except UserError:
+        return False
+    return True
 
 
 def lora_metadata(config: Config, step: int) -> dict[str, str]:

@@ -18,12 +18,13 @@ from dgpo_core import advantage as adv
 from dgpo_core.config import Config, RewardTerm
 from dgpo_core.distributed import World
 from dgpo_core.ema import ema_, fast_decay
-from dgpo_core.errors import UserError
+from dgpo_core.errors import UserError, out_of_memory
 from dgpo_core.gate import Gate, counted
 from dgpo_core.group import Group
 from dgpo_core.offline import RatedGroups
 from dgpo_core.policy.base import Cond, Policy
 from dgpo_core.prompts import Prompt, PromptStream
+from dgpo_core.reading import shown
 from dgpo_core.rewards import Reward, Scoring, guard, weights_of
 from dgpo_core.rollout import Check, nothing, rollout
 from dgpo_core.seeds import derive_seed
@@ -364,7 +365,15 @@ class Trainer:
         return tensors, {"step": self.step, "old_is_current": self.old_is_current}
 
     def load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-        """The inverse of `state`. Raises UserError if the tensors are of another model or LoRA."""
+        """The inverse of `state`. Raises UserError for tensors of another model or LoRA, and for no trainer's state."""
+        try:
+            self._load_state(tensors, info)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+            told = f"The checkpoint does not hold the state of a training ({type(error).__name__}: {shown(error)})."
+            raise out_of_memory(error) or UserError(told) from error
+
+    def _load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+        step, old_is_current = int(info["step"]), bool(info["old_is_current"])
         with torch.no_grad():
             for name in ADAPTERS:
                 for key, value in self.policy.adapter_state(name).items():
@@ -383,7 +392,7 @@ class Trainer:
         torch.set_rng_state(tensors["rng/cpu"])
         if "rng/cuda" in tensors and self.policy.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.policy.device)
-        self.step, self.old_is_current = int(info["step"]), bool(info["old_is_current"])
+        self.step, self.old_is_current = step, old_is_current
 
 
 def reward_metrics(scores: Sequence[Mapping[str, Tensor]], term: RewardTerm) -> dict[str, float]:

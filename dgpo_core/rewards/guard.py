@@ -14,7 +14,7 @@ from dgpo_core.rewards.base import Reward
 
 @contextmanager
 def guarded(start: str) -> Iterator[None]:
-    """Raises UserError, which begins with `start` and ends with the reason, for any error inside but UserError itself and the user's Ctrl-C."""
+    """Raises UserError, "`start` REASON.", for any error inside but UserError itself and the user's Ctrl-C."""
     try:
         yield
     except UserError:
