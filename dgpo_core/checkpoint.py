@@ -74,6 +74,20 @@ def load_checkpoint(path: str | Path, fingerprint: str | None = None) -> tuple[d
     return tensors, info
 
 
+def read_info(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's info alone, without reading its tensors. Raises UserError as `load_checkpoint`, but for damage
+    behind the header, which is not looked at."""
+    require_ordinary(path, "The checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            info = parse_json((file.metadata() or {})["info"], f"The info of the checkpoint {path}")
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"The checkpoint {path} is damaged ({shown(error)}): {_ADVICE}") from None
+    if not isinstance(info, dict):
+        raise UserError(f"The checkpoint {path} is damaged (its info is no object): {_ADVICE}")
+    return info
+
+
 _ADVICE = "delete it to go on from the one before."
 
 

@@ -211,7 +211,7 @@ def _refuse_unknown(kind: type, argv: Sequence[str]) -> None:
         known |= {name, f"{group}{dot}no_{leaf}"} if hint is bool else {name}
     for name in _named(argv):
         if name not in known:
-            raise UserError(f"There is no option --{name}{config_io.suggest(name, known, '--')}")
+            raise UserError(f"There is no option --{shown(name, 60)}{config_io.suggest(name[:200], known, '--')}")
 
 
 def _one_sentence(printed: str, prog: str) -> str:

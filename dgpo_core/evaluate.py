@@ -38,7 +38,7 @@ class EvaluateConfig:
     """Write the result to this file, in the form of a run's summary.json, with the whole table."""
     report: Path | None = None
     """Write report.md and report.png, the same prompts and seeds side by side, into this folder."""
-    images: Annotated[int, Range(2)] = 512
+    images: Annotated[int, Range(2, 1_000_000)] = 512
     """Images of the base and of each adapter, at least 2."""
     model: str = ""
     """The base model; empty is the one that the file names."""

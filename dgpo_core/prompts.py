@@ -98,7 +98,7 @@ class PromptStream:
         return [self.prompts[_order(count, self.seed, epoch)[place]] for epoch, place in places]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4)  # of a million prompts, 8 MB each
 def _order(count: int, seed: int, epoch: int) -> list[int]:
     """The order of `count` prompts in round `epoch`."""
     order = list(range(count))
