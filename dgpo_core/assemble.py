@@ -96,12 +96,6 @@ def training_rewards(
     return found
 
 
-def check_prompts(rewards: Mapping[str, Reward], prompts: Sequence[Prompt]) -> None:
-    """Raises UserError for a prompt that a reward cannot judge, before anything is drawn."""
-    for reward in rewards.values():
-        reward.check(prompts)
-
-
 def judges(
     config: Config, trained: Mapping[str, Reward], held_out: Sequence[Prompt], world: World
 ) -> dict[str, Reward]:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from dgpo_core import assemble
-from dgpo_core.cli import parse
+from dgpo_core.cli import command, parse
 from dgpo_core.config import EMBEDDED, Config, Count, CountOrZero, RewardTerm
 from dgpo_core.config_io import load_preset, read_rewards, validate
 from dgpo_core.distributed import World
@@ -265,16 +265,14 @@ def peak_memory(policy: Policy) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    try:
-        options = parse(BenchConfig, argv, "python -m dgpo_core.bench", __doc__)
-        result = Bench(options).run()
-        print(json.dumps(result, indent=2))
-        if options.json:
-            write_atomic(options.json, json.dumps(result, indent=2) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command(lambda: parse(BenchConfig, argv, "python -m dgpo_core.bench", __doc__), _bench)
+
+
+def _bench(options: BenchConfig) -> None:
+    result = Bench(options).run()
+    print(json.dumps(result, indent=2))
+    if options.json:
+        write_atomic(options.json, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
+from dgpo_core.reading import parse_json, require_ordinary, shown
 
 FORMAT = "dgpo-checkpoint-1"
-_NAME = re.compile(r"step_(\d{6,})\.safetensors")
+_NAME = re.compile(r"step_(\d{6,15})\.safetensors")
 
 
 def checkpoint_path(folder: str | Path, step: int) -> Path:
@@ -51,6 +52,7 @@ def load_checkpoint(path: str | Path, fingerprint: str | None = None) -> tuple[d
     another `fingerprint`.
     """
     path = Path(path)
+    require_ordinary(path, "The checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -58,11 +60,13 @@ def load_checkpoint(path: str | Path, fingerprint: str | None = None) -> tuple[d
                 raise UserError(f"{path} is not a checkpoint of DGPO: give one from a run's folder checkpoints/.")
             names = file.keys()
             tensors = {name: file.get_tensor(name).clone() for name in names}  # else views of the file
-        info = json.loads(metadata["info"])
+        info = parse_json(metadata["info"], f"The info of the checkpoint {path}")
     except FileNotFoundError:
         raise UserError(f"There is no checkpoint {path}.") from None
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"The checkpoint {path} is damaged ({error}): {_ADVICE}") from None
+        raise UserError(f"The checkpoint {path} is damaged ({shown(error)}): {_ADVICE}") from None
+    if not isinstance(info, dict):
+        raise UserError(f"The checkpoint {path} is damaged (its info is no object): {_ADVICE}")
     if metadata.get("digest") != _digest(tensors):
         raise UserError(f"The checkpoint {path} is damaged (its checksum does not match): {_ADVICE}")
     if fingerprint is not None and info.get("fingerprint") != fingerprint:
@@ -70,33 +74,53 @@ def load_checkpoint(path: str | Path, fingerprint: str | None = None) -> tuple[d
     return tensors, info
 
 
+def read_info(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's info alone, without reading its tensors. Raises UserError as `load_checkpoint`, but for damage
+    behind the header, which is not looked at."""
+    require_ordinary(path, "The checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            info = parse_json((file.metadata() or {})["info"], f"The info of the checkpoint {path}")
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"The checkpoint {path} is damaged ({shown(error)}): {_ADVICE}") from None
+    if not isinstance(info, dict):
+        raise UserError(f"The checkpoint {path} is damaged (its info is no object): {_ADVICE}")
+    return info
+
+
 _ADVICE = "delete it to go on from the one before."
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
     """The newest checkpoint in `folder` whose header can be read and matches the length of the file, or None."""
-    for path in reversed(_checkpoints(folder)):
+    for path in reversed(checkpoints(folder)):
         try:
+            require_ordinary(path, "The checkpoint")
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("format") == FORMAT:
                     return path
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, UserError):
             continue
     return None
 
 
 def prune_checkpoints(folder: str | Path, keep: int) -> None:
     """Deletes all checkpoints but the newest `keep`."""
-    for path in _checkpoints(folder)[:-keep]:
+    for path in checkpoints(folder)[:-keep]:
         with contextlib.suppress(OSError):  # one that cannot go does no harm
             path.unlink()
 
 
-def _checkpoints(folder: str | Path) -> list[Path]:
-    """Oldest first."""
+def checkpoints(folder: str | Path) -> list[Path]:
+    """All but the best one, oldest first; some may be damaged."""
     folder = Path(folder)
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The optimiser step that a checkpoint's name tells."""
+    return int(_NAME.fullmatch(path.name)[1])
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

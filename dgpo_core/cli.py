@@ -8,7 +8,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, TypeVar
@@ -17,7 +17,8 @@ import tyro
 
 from dgpo_core import config_io
 from dgpo_core.config import Config, RewardTerm
-from dgpo_core.errors import UserError
+from dgpo_core.errors import Elsewhere, Interrupted, UserError, out_of_memory
+from dgpo_core.reading import bounded, shown
 from dgpo_core.workflow import load_workflow
 
 Settings = TypeVar("Settings")
@@ -53,6 +54,41 @@ class CommandLine:
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+
+
+def command(read: Callable[[], Settings], work: Callable[[Settings], object]) -> int:
+    """A command: `work` on the settings that `read` gives; its exit code is 0, 2 after a user's mistake, 130 after
+    Ctrl-C.
+
+    What was wrong is told in one line, by one of the processes of the run. What a terminal's encoding cannot show is
+    written as escapes: printing never fails.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    settings = None
+    try:
+        settings = read()
+        work(settings)
+    except (Interrupted, KeyboardInterrupt):
+        return INTERRUPTED
+    except Exception as error:
+        told = error if isinstance(error, UserError) else out_of_memory(error)
+        if told is None:
+            raise
+        # all processes read the same arguments
+        if settings is not None or os.environ.get("RANK", "0") == "0":
+            _tell(told)
+        return 2
+    return 0
+
+
+def _tell(error: UserError) -> None:
+    if not isinstance(error, Elsewhere):
+        print(f"error: {shown(error, most=2000)}", file=sys.stderr)
+
+
 def parse_args(
     argv: Sequence[str] | None = None, default_preset: str = "quickstart", prog: str = "python -m dgpo_core.train"
 ) -> Config:
@@ -63,13 +99,15 @@ def parse_args(
     printing `--help`.
     """
     argv = _arguments(argv)
-    chosen, base = _start(argv, default_preset, prog)
+    chosen, base, implied = _start(argv, default_preset, prog)
     defaults = CommandLine(chosen.preset, chosen.mode, chosen.config, chosen.workflow, base)
     description = (
         f"{CommandLine.__doc__}\n\nPresets: {', '.join(config_io.preset_names())}.\nPreset, --config, --mode and single"
         " settings are laid over each other in this order."
     )
-    config = config_io.for_groups(parse(CommandLine, argv, prog, description, defaults).settings)
+    config = config_io.for_groups(_parse(CommandLine, argv, prog, description, defaults).settings)
+    if implied:
+        config = config_io.without_the_demos_measure(config, _named(argv))
     config = replace(config, name=config.name or (Path(chosen.config).stem if chosen.config else "run"))
     config_io.validate(config)
     return config
@@ -84,9 +122,17 @@ def parse(
 ) -> Settings:
     """An instance of the dataclass `kind` from command-line arguments (default: the process's).
 
-    Raises UserError for whatever tyro finds wrong, in one sentence, and SystemExit(0) after printing `--help`.
+    Raises UserError for whatever tyro finds wrong, in one sentence, and for a number out of its range; SystemExit(0)
+    after printing `--help`.
     """
-    argv = _arguments(argv)
+    settings = _parse(kind, _arguments(argv), prog, description, default)
+    config_io.check_ranges(settings)
+    return settings
+
+
+def _parse(
+    kind: type[Settings], argv: Sequence[str], prog: str, description: str | None, default: Settings | None
+) -> Settings:
     _refuse_unknown(kind, argv)
     printed = io.StringIO()
     arguments = {} if default is None else {"default": default}
@@ -111,8 +157,8 @@ def parse(
         raise UserError(_one_sentence(printed.getvalue(), prog)) from None
 
 
-def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argparse.Namespace, Config]:
-    """What decides the defaults of all other options, and those defaults."""
+def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argparse.Namespace, Config, bool]:
+    """What decides the defaults of all other options, those defaults, and whether nobody asked for them."""
     reader = _StartReader(prog=prog, add_help=False, allow_abbrev=False)
     for option in ("--preset", "--mode", "--config", "--workflow", "--name", "--output"):
         reader.add_argument(option, default="")
@@ -123,7 +169,8 @@ def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argpars
     resumed = chosen.resume and not named and os.path.exists(saved)
     if resumed:
         chosen.config = str(saved)
-    chosen.preset = chosen.preset or ("" if chosen.config or chosen.workflow else default_preset)
+    implied = not (chosen.preset or chosen.config or chosen.workflow)
+    chosen.preset = default_preset if implied else chosen.preset
     base = config_io.load_preset(chosen.preset) if chosen.preset else Config()
     if chosen.workflow:
         base = config_io.from_dict(load_workflow(chosen.workflow), base, chosen.workflow)
@@ -133,7 +180,7 @@ def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argpars
         base = replace(base, output=str(saved.parents[1]), name=saved.parent.name)  # it may have been moved
     if chosen.mode:
         base = config_io.apply_mode(base, chosen.mode)
-    return chosen, base
+    return chosen, base, implied
 
 
 class _StartReader(argparse.ArgumentParser):
@@ -144,7 +191,16 @@ class _StartReader(argparse.ArgumentParser):
 
 
 def _arguments(argv: Sequence[str] | None) -> list[str]:
-    return list(sys.argv[1:] if argv is None else argv)
+    found = bounded(list(sys.argv[1:] if argv is None else argv), "The command line")
+    for argument in found:
+        if "\0" in argument:
+            raise UserError(f"The argument {shown(argument, 60)} holds a character that no text can hold (NUL).")
+    return found
+
+
+def _named(argv: Sequence[str]) -> list[str]:
+    """The names of the options that are given, such as "training.lr"."""
+    return [token[2:].partition("=")[0].replace("-", "_") for token in argv if token.startswith("--")]
 
 
 def _refuse_unknown(kind: type, argv: Sequence[str]) -> None:
@@ -153,10 +209,9 @@ def _refuse_unknown(kind: type, argv: Sequence[str]) -> None:
         name = name.removeprefix("settings.")
         group, dot, leaf = name.rpartition(".")
         known |= {name, f"{group}{dot}no_{leaf}"} if hint is bool else {name}
-    for token in argv:
-        name = token[2:].partition("=")[0].replace("-", "_")
-        if token.startswith("--") and name not in known:
-            raise UserError(f"There is no option --{name}{config_io.suggest(name, known, '--')}")
+    for name in _named(argv):
+        if name not in known:
+            raise UserError(f"There is no option --{shown(name, 60)}{config_io.suggest(name[:200], known, '--')}")
 
 
 def _one_sentence(printed: str, prog: str) -> str:

@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 EMBEDDED = "embedded"
 """Instead of a path: what ships inside the package (the demo model, its training and its held-out prompts)."""
 
+DEMO_REWARDS = ("shapes", "shapes_graded")
+"""Rewards that read the pictures of the embedded model, and no others."""
+
 STATISTICS = ("edge_density", "entropy", "saturation", "group_diversity")
 """What every evaluation watches besides `watch`: statistics that cost next to nothing and show most hacks first."""
 
@@ -40,13 +43,23 @@ class Range:
         return above and below and abs(value) != float("inf")
 
     def __str__(self) -> str:
-        low = f"greater than {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        high = f"less than {self.high:g}" if self.open_high else f"at most {self.high:g}"
+        low = f"{'greater than' if self.open_low else 'at least'} {show_number(self.low)}"
+        high = f"{'less than' if self.open_high else 'at most'} {show_number(self.high)}"
         return " and ".join(text for text, edge in ((low, self.low), (high, self.high)) if abs(edge) != float("inf"))
 
 
-Count = Annotated[int, Range(1)]
-CountOrZero = Annotated[int, Range(0)]
+def show_number(value: float) -> str:
+    """A number for a sentence, also one that is too large for a float."""
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**25 else f"a number of {len(str(abs(value)))} digits"
+    return f"{value:g}"
+
+
+# What is above these is a slip of the hand, and would end in a crash or in nothing happening for years.
+MOST_SEED, MOST_ITERATIONS = 2**64 - 1, 1_000_000
+Count = Annotated[int, Range(1, 1_000_000)]
+CountOrZero = Annotated[int, Range(0, 1_000_000)]
+Pixels = Annotated[int, Range(0, 16_384)]
 Positive = Annotated[float, Range(0, open_low=True)]
 NotNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -64,10 +77,10 @@ class ModelConfig:
     """Architecture: sd15, sdxl, sd3, flux; 'auto' reads it from the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the frozen base; 'auto' is bfloat16 on a GPU and float32 on a CPU. The LoRA is always float32."""
-    height: CountOrZero = 0
-    """Image height in pixels; 0 is the model's own."""
-    width: CountOrZero = 0
-    """Image width in pixels; 0 is the model's own."""
+    height: Pixels = 0
+    """Image height in pixels, at most 16384; 0 is the model's own."""
+    width: Pixels = 0
+    """Image width in pixels, at most 16384; 0 is the model's own."""
     device: str = "auto"
     """Where to run: cpu, cuda, cuda:1, mps; 'auto' takes the first accelerator there is."""
 
@@ -76,8 +89,8 @@ class ModelConfig:
 class LoraConfig:
     """The adapter that learns."""
 
-    rank: Count = 32
-    """Rank of the LoRA matrices (paper 32, official code 64), at least 1."""
+    rank: Annotated[int, Range(1, 4096)] = 32
+    """Rank of the LoRA matrices (paper 32, official code 64), 1 to 4096."""
     alpha: Positive = 64.0
     """LoRA scale numerator: the update is multiplied by alpha / rank (official code: 2 * rank), above 0."""
     dropout: BelowOne = 0.0
@@ -100,10 +113,10 @@ class DataConfig:
     """The training prompts themselves, one per line; where given, no file is read."""
     held_out_text: str = ""
     """The prompts for evaluation themselves, one per line; where given, no file is read."""
-    order_seed: Annotated[int, Range(-1)] = -1
+    order_seed: Annotated[int, Range(-1, MOST_SEED)] = -1
     """Seed of the order in which prompts are taken; -1 takes the run's seed."""
-    groups_per_iteration: Count = 8
-    """Prompts (= groups, the paper's P) per iteration over all processes, at least 1 (paper 8, '24 is better')."""
+    groups_per_iteration: Annotated[int, Range(1, 1000)] = 8
+    """Prompts (= groups, the paper's P) per iteration over all processes, 1 to 1000 (paper 8, '24 is better')."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +129,8 @@ class RolloutConfig:
     """Solver steps per image, 1 to 1000."""
     cfg: Guidance = 4.5
     """Classifier-free guidance scale while drawing, 1 to 100; 1 is no guidance."""
-    group_size: Annotated[int, Range(2)] = 24
-    """Images per prompt (the paper's G), at least 2: the update compares the images of a group with each other."""
+    group_size: Annotated[int, Range(2, 10_000)] = 24
+    """Images per prompt (the paper's G), 2 to 10000: the update compares the images of a group with each other."""
     batch: CountOrZero = 8
     """Images per forward; bounds memory, does not change the result; 0 draws the whole iteration at once."""
     negative_prompt: str = ""
@@ -161,8 +174,8 @@ class TrainingConfig:
     reference: Literal["frozen", "old"] = "frozen"
     """What the group preference is measured against: the base model, or the fast EMA of the adapter without guidance
     (mode 2b). The KL term is always with the base."""
-    timesteps: Count = 4
-    """Noise levels per sample and iteration (the paper's M), at least 1."""
+    timesteps: Annotated[int, Range(1, 1000)] = 4
+    """Noise levels per sample and iteration (the paper's M), 1 to 1000."""
     timestep_source: Literal["rollout", "uniform"] = "rollout"
     """Draw them from the roll-out's own timesteps without replacement, or uniformly from [t_min, 1]."""
     t_min: NotNegative = 7.0
@@ -221,7 +234,7 @@ class HumanConfig:
     """Port of the page, which only this machine (and who forwards the port over SSH) can open; 0 takes a free one."""
     mode: Literal["rank", "thumbs"] = "rank"
     """Put images in order, best first, or mark them as good or bad."""
-    timeout: NotNegative = 0.0
+    timeout: Annotated[float, Range(0, 10_000_000)] = 0.0
     """Seconds to wait for an answer; then the iteration trains nothing and the run goes on; 0 waits for ever."""
 
 
@@ -255,10 +268,10 @@ class Config:
     """Name of the run folder; empty takes the preset's name, or 'run' where there is no preset."""
     output: str = "runs"
     """Folder in which run folders are made."""
-    seed: int = 0
+    seed: Annotated[int, Range(-MOST_SEED, MOST_SEED)] = 0
     """Seed of everything random in the run."""
-    iterations: Count = 1000
-    """Iterations (= optimiser steps) in all, at least 1; a resumed run may raise it."""
+    iterations: Annotated[int, Range(1, MOST_ITERATIONS)] = 1000
+    """Iterations (= optimiser steps) in all, 1 to a million; a resumed run may raise it."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder of this name."""
     reward: tuple[RewardTerm, ...] = (RewardTerm("shapes_graded"),)
@@ -269,7 +282,8 @@ class Config:
     combine: Literal["sum", "normalised"] = "sum"
     """Add the weighted rewards as they are, or each one's advantages (see training.advantage_std)."""
     on_bad_score: Literal["stop", "skip"] = "stop"
-    """Where a reward fails or gives no number: stop the run with a checkpoint, or leave the group out and go on."""
+    """Where a reward fails or gives no number: stop the run with a checkpoint, or leave the group out and go on, until
+    no group of ten iterations in a row could be scored."""
     watch: tuple[RewardTerm, ...] = ()
     """Rewards that each evaluation scores and nothing is trained on, as NAME,...; statistics are watched always."""
     model: ModelConfig = field(default_factory=ModelConfig)

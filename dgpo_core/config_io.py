@@ -19,15 +19,19 @@ from typing import Any, Literal
 
 import yaml
 
-from dgpo_core.config import HUMAN, RATINGS, Config, Range, RewardTerm
+from dgpo_core.config import DEMO_REWARDS, EMBEDDED, HUMAN, RATINGS, Config, Range, RewardTerm, show_number
 from dgpo_core.errors import UserError
 from dgpo_core.gate import check_rewards
+from dgpo_core.reading import parse_yaml, read_text, shown
 
 MODES = ("1", "2a", "2b")
 """The official README's three modes; `presets/modes/` holds what each one sets."""
 
 PERSONAL = ("name", "output", "resume")
 """Where a run lives and how it was started: no part of what it computes."""
+
+MOST_BYTES = 2**20
+"""Of a file of settings."""
 
 BATCHES = ("rollout.batch", "training.micro_batch", "evaluation.batch")
 
@@ -110,7 +114,8 @@ def _read_group(base: Any, values: Any, prefix: str, source: str) -> Any:
     for key, value in values.items():
         if key not in hints:
             known = [prefix + name for name in hints] if prefix else list(setting_types())
-            raise UserError(f"{source}: there is no setting {prefix}{key}{suggest(f'{prefix}{key}', known)}")
+            name = f"{prefix}{shown(key, 60)}"
+            raise UserError(f"{source}: there is no setting {name}{suggest(name, known)}")
         current = getattr(base, key)
         if is_dataclass(current):
             changes[key] = _read_group(current, value, f"{prefix}{key}.", source)
@@ -134,7 +139,7 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
     if hint is float and not isinstance(value, bool) and isinstance(value, (int, float, str)):
         try:
             return float(value)  # YAML 1.1 reads 1e-3 as text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
@@ -229,13 +234,8 @@ def to_yaml(config: Config) -> str:
 
 def load_yaml(path: str | Path, base: Config | None = None) -> Config:
     """Settings from the file at `path`, laid over `base`. Raises UserError for whatever is wrong with the file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"There is no settings file {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The settings file {path} cannot be read: {error}.") from None
-    return _from_yaml(text, base, str(path))
+    what = f"The settings file {shown(path)}"
+    return _laid_over(base, parse_yaml(read_text(path, "The settings file", MOST_BYTES), what), str(path))
 
 
 def preset_names() -> list[str]:
@@ -247,29 +247,26 @@ def load_preset(name: str, base: Config | None = None) -> Config:
     """The preset `name`, laid over `base`; its run is called after it. Raises UserError for an unknown name."""
     if name not in preset_names():
         raise UserError(f"There is no preset {name}{suggest(name, preset_names())}")
-    config = _from_yaml(_presets().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), base, f"preset {name}")
-    return replace(config, name=name)
+    return replace(_shipped(f"{name}.yaml", base, f"preset {name}"), name=name)
 
 
 def apply_mode(config: Config, mode: str) -> Config:
     """`config` with the settings of mode 1, 2a or 2b (roll-outs with or without CFG, frozen or moving reference)."""
     if mode not in MODES:
         raise UserError(f"There is no mode {mode}; known: {', '.join(MODES)}.")
-    text = _presets().joinpath("modes", f"mode-{mode}.yaml").read_text(encoding="utf-8")
-    return _from_yaml(text, config, f"mode {mode}")
+    return _shipped(f"modes/mode-{mode}.yaml", config, f"mode {mode}")
 
 
 def _presets() -> Traversable:
     return files("dgpo_core").joinpath("presets")
 
 
-def _from_yaml(text: str, base: Config | None, source: str) -> Config:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{line}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+def _shipped(name: str, base: Config | None, source: str) -> Config:
+    """What one of the package's own files lays over `base`."""
+    return _laid_over(base, parse_yaml(_presets().joinpath(name).read_text(encoding="utf-8"), source), source)
+
+
+def _laid_over(base: Config | None, values: Any, source: str) -> Config:
     return from_dict({} if values is None else values, base, source)
 
 
@@ -287,9 +284,19 @@ def validate(config: Config) -> None:
             " images of one prompt with each other, and one image has nothing to be compared with."
         )
     for name, hint in setting_types().items():
-        _check_range(name, hint, _get(config, name))
+        value = _get(config, name)
+        _check_range(name, hint, value)
+        if "\0" in (value if isinstance(value, str | tuple) else ""):
+            raise UserError(f"{name} holds a character that no file name or text can hold (NUL): remove it.")
+    check_folder_name(config.name)
     _check_names(config)
     check_timesteps(config)
+
+
+def check_ranges(settings: Any) -> None:
+    """Raises UserError for the first number of a dataclass of settings that is out of its range."""
+    for name, hint in _hints(type(settings)).items():
+        _check_range(name, hint, getattr(settings, name))
 
 
 def _get(config: Config, name: str) -> Any:
@@ -306,12 +313,31 @@ def _check_range(name: str, hint: Any, value: Any) -> None:
     for allowed in ranges:
         for number in value if isinstance(value, tuple) else (value,):
             if not allowed.holds(number):
-                raise UserError(f"{name} is {number:g} but must be {allowed}.")
+                raise UserError(f"{name} is {show_number(number)} but must be {allowed}.")
 
 
 def for_groups(config: Config) -> Config:
     """Where a folder of rated images is trained on, its ratings are the reward."""
     return replace(config, reward=(RewardTerm(RATINGS),)) if config.groups else config
+
+
+def without_the_demos_measure(config: Config, named: Collection[str]) -> Config:
+    """The quickstart's settings as they suit a model, prompts or a reward of the user's own, which are then measured.
+
+    Its reward `shapes` knows the embedded model's pictures, and its held-out prompts go with its training prompts. What
+    the user has `named` stays. On the embedded model `shapes` is still watched, beside a reward of one's own.
+    """
+    own_prompts = config.data.prompts != EMBEDDED or bool(config.data.text)
+    own_world = own_prompts or config.model.path != EMBEDDED
+    own_reward = not {term.name for term in config.reward} & {HUMAN, RATINGS, *DEMO_REWARDS}
+    if own_prompts and not {"data.held_out", "data.held_out_text"} & set(named):
+        config = replace(config, data=replace(config.data, held_out=""))
+    if (own_world or own_reward) and "evaluation.reward" not in named:
+        measure = RewardTerm(config.evaluation.reward)
+        config = replace(config, evaluation=replace(config.evaluation, reward=""))
+        if not own_world and "watch" not in named:
+            config = replace(config, watch=(*config.watch, measure))
+    return config
 
 
 def _check_people(config: Config) -> None:
@@ -320,6 +346,21 @@ def _check_people(config: Config) -> None:
         raise UserError(f"evaluation.reward is {config.evaluation.reward}: name one that can score images by itself.")
     if any(term.name == RATINGS for term in config.reward) and not config.groups:
         raise UserError("The reward ratings needs a folder of rated images: give it with --groups FOLDER.")
+
+
+def check_folder_name(name: str, what: str = "run name") -> None:
+    """Raises UserError for a name that cannot be a folder's on every system; an empty one is none yet."""
+    device = name.partition(".")[0].rstrip(" ").upper() in _DEVICES
+    if device or set('/\\:*?"<>|') & set(name) or not name.isprintable() or name.strip(" .") != name:
+        why = "it is the name of a device on Windows" if device else "use letters, digits, '-', '_' and '.'"
+        raise UserError(f"The {what} {shown(name, 60)!r} cannot be a folder name: {why}.")
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise UserError(f"The {what} {shown(name, 60)!r} is too long: at most {LONGEST_NAME} bytes.")
+
+
+LONGEST_NAME = 200  # bytes; file systems take 255
+_PORTS = [f"{port}{number}" for port in ("COM", "LPT") for number in range(10)]
+_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *_PORTS}
 
 
 def _check_names(config: Config) -> None:
@@ -333,9 +374,6 @@ def _check_names(config: Config) -> None:
             raise UserError(f"{term.name} is trained, so it cannot be watched as well: leave it out of watch.")
         if term.weight != 1.0 or term.only_if:
             raise UserError(f"{term.name} is only watched and has no weight or condition: give its name alone.")
-    bad = set('/\\:*?"<>|\0') & set(config.name)
-    if bad or config.name.strip(" .") != config.name:
-        raise UserError(f"The run name {config.name!r} cannot be a folder name; use letters, digits, '-', '_' and '.'.")
     for side in ("height", "width"):
         if getattr(config.model, side) % 8:
             raise UserError(f"model.{side} is {getattr(config.model, side)} but must be a multiple of 8.")

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""How a run ends before its end: by what the user can fix, or because the user asked for it."""
 
 
 class UserError(Exception):
@@ -7,3 +7,26 @@ class UserError(Exception):
     Command-line programs print it and exit with code 2; ComfyUI nodes show it on the node. Nothing has been written
     when it is raised during validation.
     """
+
+
+class Elsewhere(UserError):
+    """What another process of the run has told, or is about to tell: this one ends without a word."""
+
+
+class Interrupted(BaseException):
+    """The user asked to stop. Not an Exception, so that nothing on the way swallows it."""
+
+
+def out_of_memory(error: BaseException) -> UserError | None:
+    """The sentence for an error that means "out of memory", which every part of a run can meet; None for another one.
+
+    torch raises one class for accelerators (a RuntimeError) and a plain RuntimeError for the machine's own memory.
+    """
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        where, what = "accelerator's", "lower rollout.batch, training.micro_batch and evaluation.batch"
+    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text):
+        where, what = "machine's", "lower rollout.batch, rollout.group_size and data.groups_per_iteration"
+    else:
+        return None
+    return UserError(f"The {where} memory is too small: {what}, or choose a smaller image size.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from dgpo_core import assemble, config_io
-from dgpo_core.cli import parse
+from dgpo_core.cli import command, parse
 from dgpo_core.config import Config, LoraConfig, Range
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
@@ -38,7 +38,7 @@ class EvaluateConfig:
     """Write the result to this file, in the form of a run's summary.json, with the whole table."""
     report: Path | None = None
     """Write report.md and report.png, the same prompts and seeds side by side, into this folder."""
-    images: Annotated[int, Range(2)] = 512
+    images: Annotated[int, Range(2, 1_000_000)] = 512
     """Images of the base and of each adapter, at least 2."""
     model: str = ""
     """The base model; empty is the one that the file names."""
@@ -233,17 +233,13 @@ def _write_report(folder: Path, table: Table, pictures: Mapping[str, Sequence[Gr
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, or 2 after a user's mistake."""
-    try:
-        options = parse(EvaluateConfig, argv, "python -m dgpo_core.evaluate", __doc__)
-        result = evaluate(options)
-        if options.json:
-            write_atomic(options.json, json.dumps(result, indent=2) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command(lambda: parse(EvaluateConfig, argv, "python -m dgpo_core.evaluate", __doc__), _evaluate)
+
+
+def _evaluate(options: EvaluateConfig) -> None:
+    result = evaluate(options)
+    if options.json:
+        write_atomic(options.json, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The evaluations of a training: held-out prompts and the same seeds each time, in-domain and watched side by side."""
 
-import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -105,13 +104,21 @@ def side_by_side(record: Mapping[str, Any]) -> str:
     return f"{told[0]} | watched: {', '.join(told[1:])}"
 
 
-def read_evaluations(folder: Path, until: int) -> list[Evaluation]:
-    """Those of a run's folder up to an iteration, oldest first; of one that cannot be read, the run goes on without."""
-    found = []
+def read_evaluations(folder: Path, until: int, names: Collection[str]) -> tuple[list[Evaluation], int]:
+    """Those of a run's folder up to an iteration that hold the scores of all `names`, oldest first; the run goes on
+    without the others, and how many these are."""
+    found, lost = [], 0
     for path in folder.glob("iteration_*.safetensors"):
-        with contextlib.suppress(UserError):
-            found.append(Evaluation.load(path))
-    return sorted((e for e in found if e.iteration <= until), key=lambda e: e.iteration)
+        try:
+            evaluation = Evaluation.load(path)
+        except UserError:
+            lost += 1
+            continue
+        if evaluation.scores.keys() >= set(names):
+            found.append(evaluation)
+        else:
+            lost += 1
+    return sorted((e for e in found if e.iteration <= until), key=lambda e: e.iteration), lost
 
 
 @dataclass

@@ -10,14 +10,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dgpo_core.config import PEOPLE, STATISTICS, Config, RewardTerm
+from dgpo_core.config import MOST_ITERATIONS, PEOPLE, STATISTICS, Config, RewardTerm
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
 from dgpo_core.group import Group
 from dgpo_core.policy.base import AdapterName, Policy
 from dgpo_core.prompts import Prompt
-from dgpo_core.rewards import Reward, score_groups, weights_of
+from dgpo_core.reading import require_ordinary, shown
+from dgpo_core.rewards import Reward, guard, score_groups, weights_of
 from dgpo_core.rollout import Check, nothing, rollout
 from dgpo_core.seeds import derive_seed
 from dgpo_core.solvers import Solver
@@ -124,15 +125,21 @@ class Evaluation:
 
     @staticmethod
     def load(path: Path) -> "Evaluation":
-        """What `save` wrote. Raises UserError if the file is missing or damaged."""
+        """What `save` wrote. Raises UserError if the file is missing, damaged, or no evaluation."""
+        require_ordinary(path, "The evaluation")
         try:
             with safe_open(path, framework="pt") as file:
                 found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 iteration = int(file.metadata()["iteration"])
-            scores = {name.removeprefix("scores/"): value for name, value in found.items() if name != "places"}
-            return Evaluation(iteration, found["places"], scores)
+            places = found.pop("places")
+            scores = {name.removeprefix("scores/"): value for name, value in found.items()}
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"The evaluation {path} cannot be read ({error}): delete it.") from None
+            raise UserError(f"The evaluation {path} cannot be read ({shown(error)}): delete it.") from None
+        right = places.dtype == torch.int64 and places.dim() == 2 and places.shape[1] == 2 and len(places) > 0
+        right = right and all(value.shape == places.shape[:1] and value.isfinite().all() for value in scores.values())
+        if not right or not 0 <= iteration <= MOST_ITERATIONS:
+            raise UserError(f"The evaluation {path} cannot be read (it holds other tensors): delete it.")
+        return Evaluation(iteration, places, {name: value.float() for name, value in scores.items()})
 
 
 def evaluation_set(prompts: Sequence[Prompt], images: int) -> list[tuple[Prompt, list[int]]]:
@@ -231,8 +238,7 @@ def score_evaluation(
             see(i, group)
             found.append((i, group.scores))
     if config.memory.offload:
-        for reward in rewards.values():
-            reward.idle()
+        guard.idle(rewards)
     return Evaluation.of(iteration, world.gather(found))
 
 

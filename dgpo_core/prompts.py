@@ -1,5 +1,6 @@
 """Prompt files, and which prompts an iteration trains on."""
 
+import functools
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -81,22 +82,25 @@ class PromptStream:
     """The prompts of each iteration: all of them in random order, then again in another order, without end.
 
     No prompt comes twice within one round. What `at` answers depends only on its argument and on what the stream was
-    made from, so a resumed run needs no state.
+    made from, so a resumed run needs no state. The order of the last rounds asked for is remembered: an iteration costs
+    what its own prompts cost, however many there are in all.
     """
 
     def __init__(self, prompts: Sequence[Prompt], per_iteration: int, seed: int) -> None:
-        self.prompts = list(prompts)
+        self.prompts = tuple(prompts)
         self.per_iteration = per_iteration
         self.seed = seed
 
     def at(self, iteration: int) -> list[Prompt]:
         """The `per_iteration` prompts of `iteration`, counted from 0."""
-        first = iteration * self.per_iteration
-        places = [divmod(position, len(self.prompts)) for position in range(first, first + self.per_iteration)]
-        orders = {epoch: self._order(epoch) for epoch, _ in places}
-        return [self.prompts[orders[epoch][place]] for epoch, place in places]
+        first, count = iteration * self.per_iteration, len(self.prompts)
+        places = [divmod(position, count) for position in range(first, first + self.per_iteration)]
+        return [self.prompts[_order(count, self.seed, epoch)[place]] for epoch, place in places]
 
-    def _order(self, epoch: int) -> list[int]:
-        order = list(range(len(self.prompts)))
-        random.Random(derive_seed(self.seed, "prompts", epoch)).shuffle(order)
-        return order
+
+@functools.lru_cache(maxsize=4)  # of a million prompts, 8 MB each
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of `count` prompts in round `epoch`."""
+    order = list(range(count))
+    random.Random(derive_seed(seed, "prompts", epoch)).shuffle(order)
+    return order

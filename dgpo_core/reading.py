@@ -8,7 +8,7 @@ and clean enough that nothing behind it needs to ask again. Every problem is a U
 import json
 import os
 import stat
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ MOST_DEPTH = 64
 """Levels of nesting. Workflows with subgraphs have about twenty."""
 MOST_VALUES = 2_000_000
 """Values in all, each counted as often as it is referred to."""
+MOST_MERGES, MOST_MERGED = 1000, 10_000
+"""Merge keys (<<) of a YAML file, and entries of one mapping with what they bring in."""
 LARGEST = 2**64
 """Of whole numbers; ComfyUI's seeds reach it."""
 
@@ -39,8 +41,7 @@ def read_bytes(path: str | Path, what: str, most: int = MOST_BYTES) -> bytes:
         with open(handle, "rb") as file:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
-                kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no ordinary file"
-                raise UserError(f"{what} {shown(path)} cannot be read: it is {kind}.")
+                raise UserError(f"{what} {shown(path)} cannot be read: it is {_kind(found.st_mode)}.")
             content = file.read(most + 1) if found.st_size <= most else None
     except FileNotFoundError:
         raise UserError(f"{what} {shown(path)} does not exist.") from None
@@ -49,6 +50,20 @@ def read_bytes(path: str | Path, what: str, most: int = MOST_BYTES) -> bytes:
     if content is None or len(content) > most:
         raise UserError(f"{what} {shown(path)} is too large: more than {most // 2**20} MB.")
     return content
+
+
+def require_ordinary(path: str | Path, what: str) -> None:
+    """Raises UserError for what is there but is no ordinary file, for those who hand the path to another reader."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # the reader tells
+        return
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{what} {shown(path)} cannot be read: it is {_kind(mode)}.")
+
+
+def _kind(mode: int) -> str:
+    return "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
 
 
 def _why(path: str | Path, error: Exception) -> str:
@@ -91,7 +106,8 @@ def parse_yaml(text: str, what: str) -> Any:
         value = yaml.load(text, _Loader)  # a SafeLoader
     except RecursionError:
         raise UserError(f"{what} cannot be read: it is nested too deeply.") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter two: 5,000 digits, keys that cannot be keys
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
+        # besides yaml's own: 5,000 digits, keys that cannot be keys, and tags on what they do not fit
         raise UserError(f"{what} is not valid YAML: {_line(error)}.") from None
     return bounded(value, what)
 
@@ -113,8 +129,10 @@ def bounded(value: Any, what: str) -> Any:
             raise UserError(f"{what} cannot be read: it holds a whole number of {len(str(abs(item)))} digits.")
         elif isinstance(item, Mapping):
             waiting.extend((part, depth + 1) for pair in item.items() for part in pair)
-        elif isinstance(item, list | tuple | set):
+        elif isinstance(item, list | tuple):
             waiting.extend((part, depth + 1) for part in item)
+        elif item is not None and not isinstance(item, int | float):
+            raise UserError(f"{what} cannot be read: it holds {type(item).__name__}, not text, numbers and lists.")
     return value
 
 
@@ -152,14 +170,24 @@ class _Loader(yaml.SafeLoader):
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = _first_repeated(written)
+    merges = 0
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Each mapping as it is written, before merge keys bring in others."""
+        node = super().compose_mapping_node(anchor)
+        twice = _first_repeated(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{shown(twice, 60)} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
+            raise yaml.constructor.ConstructorError(None, None, f"{shown(twice, 60)} is given twice", node.start_mark)
+        merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        self.merges += sum(len(value.value) if isinstance(value, yaml.SequenceNode) else 1 for value in merged)
+        if self.merges > MOST_MERGES:
+            raise yaml.constructor.ConstructorError(None, None, "there are too many merge keys", node.start_mark)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_MERGED:  # a few lines that merge each other twice stand for billions
+            raise yaml.constructor.ConstructorError(None, None, "merge keys bring in too much", node.start_mark)
 
 
 def _first_repeated(keys: Iterable[str]) -> str | None:

@@ -8,15 +8,16 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from dgpo_core import config_io
-from dgpo_core.config import Config
+from dgpo_core.config import MOST_ITERATIONS, Config
 from dgpo_core.errors import UserError
 from dgpo_core.files import TEMPORARY, reason, write_atomic
+from dgpo_core.reading import parse_json, read_bytes, require_ordinary
 
 try:
     import fcntl
@@ -24,6 +25,7 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
+MOST_METRICS = 2**30  # bytes of metrics.jsonl; a million iterations are less
 FOLDERS = ("samples", "checkpoints", "evaluations")
 
 
@@ -63,6 +65,7 @@ class Run:
             raise UserError(f"There is no run to resume in {folder}: check --name and --output, or leave out --resume.")
         elif os.path.exists(folder / "config.yaml"):
             _check_same(folder, config)
+            _check_files(folder)
         elif not _is_vacant(folder):
             raise UserError(f"{folder} is not the folder of a run (it has no config.yaml): check --name and --output.")
 
@@ -116,23 +119,21 @@ class Run:
             raise UserError(f"Cannot write {self.metrics_path}: the disk is full.")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl; a line that a killed process left half-written is skipped."""
-        if not self.metrics_path.exists():
-            return []
-        records = []
-        for line in self.metrics_path.read_bytes().split(b"\n"):
-            with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    records.append(record)
-        return records
+        """The records of metrics.jsonl; lines that are none, such as one that a killed process left half-written, are
+        skipped."""
+        return _read_records(self.metrics_path)[0]
 
-    def truncate_metrics(self, iteration: int) -> None:
-        """Drops the records after `iteration`, the one a resumed run starts from (-1: all), and half-written lines."""
-        kept = [record for record in self.read_metrics() if record.get("iteration", 0) <= iteration]
+    def truncate_metrics(self, iteration: int) -> int:
+        """Drops the records after `iteration`, the one a resumed run starts from (-1: all), and all other lines.
+
+        Returns how many lines were no records, besides a last one that is half-written.
+        """
+        records, bad = _read_records(self.metrics_path)
+        kept = [record for record in records if record["iteration"] <= iteration]
         self._close_metrics()
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         write_atomic(self.metrics_path, "".join(lines))
+        return bad
 
     # --- closing -----------------------------------------------------------------------------------------------------
 
@@ -201,6 +202,65 @@ def _check_same(folder: Path, config: Config) -> None:
             f"Cannot resume {folder}: iterations was {saved.iterations} and is now {config.iterations}; a"
             " resumed run may have more iterations, not fewer."
         )
+
+
+def _check_files(folder: Path) -> None:
+    """Raises UserError for what would stop the run after hours: a file that is none, a folder that takes no files."""
+    _read_records(folder / "metrics.jsonl")
+    for name in ("reward.png", "lora.safetensors", "summary.json"):
+        require_ordinary(folder / name, "The file")
+    for place in (folder, *(folder / name for name in FOLDERS)):
+        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"Cannot write into {place}: permission denied.")
+
+
+def _read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a metrics.jsonl, and how many lines are none, besides a last one without its end.
+
+    Raises UserError for what is no file.
+    """
+    if not os.path.lexists(path):
+        return [], 0
+    lines = read_bytes(path, "The file", MOST_METRICS).split(b"\n")
+    records, bad = [], 0
+    for number, line in enumerate(lines, start=1):
+        record = _record(line)
+        if record is not None:
+            records.append(record)
+        elif line.strip() and number < len(lines):
+            bad += 1
+    return records, bad
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, where it is one that a run may have written."""
+    try:
+        found = parse_json(line, "The line") if line.strip() else None
+    except UserError:
+        return None
+    return found if isinstance(found, dict) and _is_iteration(found.get("iteration")) and _fits(found) else None
+
+
+def _is_iteration(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_ITERATIONS
+
+
+def _fits(record: Mapping[str, Any]) -> bool:
+    """Whether what is read of a record again has the right form: numbers, and what evaluations say."""
+    looked = "held_out" in record
+    rows = [record.get("in_domain")] * looked + [row for name, row in record.items() if name.startswith("watch/")]
+    if not all(isinstance(row, Mapping) and {"mean", "sem"} <= row.keys() and _numbers(row.values()) for row in rows):
+        return False
+    if not _numbers([record.get("reward"), record.get("held_out")]):
+        return False
+    interval = record.get("held_out_ci95")
+    return not looked or (isinstance(interval, list) and len(interval) == 2 and _numbers([*interval, record.get("n")]))
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    """Finite ones; null stands for one that was not."""
+    kinds = (int, float)
+    return all(v is None or (isinstance(v, kinds) and not isinstance(v, bool) and abs(v) < 1e300) for v in values)
 
 
 def _refuse_occupied(folder: Path) -> None:

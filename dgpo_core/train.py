@@ -8,8 +8,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,30 +21,28 @@ from dgpo_core import assemble, config_io
 from dgpo_core.checkpoint import (
     best_checkpoint,
     checkpoint_path,
+    checkpoints,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    step_of,
 )
-from dgpo_core.cli import parse_args
+from dgpo_core.cli import command, parse_args
 from dgpo_core.config import Config
-from dgpo_core.distributed import World
-from dgpo_core.errors import UserError
+from dgpo_core.distributed import World, together
+from dgpo_core.errors import Interrupted, UserError
 from dgpo_core.evaluation import Evaluator, read_evaluations, side_by_side
 from dgpo_core.files import write_atomic
 from dgpo_core.measure import Evaluation, Measurement, evaluation_solver
 from dgpo_core.offline import RatedGroups
 from dgpo_core.pictures import reward_curve
 from dgpo_core.policy import AdapterName, Policy
+from dgpo_core.rewards import guard
 from dgpo_core.run import Run
 from dgpo_core.trainer import Iteration, Trainer
 
-INTERRUPTED = 130  # exit code of a run ended by Ctrl-C, as shells have it
 ECHO = 5.0  # seconds in which a second signal is still the first one, passed on by `accelerate launch` or `torchrun`
-
-
-class Interrupted(BaseException):
-    """The user asked to stop. Not an Exception, so that nothing on the way swallows it."""
 
 
 @dataclass
@@ -103,10 +101,16 @@ class Session:
         """Seconds of the run so far, those before a resume included."""
         return self.seconds + time.monotonic() - self.started
 
-    def close(self) -> None:
-        """The run is over."""
-        for reward in self.trainer.rewards.values():
-            reward.close()
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Afterwards the rewards have let go of everything; that one cannot is told where nothing worse was."""
+        try:
+            yield
+        except BaseException:
+            with suppress(UserError):
+                guard.close(self.trainer.rewards)
+            raise
+        guard.close(self.trainer.rewards)
 
 
 def prepare(config: Config, world: World, check: Callable[[], None], tell: Callable[[str], None]) -> Session:
@@ -117,8 +121,8 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
     prompts, held_out = assemble.training_prompts(config, gallery), assemble.held_out_prompts(config)
     rewards = assemble.training_rewards(config, world, check, tell)
     judges = assemble.judges(config, rewards, held_out, world)
-    assemble.check_prompts(rewards, prompts)
-    assemble.check_prompts(judges, held_out)
+    guard.check_prompts(rewards, prompts)
+    guard.check_prompts(judges, held_out)
     policy, size = assemble.load_model(config, world)
     evaluation_solver(policy, config, size)  # a bad name is told now, not after the training
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
@@ -134,65 +138,60 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    return command(lambda: parse_args(argv), _train)
+
+
+def _train(config: Config) -> None:
     stop = Stop()
-    try:
-        config = parse_args(argv)
-        with stop.listening():
-            return train(config, stop.check)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (Interrupted, KeyboardInterrupt):
-        return INTERRUPTED
+    with stop.listening():
+        train(config, stop.check)
 
 
-def train(config: Config, check: Callable[[], None]) -> int:
-    """Run or resume `config`; returns the exit code."""
-    Run.check(config)  # before the minutes that a large model takes to load
-    world = World(config.model.device)
-    try:
-        with closing(prepare(config, world, check, tqdm.write)) as session:
+def train(config: Config, check: Callable[[], None]) -> None:
+    """Run or resume `config`. Raises UserError, and Interrupted where `check` does; a checkpoint is left then."""
+    with together(config.model.device) as world:
+        Run.check(config)  # before the minutes that a large model takes to load
+
+        def asked() -> None:
+            check()
+            world.check()
+
+        session = prepare(config, world, asked, tqdm.write)
+        with session.closing():
             if not world.leads:
-                return _iterate(session, None)
+                _iterate(session, None)
+                return
             with Run.open(config) as run:
-                return _iterate(session, run)
-    finally:
-        world.close()
+                _iterate(session, run)
 
 
-def _iterate(session: Session, run: Run | None) -> int:
+def _iterate(session: Session, run: Run | None) -> None:
     """The run from its start or its newest checkpoint to its end. `run` is None on all processes but the first."""
     trainer, config = session.trainer, session.config
     done = _resume(session, run)  # what is wrong with a checkpoint leaves the run as it is
     try:
         _steps(session, run, done)
     except (Interrupted, UserError) as ending:
+        session.world.leave(ending)  # nobody waits for the checkpoint
         if run:
             _checkpoint(session, run)
             tqdm.write(f"Stopped after iteration {trainer.step} of {config.iterations}; --resume goes on from there.")
-        if isinstance(ending, UserError):
-            raise
-        return INTERRUPTED
-    return 0
+        raise
 
 
 def _steps(session: Session, run: Run | None, done: int) -> None:
     """All that is left to do of the run, of which `done` iterations are."""
     trainer, config = session.trainer, session.config
-    try:
-        if done == 0:
-            _evaluate(session, run, None, config.evaluation.final_images)
-            _samples(session, run, None)
-        elif session.world.any(run is not None and not _is_measured(run, trainer.step)):
-            _now_and_then(session, run)  # an evaluation that Ctrl-C cut off
-        with tqdm(total=config.iterations, initial=trainer.step, unit="it", disable=run is None) as bar:
-            while trainer.step < config.iterations and not _is_stopped(session):
-                _log(run, session.iterate(), trainer.step, bar)
-                _now_and_then(session, run)
-        _finish(session, run)
-    except RuntimeError:
-        session.check()  # Ctrl-C reached another process first, and a message to it failed
-        raise
+    if done == 0:
+        _evaluate(session, run, None, config.evaluation.final_images)
+        _samples(session, run, None)
+    elif session.world.any(run is not None and not _is_measured(run, trainer.step)):
+        _now_and_then(session, run)  # an evaluation that Ctrl-C cut off
+    with tqdm(total=config.iterations, initial=trainer.step, unit="it", disable=run is None) as bar:
+        while trainer.step < config.iterations and not _is_stopped(session):
+            _log(run, session.iterate(), trainer.step, bar)
+            _now_and_then(session, run)
+    _finish(session, run)
 
 
 def _is_measured(run: Run, step: int) -> bool:
@@ -202,7 +201,8 @@ def _is_measured(run: Run, step: int) -> bool:
 def _log(run: Run | None, iteration: Iteration, step: int, bar: tqdm) -> None:
     """One line in metrics.jsonl, one move of the bar."""
     bar.update()
-    bar.set_postfix(reward=f"{iteration.metrics['reward']:.3f}", refresh=False)
+    if "reward" in iteration.metrics:
+        bar.set_postfix(reward=f"{iteration.metrics['reward']:.3f}", refresh=False)
     if run:
         for warning in iteration.warnings:
             bar.write(f"Iteration {step}: {warning}.")
@@ -280,11 +280,16 @@ def _resume(session: Session, run: Run | None) -> int:
                 " can go on from this one's LoRA with --lora.init."
             )
         session.trainer.load_state(tensors, info)
-        session.seconds = info["seconds"]
-    session.evaluator.history = read_evaluations(folder.with_name("evaluations"), session.trainer.step)
+        seconds = info.get("seconds")
+        session.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+    step, evaluator = session.trainer.step, session.evaluator
+    evaluator.history, lost = read_evaluations(folder.with_name("evaluations"), step, evaluator.judges)
     if run:
-        run.truncate_metrics(session.trainer.step if session.trainer.step else -1)
-    return session.trainer.step
+        bad = run.truncate_metrics(step if step else -1)
+        for count, what in ((bad, "line(s) of metrics.jsonl"), (lost, "file(s) in evaluations/")):
+            if count:
+                tqdm.write(f"Warning: {count} {what} cannot be read and are left out.")
+    return step
 
 
 def _finish(session: Session, run: Run | None) -> None:
@@ -295,9 +300,9 @@ def _finish(session: Session, run: Run | None) -> None:
         _samples(session, run, session.adapter)
     made, after = trainer.step, evaluator.history[-1] if evaluator.history else None
     stopped = _is_stopped(session)  # or by this very evaluation
+    saved = ""
     if stopped:
-        tensors, info = load_checkpoint(best_checkpoint(Path(config.output, config.name, "checkpoints")))
-        trainer.load_state(tensors, info)
+        saved = _go_back(session)
         after = evaluator.at(trainer.step, session.adapter, config.evaluation.final_images or config.evaluation.images)
     if not run:
         return
@@ -305,6 +310,9 @@ def _finish(session: Session, run: Run | None) -> None:
     summary = {"seconds": session.elapsed(), "iterations": made}
     summary |= {"stopped_at": made, "iterations": trainer.step} if stopped else {}
     _conclude(run, evaluator, after if after and after.iteration == trainer.step else None, summary)
+    if stopped:
+        print(f"Stopped after iteration {made}; lora.safetensors is {saved}.")
+    _point_to(run, summary)
 
 
 def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary: dict[str, Any]) -> None:
@@ -314,7 +322,7 @@ def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary:
     before = next((r for r in run.read_metrics() if r["iteration"] == 0 and "held_out" in r), None)
     alarms = evaluator.watch.alarms(evaluator.history)
     summary = {"reward": name, **summary} | ({"alarms": [str(alarm) for alarm in alarms]} if alarms else {})
-    if after and before:
+    if after and before and None not in (before["held_out"], before["n"], *before["held_out_ci95"]):
         base = Measurement(before["held_out"], tuple(before["held_out_ci95"]), before["n"])
         found = evaluator.watch.measure(after)
         summary |= {"base": base.as_json(), "adapter": found.as_json()}
@@ -322,15 +330,39 @@ def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary:
     run.write_json(run.summary_path, summary)
     for alarm in alarms:
         print(f"Warning: {alarm}.")
-    if "stopped_at" in summary:
-        best = summary["iterations"]
-        saved = (
-            f"the adapter after iteration {best}, the best before the decline" if best else "untrained: all declined"
-        )
-        print(f"Stopped after iteration {summary['stopped_at']}; lora.safetensors is {saved}.")
+
+
+def _point_to(run: Run, summary: Mapping[str, Any]) -> None:
     minutes = summary["seconds"] / 60
     print(f"{summary['iterations']} iterations in {minutes:.1f} minutes; everything is in {run.folder}:")
     print("  lora.safetensors (the adapter), samples/ (before, during, after), reward.png, summary.json")
+
+
+def _go_back(session: Session) -> str:
+    """To the best state after an alarm, or to the nearest one that can be had; in words, which that is.
+
+    Every process finds the same.
+    """
+    folder = Path(session.config.output, session.config.name, "checkpoints")
+    best = session.evaluator.watch.best(session.evaluator.history).iteration
+    if _load(session, best_checkpoint(folder)):
+        step = session.trainer.step
+        return f"the adapter after iteration {step}, the best before the decline" if step else "untrained: all declined"
+    for path in sorted(checkpoints(folder), key=lambda path: abs(step_of(path) - best)):
+        if _load(session, path):
+            break
+    which = f"the adapter after iteration {session.trainer.step}"
+    return f"{which}, as the best before the decline (iteration {best}) cannot be read from best.safetensors any more"
+
+
+def _load(session: Session, path: Path) -> bool:
+    """Go back to a checkpoint of this run, if it is whole."""
+    try:
+        tensors, info = load_checkpoint(path, config_io.fingerprint(session.config))
+        session.trainer.load_state(tensors, info)
+    except UserError:
+        return False
+    return True
 
 
 def lora_metadata(config: Config, step: int) -> dict[str, str]:

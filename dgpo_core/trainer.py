@@ -18,13 +18,14 @@ from dgpo_core import advantage as adv
 from dgpo_core.config import Config, RewardTerm
 from dgpo_core.distributed import World
 from dgpo_core.ema import ema_, fast_decay
-from dgpo_core.errors import UserError
+from dgpo_core.errors import UserError, out_of_memory
 from dgpo_core.gate import Gate, counted
 from dgpo_core.group import Group
 from dgpo_core.offline import RatedGroups
 from dgpo_core.policy.base import AdapterName, Cond, Policy
 from dgpo_core.prompts import Prompt, PromptStream
-from dgpo_core.rewards import Reward, Scoring, weights_of
+from dgpo_core.reading import shown
+from dgpo_core.rewards import Reward, Scoring, guard, weights_of
 from dgpo_core.rollout import Check, nothing, rollout
 from dgpo_core.seeds import derive_seed
 from dgpo_core.update import Tally, Task, Update, candidate_timesteps, draw_timesteps
@@ -97,6 +98,7 @@ class Trainer:
             self.parameters.values(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay, foreach=True
         )
         self.step = 0
+        self.empty_in_a_row = 0  # iterations without a group that could be scored
         self.old_is_current = True
         self.micro_batch = t.micro_batch
         self.rollout_batch = config.rollout.batch
@@ -114,8 +116,19 @@ class Trainer:
                 groups = self.draw(mine, scoring.start)
             with watch.phase("reward"):
                 scored, skipped = self._usable(mine, scoring.results(groups))
+        if skipped and not self.world.any(bool(scored)):
+            return self._without_any(skipped, watch)
+        self.empty_in_a_row = 0
         done = self.learn([group for _, group in scored], [place for place, _ in scored], watch)
         return done.without(skipped) if skipped else done
+
+    def _without_any(self, skipped: Sequence[str], watch: Stopwatch) -> Iteration:
+        """An iteration whose groups all failed takes no step; raises UserError after `EMPTY_IN_A_ROW` of them."""
+        self.empty_in_a_row += 1
+        if self.empty_in_a_row >= EMPTY_IN_A_ROW:
+            raise UserError(f"No group of {EMPTY_IN_A_ROW} iterations in a row could be scored. {skipped[0]}")
+        self._advance()
+        return Iteration([], {"informative": 0.0}, watch.seconds, [NOTHING_SCORED]).without(skipped)
 
     def iterate_rated(self, rated: RatedGroups) -> Iteration:
         """One iteration without a roll-out: take groups that people rated, compare them, take one optimiser step."""
@@ -141,24 +154,30 @@ class Trainer:
         rows = range(settings.group_size)
         seeds = [[derive_seed(self.config.seed, "rollout", k, g, i) for i in rows] for g, _ in mine]
         adapter: AdapterName = "current" if k <= settings.on_policy_steps or self.old_is_current else "old"
+        done: list[Group] = []
 
-        def work(batch: int) -> list[Group]:
+        def hand_on(group: Group) -> None:
+            done.append(group)
+            drawn(group)
+
+        def work(batch: int) -> None:
+            rest = slice(len(done), None)  # after a try without enough memory: nothing is drawn, or scored, twice
             with self.policy.using(adapter):
-                return rollout(
+                rollout(
                     self.policy,
                     self.solver,
-                    [prompt for _, prompt in mine],
-                    seeds,
+                    [prompt for _, prompt in mine[rest]],
+                    seeds[rest],
                     size=self.size,
                     cfg=settings.cfg,
                     negative_prompt=settings.negative_prompt,
                     batch=batch,
                     check=self.check,
-                    drawn=drawn,
+                    drawn=hand_on,
                 )
 
-        groups, self.rollout_batch = self.within_memory(work, self.rollout_batch, len(mine) * settings.group_size)
-        return groups
+        _, self.rollout_batch = self.within_memory(work, self.rollout_batch, len(mine) * settings.group_size)
+        return done
 
     def learn(self, groups: Sequence[Group], places: Sequence[int], watch: Stopwatch | None = None) -> Iteration:
         """Compare the scored groups (of any sizes) and take one optimiser step; `places` are theirs in `draw`."""
@@ -186,18 +205,14 @@ class Trainer:
     ) -> tuple[list[tuple[int, Group]], list[str]]:
         """The scored groups with their places; and of all processes, why other groups are left out.
 
-        Raises UserError where none is left. With offloading, reward models leave the accelerator.
+        With offloading, reward models leave the accelerator.
         """
         if self.config.memory.offload:
-            for reward in self.rewards.values():
-                reward.idle()
+            guard.idle(self.rewards)
         scored = [(g, group) for (g, _), group in zip(mine, outcomes, strict=True) if isinstance(group, Group)]
         if self.config.on_bad_score == "stop":
             return scored, []
-        problems = self.world.gather([str(error) for error in outcomes if isinstance(error, UserError)])
-        if problems and not self.world.any(bool(scored)):
-            raise UserError(f"No group of the iteration could be scored. {problems[0]}")
-        return scored, problems
+        return scored, self.world.gather([str(error) for error in outcomes if isinstance(error, UserError)])
 
     def _advantages(self, groups: Sequence[Group]) -> tuple[list[Tensor], list[Tensor]]:
         """Combined rewards r and advantages A of this process's groups, [G] each; G may differ from group to group."""
@@ -347,7 +362,15 @@ class Trainer:
         return tensors, {"step": self.step, "old_is_current": self.old_is_current}
 
     def load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-        """The inverse of `state`. Raises UserError if the tensors are of another model or LoRA."""
+        """The inverse of `state`. Raises UserError for tensors of another model or LoRA, and for no trainer's state."""
+        try:
+            self._load_state(tensors, info)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+            told = f"The checkpoint does not hold the state of a training ({type(error).__name__}: {shown(error)})."
+            raise out_of_memory(error) or UserError(told) from error
+
+    def _load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+        step, old_is_current = int(info["step"]), bool(info["old_is_current"])
         with torch.no_grad():
             for name in ADAPTERS:
                 for key, value in self.policy.adapter_state(name).items():
@@ -366,7 +389,7 @@ class Trainer:
         torch.set_rng_state(tensors["rng/cpu"])
         if "rng/cuda" in tensors and self.policy.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.policy.device)
-        self.step, self.old_is_current = int(info["step"]), bool(info["old_is_current"])
+        self.step, self.old_is_current = step, old_is_current
 
 
 def reward_metrics(scores: Sequence[Mapping[str, Tensor]], term: RewardTerm) -> dict[str, float]:
@@ -383,7 +406,11 @@ def reward_metrics(scores: Sequence[Mapping[str, Tensor]], term: RewardTerm) -> 
     return found
 
 
+EMPTY_IN_A_ROW = 10
+"""Iterations without a group that can be scored after which `on_bad_score` "skip" gives up: it is no chance then."""
+
 ADAPTERS = ("current", "old", "ema")
+NOTHING_SCORED = "no group could be scored, so the weights stay as they are"
 NOTHING_TO_LEARN = (
     "all rewards were equal within every group, so there was nothing to learn: use a graded reward, larger groups or"
     " harder prompts"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.config import EvalConfig, Range
+from dgpo_core.config import DataConfig, EvalConfig, Range
 from dgpo_core.config_io import field_docs, read_settings
 
 FINE, COARSE = 1e-6, 0.01  # steps of float widgets
@@ -53,9 +53,7 @@ def order_widgets() -> list[io.Input]:
     return [
         io.Int.Input(
             "per_iteration",
-            default=8,
-            min=1,
-            max=1000,
+            **{"default": 8, **_limits(typing.get_type_hints(DataConfig, include_extras=True)["groups_per_iteration"])},
             tooltip="Prompts, and so groups, in each iteration: more make a steadier step, and take longer.",
         ),
         io.Int.Input("order_seed", default=0, min=0, max=SEEDS, tooltip="Seed of the order of the prompts."),

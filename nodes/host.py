@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,10 @@ from server import PromptServer
 from torch import Tensor
 
 from dgpo_core import config
+from dgpo_core.config_io import check_folder_name
 from dgpo_core.errors import UserError
 from dgpo_core.policy import Policy
+from dgpo_core.reading import shown
 from dgpo_core.workflow import HELD_OUT
 
 CATEGORY = "DGPO"
@@ -30,7 +31,6 @@ REWARD_MODELS = "reward_models"
 FROM_CHECKPOINTS, FROM_DIFFUSERS = "checkpoints/", "diffusers/"
 PREVIEW = 1024  # pixels of a preview's longer side
 REWARD_BYTES = 6 * 2**30  # the largest reward model, with what it computes
-_NOT_IN_NAMES = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 
 
 @contextmanager
@@ -118,9 +118,9 @@ def prompt_file(choice: str) -> Path:
 
 def check_name(name: str, what: str) -> str:
     """`name`, if it can be one folder below the output folder."""
-    bad = _NOT_IN_NAMES.search(name) or name != name.strip() or name.startswith(".") or name.endswith(".")
-    if bad or not 0 < len(name) <= 100:
-        raise UserError(f"The {what} {name!r} cannot be a folder name: use letters, digits, '-', '_' and '.'.")
+    if not 0 < len(name) <= 100 or name.startswith("."):
+        raise UserError(f"The {what} {shown(name)!r} cannot be a folder name: use letters, digits, '-', '_' and '.'.")
+    check_folder_name(name, what)
     return name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from dataclasses import dataclass
@@ -44,8 +45,9 @@ def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State, Log]:
     handle, state = _furthest(plan)
     if handle.step < plan.iterations:
         scoring.prepare(plan.terms, plan.prompts.prompts)
-    log, best = Log(plan.watching), handle
+    log = Log(plan.watching)
     log.recall(handle, state)
+    best = log.best(handle, state) if log.history else handle
     shown, start, first = 0.0, time.monotonic(), handle.step
     progress.at(handle.step)
     try:
@@ -68,9 +70,18 @@ def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State, Log]:
             sessions.keep(handle, state)
             sessions.use(best)
     if log.stopped:
-        handle = log.best(handle, state)
-        state = sessions.state_of(handle)
+        handle, state = _before_the_decline(log, handle, state)
     return handle, state, log
+
+
+def _before_the_decline(log: Log, handle: PolicyHandle, state: State) -> tuple[PolicyHandle, State]:
+    """After an alarm: the best state, or where it is no longer kept, the nearest one that is. The log says which."""
+    best, kept = log.best(handle, state), None
+    with contextlib.suppress(UserError):
+        kept = best.step, sessions.state_of(best)
+    kept = kept or sessions.store(handle.spec).nearest(state.line, best.step) or (handle.step, state)
+    log.given_out(kept[0], best.step)
+    return log.handle(handle, state, kept[0]), kept[1]
 
 
 def _draw(plan: Plan, handle: PolicyHandle) -> Groups:
@@ -80,8 +91,8 @@ def _draw(plan: Plan, handle: PolicyHandle) -> Groups:
 def _furthest(plan: Plan) -> tuple[PolicyHandle, State]:
     """The last state of this very plan that is kept: keys tell without drawing anything."""
     handle = plan.policy if plan.policy.state else sessions.store(plan.policy.spec).at(0)
-    found = handle
-    while handle.step < plan.iterations:
+    found, last = handle, min(plan.iterations, sessions.furthest(handle.spec))
+    while handle.step < last:
         host.check()
         handle = sessions.foretell(handle, plan.prompts.at(handle.step), plan.sampler, plan.terms, plan.settings)
         if sessions.is_kept(handle):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from dgpo_core.gate import Gate, counted
 from dgpo_core.group import Group
 from dgpo_core.pictures import grid
 from dgpo_core.prompts import Prompt
+from dgpo_core.reading import parse_json
 from dgpo_core.rewards import known_rewards, refuse_files, require_reward, weights_of
 from dgpo_core.rewards.weights import look_in
 
@@ -90,10 +90,7 @@ class Reward(io.ComfyNode):
 
 
 def _options(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text) if text.strip() else {}
-    except ValueError as error:
-        raise UserError(f"The options of the reward are not valid JSON ({error}).") from None
+    found = parse_json(text, "The text in the reward's options") if text.strip() else {}
     if not isinstance(found, dict):
         raise UserError('The options of the reward must be an object such as {"path": "..."}.')
     return found

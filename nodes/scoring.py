@@ -9,7 +9,7 @@ from dgpo_core.config import NEUTRAL, RewardTerm
 from dgpo_core.gate import check_rewards
 from dgpo_core.group import Group
 from dgpo_core.prompts import Prompt
-from dgpo_core.rewards import Reward, make_reward, score_groups
+from dgpo_core.rewards import Reward, guard, make_reward, score_groups
 
 from . import host
 from .values import key_of
@@ -23,8 +23,7 @@ def prepare(terms: Sequence[RewardTerm], prompts: Sequence[Prompt]) -> None:
     """Raises UserError for what would stop the scoring later: to be called before anything is drawn."""
     check_rewards(terms)
     with host.engine():
-        for term in terms:
-            _reward(term).check(prompts)
+        guard.check_prompts({term.name: _reward(term) for term in terms}, prompts)
 
 
 def score_all(groups: Sequence[Group], terms: Sequence[RewardTerm]) -> list[Group]:
@@ -36,8 +35,7 @@ def score_all(groups: Sequence[Group], terms: Sequence[RewardTerm]) -> list[Grou
         try:
             return score_groups(groups, rewards)
         finally:
-            for reward in rewards.values():
-                reward.idle()
+            guard.idle(rewards)
 
 
 def _reward(term: RewardTerm) -> Reward:

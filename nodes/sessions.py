@@ -329,6 +329,12 @@ def is_kept(handle: PolicyHandle) -> bool:
     return _in_memory(handle) is not None or store(handle.spec).has(handle.state)
 
 
+def furthest(spec: PolicySpec) -> int:
+    """The most steps of any state of the run that `state_of` has."""
+    in_memory = [state.step for _, state in (live.last for live in _live.values())]
+    return max([store(spec).furthest(), *in_memory])
+
+
 def state_of(handle: PolicyHandle) -> State:
     """The handle's state, from memory or from disk."""
     state = _in_memory(handle)

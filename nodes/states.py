@@ -19,10 +19,11 @@ from typing import Any
 
 from torch import Tensor
 
-from dgpo_core.checkpoint import load_checkpoint, save_checkpoint
+from dgpo_core.checkpoint import load_checkpoint, read_info, save_checkpoint
 from dgpo_core.config_io import to_plain
 from dgpo_core.errors import UserError
 from dgpo_core.files import TEMPORARY, reason, write_atomic
+from dgpo_core.reading import read_json
 
 from .values import PolicyHandle, PolicySpec, key_of
 
@@ -67,7 +68,29 @@ class Store:
                 " set the iteration to a later one, or to 0 to start anew."
             )
         tensors, info = load_checkpoint(self._path(key))
-        return State(tensors, info["trainer"], info["history"], info["line"])
+        try:
+            state = State(tensors, dict(info["trainer"]), list(info["history"]), [str(key) for key in info["line"]])
+            if state.step == len(state.line):
+                return state
+        except (KeyError, TypeError, ValueError, OverflowError):
+            pass
+        raise UserError(f"The state {self._path(key)} is damaged: delete it, and set the iteration to an earlier one.")
+
+    def furthest(self) -> int:
+        """The most steps of any state that is there, on whichever branch of the run."""
+        found = 0
+        for path in self.folder.glob("state_*.safetensors"):
+            with contextlib.suppress(UserError, KeyError, TypeError):
+                found = max(found, len(read_info(path)["line"]))
+        return found
+
+    def nearest(self, line: Sequence[str], step: int) -> tuple[int, State] | None:
+        """Of the states along `line`, the one after the number of steps nearest to `step` that can be loaded."""
+        for other in sorted(range(1, len(line) + 1), key=lambda other: abs(other - step)):
+            if self.has(line[other - 1]):
+                with contextlib.suppress(UserError):
+                    return other, self.load(line[other - 1])
+        return None
 
     def save(self, key: str, state: State) -> None:
         """Writes the state, and deletes those not used for longest beyond `KEEP`, and what a killed process left half
@@ -135,8 +158,8 @@ class Store:
     def _line(self) -> list[str]:
         """The keys of the run's states from its first step on; not all of them are still there."""
         try:
-            return [str(key) for key in json.loads(self._line_path.read_text(encoding="utf-8"))["states"]]
-        except (OSError, ValueError, KeyError, TypeError):  # none yet, or spoilt by hand
+            return [str(key) for key in read_json(self._line_path, "The line of the run")["states"]]
+        except (UserError, KeyError, TypeError):  # none yet, or spoilt by hand
             return []
 
     def _path(self, key: str) -> Path:

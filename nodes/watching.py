@@ -61,6 +61,7 @@ class Log:
     asked: Watching | None
     history: list[Evaluation] = field(default_factory=list)
     records: list[Mapping[str, Any]] = field(default_factory=list)
+    told: str = ""
 
     def recall(self, handle: PolicyHandle, state: State) -> None:
         """The base, and those of the states that led to this one, as far as they were measured before."""
@@ -68,7 +69,7 @@ class Log:
             return
         self._add(self._measure(handle, None))
         for step in range(self.asked.every, state.step, self.asked.every):
-            self._add(sessions.evaluated(self._handle(handle, state, step), self.asked.weights, *self._how()))
+            self._add(sessions.evaluated(self.handle(handle, state, step), self.asked.weights, *self._how()))
         self.look(handle)
 
     def look(self, handle: PolicyHandle) -> bool:
@@ -90,14 +91,20 @@ class Log:
 
     def best(self, handle: PolicyHandle, state: State) -> PolicyHandle:
         """The state that measured best, of those that led to this one."""
-        return self._handle(handle, state, self._best().iteration)
+        return self.handle(handle, state, self._best().iteration)
+
+    def given_out(self, step: int, best: int) -> None:
+        """Note which state the loop gives out after an alarm, and which measured best."""
+        lost = f", as the best one (iteration {best}) is no longer kept" if step != best else ", the best before"
+        self.told = f"Stopped by an alarm: given out is the state after iteration {step}{lost}."
 
     def text(self) -> str:
         """The last evaluation and all alarms, in lines."""
         if not self.asked or not self.records:
             return ""
         alarms = [f"Warning: {alarm}" for alarm in self.asked.watch.alarms(self.history)]
-        return "\n".join([f"iteration {self.history[-1].iteration}: {side_by_side(self.records[-1])}", *alarms])
+        last = f"iteration {self.history[-1].iteration}: {side_by_side(self.records[-1])}"
+        return "\n".join([last, *alarms, *filter(None, [self.told])])
 
     def _best(self) -> Evaluation:
         return self.asked.watch.best(self.history)
@@ -114,7 +121,8 @@ class Log:
             self.records.append(self.asked.watch.record(self.history))
 
     @staticmethod
-    def _handle(handle: PolicyHandle, state: State, step: int) -> PolicyHandle:
+    def handle(handle: PolicyHandle, state: State, step: int) -> PolicyHandle:
+        """The state after `step` steps, of those that led to this one."""
         if step == 0:
             return sessions.store(handle.spec).at(0)
         return PolicyHandle(handle.spec, step, state.line[step - 1])

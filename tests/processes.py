@@ -20,6 +20,8 @@ import torch
 from peft import LoraConfig  # the policy imports it late
 
 from dgpo_core import checkpoint, run, train
+from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.update import Update
 
 PRELOADED = (tiny, LoraConfig)
 ROOT = Path(train.__file__).parents[1]
@@ -62,10 +64,10 @@ def train_in(folder: Path, argv: Sequence[str], fault: str = "") -> int:
     return finish(start(folder, argv, fault))
 
 
-def train_together(folder: Path, argv: Sequence[str], size: int) -> list[int]:
+def train_together(folder: Path, argv: Sequence[str], size: int, fault: str = "") -> list[int]:
     """One training over `size` gloo processes; their exit codes."""
     port = free_port()
-    return [finish(p) for p in [start(folder, argv, "", rank, size, port) for rank in range(size)]]
+    return [finish(p) for p in [start(folder, argv, fault, rank, size, port) for rank in range(size)]]
 
 
 def free_port() -> int:
@@ -125,3 +127,39 @@ def die_before_naming_step_4() -> None:
         real(source, target)
 
     run.os.replace = never
+
+
+def crawl_at_the_front() -> None:
+    """Forwards of the first process take a tenth of a second longer."""
+    real = DiffusersPolicy.predict
+
+    def slow(policy: DiffusersPolicy, *args: object) -> torch.Tensor:
+        time.sleep(0.1 if os.environ["RANK"] == "0" else 0)
+        return real(policy, *args)
+
+    DiffusersPolicy.predict = slow
+
+
+def run_out_of_memory_in_the_second_update() -> None:
+    """The accelerator of the last process is too small for even one sample from the second update on."""
+    real, updates = Update.accumulate, []
+
+    def refuse(update: Update, tasks: object, total: int, micro_batch: int) -> object:
+        updates.extend([1] if micro_batch > 1 else [])
+        if len(updates) > 1 and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return real(update, tasks, total, micro_batch)
+
+    Update.accumulate = refuse
+
+
+def break_the_last_process() -> None:
+    """An error that nobody has foreseen, in the first update."""
+    real = Update.accumulate
+
+    def fail(update: Update, *args: object) -> object:
+        if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+            raise ZeroDivisionError("a bug")
+        return real(update, *args)
+
+    Update.accumulate = fail

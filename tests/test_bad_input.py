@@ -5,18 +5,16 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
+from bad_inputs import commands, names, settings, train, yaml_files
+from bad_inputs.world import Case, World
 
 from dgpo_core import config_io
 from dgpo_core.checkpoint import checkpoint_path
-from dgpo_core.config import Config
 from dgpo_core.run import Run
 
 
@@ -26,126 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save("sd3", tmp_path_factory.mktemp("model"))
 
 
-GOOD = """{"prompt": "red", "include": []}
-{"prompt": "blue", "include": []}
-"""
-
-
-@dataclass(frozen=True)
-class World:
-    """Where a bad input is set up: `folder` is the test's own, `output` is where the run would go."""
-
-    folder: Path
-    model: Path
-
-    @property
-    def output(self) -> Path:
-        return self.folder / "runs"
-
-    @property
-    def base(self) -> list[str]:
-        """Arguments of a run that would work, but for what the case adds."""
-        return [
-            *("--preset", "quickstart", "--output", str(self.output), "--name", "test"),
-            *("--model.path", str(self.model), "--model.height", "32", "--model.width", "32", "--model.device", "cpu"),
-            *("--data.prompts", self.file("good.jsonl", GOOD), "--data.held_out", ""),
-        ]
-
-    def file(self, name: str, content: str | bytes) -> str:
-        """Writes a file beside the runs; its path."""
-        path = self.folder / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return str(path)
-
-    def lora(self, **tensors: torch.Tensor) -> str:
-        """A LoRA file of one module; its path."""
-        path = self.folder / "lora.safetensors"
-        save_file({f"transformer.{key}": tensor for key, tensor in tensors.items()}, path)
-        return str(path)
-
-    def run(self, **changes: object) -> Run:
-        """A run of the same name that is there already."""
-        saved = replace(Config(), name="test", output=str(self.output), **changes)
-        with Run.open(saved) as run:
-            return run
-
-
-Case = Callable[[World], list[str]]
-
-A_LORA = {
-    "transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(4, 999),
-    "transformer_blocks.0.attn.to_q.lora_B.weight": torch.zeros(999, 4),
-}
-UNKNOWN_LORA = {
-    "no_such_block.7.to_q.lora_A.weight": torch.zeros(4, 16),
-    "no_such_block.7.to_q.lora_B.weight": torch.zeros(16, 4),
-}
-
-TRAIN: dict[str, tuple[Case, str]] = {
-    # --- the command line and settings files
-    "unknown option": (lambda w: ["--training.lrr", "1"], "did you mean --training.lr?"),
-    "option without its group": (lambda w: ["--group_size", "8"], "did you mean --rollout.group_size?"),
-    "stray word": (lambda w: ["quickstart"], "quickstart"),
-    "option without a value": (lambda w: ["--training.lr"], "--training.lr"),
-    "text for a number": (lambda w: ["--iterations", "many"], "many"),
-    "unknown choice": (lambda w: ["--training.reference", "base"], "frozen"),
-    "unknown preset": (lambda w: ["--preset", "quikstart"], "did you mean quickstart?"),
-    "unknown mode": (lambda w: ["--mode", "4"], "known: 1, 2a, 2b"),
-    "missing settings file": (lambda w: ["--config", "nowhere.yaml"], "no settings file nowhere.yaml"),
-    "settings file that is no YAML": (lambda w: ["--config", w.file("a.yaml", "a: [1")], "not valid YAML"),
-    "settings file that is no text": (lambda w: ["--config", w.file("a.yaml", b"\xff\xfe\x00")], "cannot be read"),
-    "unknown key in a settings file": (
-        lambda w: ["--config", w.file("a.yaml", "rollout: {step: 3}")],
-        "did you mean rollout.steps?",
-    ),
-    "preset without prompts": (lambda w: ["--preset", "sd15-pickscore", "--data.prompts", ""], "--data.prompts FILE"),
-    # --- numbers
-    "group of one": (lambda w: ["--rollout.group_size", "1"], "nothing to be compared with"),
-    "no iterations": (lambda w: ["--iterations", "0"], "iterations is 0 but must be at least 1"),
-    "negative learning rate": (lambda w: ["--training.lr", "-1"], "training.lr is -1"),
-    "learning rate that is no number": (lambda w: ["--training.lr", "nan"], "training.lr is nan"),
-    "infinite beta": (lambda w: ["--training.beta", "inf"], "training.beta is inf"),
-    "guidance below 1": (lambda w: ["--rollout.cfg", "0.5"], "rollout.cfg is 0.5"),
-    "more timesteps than steps": (lambda w: ["--training.timesteps", "50"], "roll-out steps may be trained on"),
-    "timestep clip in the middle of a step": (lambda w: ["--training.t_min", "3.5"], "training.t_min is 3.5"),
-    "rank of zero": (lambda w: ["--lora.rank", "0"], "lora.rank is 0"),
-    "image size off the grid": (lambda w: ["--model.height", "33"], "multiple of 8"),
-    # --- prompts
-    "missing prompt file": (lambda w: ["--data.prompts", "nowhere.txt"], "no prompt file nowhere.txt"),
-    "empty prompt file": (lambda w: ["--data.prompts", w.file("a.txt", "\n# none\n")], "has no prompts"),
-    "malformed JSONL": (lambda w: ["--data.prompts", w.file("a.jsonl", '{"prompt": "a"}\n{"pro')], "a.jsonl:2"),
-    "JSONL without prompts": (lambda w: ["--data.prompts", w.file("a.jsonl", '{"text": "a"}')], "a.jsonl:1"),
-    "prompt file in Latin-1": (lambda w: ["--data.prompts", w.file("a.txt", b"caf\xe9")], "UTF-8"),
-    "prompt file of another kind": (lambda w: ["--data.prompts", w.file("a.csv", "a")], ".txt or .jsonl"),
-    "missing held-out file": (lambda w: ["--data.held_out", "nowhere.jsonl"], "nowhere.jsonl"),
-    # --- what settings name
-    "unknown reward": (lambda w: ["--reward", "shapes_grade"], "shapes_graded"),
-    "reward of no weight": (lambda w: ["--reward", "shapes=0"], "other than 0"),
-    "no reward": (lambda w: ["--reward", ""], "There is no reward"),
-    "unknown reward option": (
-        lambda w: ["--config", w.file("a.yaml", "reward: [{name: shapes, options: {colour: red}}]")],
-        "colour",
-    ),
-    "unknown solver": (lambda w: ["--rollout.solver", "eulr"], "euler"),
-    "solver that adds noise": (lambda w: ["--rollout.solver", "euler_ancestral"], "euler"),
-    "unknown evaluation solver": (lambda w: ["--evaluation.solver", "eulr"], "euler"),
-    "missing model": (lambda w: ["--model.path", str(w.folder / "no model")], "no model"),
-    "folder that is no model": (lambda w: ["--model.path", str(w.folder)], "model_index.json"),
-    "checkpoint that is no model": (lambda w: ["--model.path", w.file("a.safetensors", b"garbage")], "a.safetensors"),
-    "pickled model": (lambda w: ["--model.path", w.file("a.ckpt", b"\x80\x04K\x01.")], "a.ckpt"),
-    "unknown family": (lambda w: ["--model.family", "sd4"], "sd4"),
-    "family of another model": (lambda w: ["--model.family", "sdxl"], "sdxl"),
-    "device that is not there": (lambda w: ["--model.device", "abacus"], "abacus"),
-    "targets that the model has not": (lambda w: ["--lora.targets", "no_such_layer"], "no_such_layer"),
-    "missing LoRA": (lambda w: ["--lora.init", "nowhere.safetensors"], "nowhere.safetensors"),
-    "corrupt LoRA": (lambda w: ["--lora.init", w.file("a.safetensors", b"garbage")], "a.safetensors"),
-    "LoRA of other shapes": (lambda w: ["--lora.init", w.lora(**A_LORA)], "lora.safetensors"),
-    "LoRA of other modules": (lambda w: ["--lora.init", w.lora(**UNKNOWN_LORA)], "lora.safetensors"),
-    # --- the run folder
-    "run folder with a slash": (lambda w: ["--name", "a/b"], "cannot be a folder name"),
-    "output that is a file": (lambda w: ["--output", w.file("taken", "x")], "Cannot make the folder"),
-    "nothing to resume": (lambda w: ["--resume"], "There is no run to resume"),
-}
+TRAIN = {**train.TRAIN, **settings.ROWS, **names.ROWS, **yaml_files.ROWS}
 
 
 def _call(program: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -260,23 +139,14 @@ def test_a_full_disk_is_told(
 
 # --- measuring a LoRA again ------------------------------------------------------------------------------------------
 
-EVALUATE: dict[str, tuple[Case, str]] = {
-    "no LoRA named": (lambda w: [], "lora"),
-    "unknown option": (lambda w: ["--lorra", "x"], "--lora"),
-    "missing LoRA": (lambda w: ["--lora", "nowhere.safetensors"], "nowhere.safetensors"),
-    "corrupt LoRA": (lambda w: ["--lora", w.file("a.safetensors", b"garbage")], "a.safetensors"),
-    "pickled LoRA": (lambda w: ["--lora", w.file("a.bin", b"\x80\x04K\x01.")], "a.bin"),
-    "LoRA of another model": (lambda w: ["--lora", w.lora(**UNKNOWN_LORA)], "lora.safetensors"),
-}
 
-
-@pytest.mark.parametrize(("case", "message"), EVALUATE.values(), ids=EVALUATE)
-def test_bad_input_of_evaluate_is_told(
-    case: Case, message: str, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("program", "case", "message"), commands.ROWS.values(), ids=commands.ROWS)
+def test_bad_input_of_another_command_is_told(
+    program: str, case: Case, message: str, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = case(World(tmp_path, model))
     before = _files(tmp_path)
-    assert message in _call("evaluate", argv, capsys).lower()
+    assert message.lower() in _call(program, argv, capsys).lower()
     assert _files(tmp_path) == before
 
 
@@ -309,4 +179,4 @@ def test_a_process_ends_with_one_sentence(program: str, argv: list[str], message
 
 
 def test_the_table_is_long_enough() -> None:
-    assert len(TRAIN) + len(EVALUATE) >= 25
+    assert len(TRAIN) + len(commands.ROWS) >= 200

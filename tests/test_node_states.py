@@ -200,7 +200,9 @@ def test_a_crash_while_writing_leaves_the_run_as_it_was(store: Any, monkeypatch:
     assert {path.name: path.read_bytes() for path in store.folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"states": null}', '{"spec": {}}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"states": null}', '{"states": 3}', '{"spec": {}}', "\x00", "[" * 100_000, "9" * 5000]
+)
 def test_a_spoilt_line_starts_anew(store: Any, content: str) -> None:
     step(store, "a1")
     (store.folder / "run.json").write_text(content)
@@ -222,6 +224,38 @@ def test_a_damaged_state_is_told(store: Any) -> None:
     path = store.folder / "state_a1.safetensors"
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(UserError, match="is damaged"):
+        store.load("a1")
+
+
+def test_where_the_best_state_is_gone_or_damaged_the_nearest_one_is_found(store: Any) -> None:
+    line = ("a1", "a2", "a3", "a4")
+    for end in range(1, 5):
+        step(store, *line[:end])
+    store.folder.joinpath("state_a3.safetensors").write_bytes(b"damaged")
+    assert store.nearest(line, 4)[0] == 4
+    store.folder.joinpath("state_a4.safetensors").unlink()
+    assert store.nearest(line, 4)[0] == 2
+    for path in store.folder.glob("state_*"):
+        path.unlink()
+    assert store.nearest(line, 4) is None
+
+
+def test_how_far_any_branch_has_come_is_known_without_loading_a_state(store: Any) -> None:
+    assert store.furthest() == 0
+    step(store, "a1", "a2", "a3")
+    step(store, "b1")
+    assert store.furthest() == 3
+    store.folder.joinpath("state_a3.safetensors").write_bytes(b"damaged")
+    assert store.furthest() == 1
+
+
+@pytest.mark.parametrize("change", [{"line": None}, {"line": []}, {"history": 3}, {"trainer": {}}, {"trainer": 1}])
+def test_a_state_whose_info_is_wrong_is_told(store: Any, change: dict[str, Any]) -> None:
+    step(store, "a1")
+    path = store.folder / "state_a1.safetensors"
+    tensors, info = states.load_checkpoint(path)
+    states.save_checkpoint(path, tensors, {**info, **change})
+    with pytest.raises(UserError, match="damaged"):
         store.load("a1")
 
 

@@ -1,4 +1,5 @@
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -6,6 +7,8 @@ import pytest
 
 from dgpo_core.errors import UserError
 from dgpo_core.prompts import Prompt, PromptStream, load_prompts
+
+ORDER = [["4", "0", "3"], ["2", "1", "1"], ["3", "0", "4"], ["4", "2", "3"]]  # as the first version had it
 
 
 def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
@@ -86,3 +89,22 @@ def test_stream_depends_on_nothing_but_the_iteration() -> None:
 def test_stream_takes_more_prompts_than_there_are() -> None:
     prompts = [Prompt("a"), Prompt("b"), Prompt("c")]
     assert Counter(prompt.text for prompt in PromptStream(prompts, 9, seed=0).at(0)) == {"a": 3, "b": 3, "c": 3}
+
+
+def test_planning_an_iteration_does_not_cost_more_where_there_are_more_prompts() -> None:
+    """A loop of the nodes makes the stream anew for each of a thousand iterations that it looks ahead."""
+
+    def seconds(count: int) -> float:
+        prompts = tuple(Prompt(f"prompt {i}") for i in range(count))
+        PromptStream(prompts, 8, count).at(0)  # the order of a round is made once
+        start = time.perf_counter()
+        for iteration in range(1000):
+            PromptStream(prompts, 8, count).at(iteration % (count // 8))
+        return time.perf_counter() - start
+
+    assert seconds(100_000) < 5 * seconds(100) + 0.2
+
+
+def test_the_order_is_the_one_that_it_always_was() -> None:
+    stream = PromptStream([Prompt(str(i)) for i in range(5)], 3, seed=7)
+    assert [[prompt.text for prompt in stream.at(i)] for i in (0, 1, 2, 1000)] == ORDER

@@ -1,5 +1,6 @@
 """Files that somebody else wrote: damaged, endless or made to do harm, each ends in one sentence."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -55,6 +56,25 @@ def test_a_date_in_yaml_is_the_text_that_stands_there() -> None:
 
 def test_anchors_and_merge_keys_of_yaml_are_read() -> None:
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}", "The file")["b"] == {"x": 1, "y": 2}
+
+
+def test_a_mapping_that_is_merged_into_another_is_not_taken_for_one_with_a_key_twice() -> None:
+    assert parse_yaml("a: &a {x: 1}\np: {q: &b {<<: *a, x: 2}}\nc: {<<: *b}", "The file")["p"] == {"q": {"x": 2}}
+
+
+def test_merge_keys_that_stand_for_billions_are_read_once_or_refused() -> None:
+    """PyYAML since 6.0.3 brings in a key once; before it, each of 9^29 times."""
+    lines = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 30))]
+    with contextlib.suppress(UserError):
+        assert parse_yaml("\n".join(lines), "The file")["a29"] == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    "text", ["a: !!binary aGk=", "a: !!set {b, c}", "a: !!timestamp soon", 'a: !!int ""', "a: !!bool b", "a: !!omap x"]
+)
+def test_tags_of_yaml_bring_in_nothing_but_plain_values(text: str) -> None:
+    with pytest.raises(UserError, match="^The file (is not valid YAML|cannot be read)"):
+        parse_yaml(text, "The file")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="There are no named pipes on this system.")

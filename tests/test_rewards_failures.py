@@ -112,9 +112,27 @@ def test_skipping_a_group_is_the_same_as_not_having_drawn_it(policy: DiffusersPo
     torch.testing.assert_close(everything(policy), skipped, atol=1e-7, rtol=1e-5)  # one group is scored at a time
 
 
-def test_where_no_group_is_left_the_run_stops(policy: DiffusersPolicy) -> None:
-    with pytest.raises(UserError, match=r"No group of the iteration could be scored. Reward 'bright' failed"):
-        trainer_with(policy, Never(), on_bad_score="skip").iterate()
+def test_an_iteration_without_any_group_trains_nothing_and_the_run_goes_on(policy: DiffusersPolicy) -> None:
+    trainer, before = trainer_with(policy, Never(), on_bad_score="skip"), everything(policy)
+    done = trainer.iterate()
+    assert (trainer.step, done.metrics["skipped"], done.metrics["informative"]) == (1, 2, 0)
+    assert any("no group could be scored" in warning for warning in done.warnings)
+    assert torch.equal(everything(policy), before)
+    trainer.rewards["bright"] = Bright()
+    assert trainer.iterate().metrics["informative"] == 1
+
+
+def test_after_ten_such_iterations_in_a_row_the_run_stops(policy: DiffusersPolicy) -> None:
+    trainer = trainer_with(policy, Never(), on_bad_score="skip")
+    for _ in range(9):
+        trainer.iterate()
+    with pytest.raises(UserError, match=r"No group of 10 iterations in a row could be scored. Reward 'bright' failed"):
+        trainer.iterate()
+    assert trainer.step == 9
+    trainer.rewards["bright"] = Bright()
+    trainer.iterate()
+    trainer.rewards["bright"] = Never()
+    trainer.iterate()  # it counts anew
 
 
 def test_otherwise_the_iteration_ends_with_the_weights_as_they_were(policy: DiffusersPolicy) -> None:

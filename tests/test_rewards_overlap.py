@@ -83,6 +83,40 @@ def test_what_fails_beside_drawing_is_told_as_otherwise(policy: DiffusersPolicy)
     assert "blue" not in [g.prompt.text for g in done.groups]
 
 
+def test_a_group_is_scored_once_though_the_memory_ran_out_while_the_next_were_drawn(
+    policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that takes money for every image is not paid twice."""
+    paid: list[str] = []
+
+    class Judge(Slow):
+        def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+            paid.append(prompts[0])
+            return super().score(images, prompts, metadata)
+
+    real, decoded = policy.decode, []
+
+    def decode(latents: Tensor) -> Tensor:
+        decoded.append(len(latents))
+        if len(decoded) in (3, 4):
+            raise torch.OutOfMemoryError
+        return real(latents)
+
+    monkeypatch.setattr(policy, "decode", decode)
+    config = quick(data={"groups_per_iteration": 6}, rollout={"batch": 4})
+    told: list[str] = []
+    trainer = Trainer(policy, PROMPTS, {"bright": Judge(seconds=0.0)}, config, size=SIZE, tell=told.append)
+    done = trainer.iterate()
+    assert len(told) == 2
+    assert trainer.rollout_batch == 1
+    assert sorted(paid) == sorted(prompt.text for prompt in PROMPTS)
+    assert [group.prompt for group in done.groups] == trainer.stream.at(0)
+    monkeypatch.setattr(policy, "decode", real)
+    again = Trainer(policy, PROMPTS, {"bright": Slow(seconds=0.0)}, config, size=SIZE)
+    for found, expected in zip(done.groups, again.draw(list(enumerate(again.stream.at(0)))), strict=True):
+        assert found.seeds == expected.seeds
+
+
 @pytest.mark.parametrize(
     ("name", "options", "device", "group_size", "expected"),
     [

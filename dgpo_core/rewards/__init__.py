@@ -18,6 +18,7 @@ from dgpo_core.config import RewardTerm
 from dgpo_core.errors import UserError
 from dgpo_core.rewards import weights
 from dgpo_core.rewards.base import Reward, need_packages
+from dgpo_core.rewards.guard import described, guarded
 from dgpo_core.rewards.scoring import Scoring, score_groups
 
 REWARDS: dict[str, str] = {
@@ -53,20 +54,20 @@ def known_rewards() -> list[str]:
 def make_reward(name: str, options: Mapping[str, Any] | None = None, device: str = "cpu") -> Reward:
     """The reward `name`, ready to score on `device`. Raises UserError for an unknown name or an unknown option."""
     cls, options = _bound(name, options)
-    try:
-        return cls(device=device, **options)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"Reward {name!r} cannot be made: {type(error).__name__}: {error}.") from error
+    with guarded(f"Reward {name!r} cannot be made:"):
+        made = cls(device=device, **options)
+    if not isinstance(made, Reward):
+        raise UserError(f"Reward {name!r} cannot be made: its class gives {type(made).__name__}, not a Reward.")
+    return made
 
 
 def require_reward(name: str, options: Mapping[str, Any] | None = None) -> None:
     """Raises UserError where `make_reward` would for want of a package or of weights; loads and downloads nothing."""
     cls, options = _bound(name, options)
-    need_packages(name, cls.packages)
-    for needed, given in cls.sources(options):
-        weights.require(needed, given, name)
+    with guarded(f"Reward {name!r} cannot say what it needs:"):
+        need_packages(name, cls.packages)
+        for needed, given in cls.sources(options):
+            weights.require(needed, given, name)
 
 
 def weights_of(terms: Sequence[RewardTerm]) -> dict[str, float]:
@@ -90,7 +91,7 @@ def _bound(name: str, options: Mapping[str, Any] | None) -> tuple[type[Reward], 
     cls, options = reward_class(name), dict(options or {})
     try:
         inspect.signature(cls).bind(device="cpu", **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"Reward {name!r} does not take these options: {error}.") from None
     return cls, options
 
@@ -116,7 +117,8 @@ def reward_class(name: str) -> type[Reward]:
 def _higher_is_better(name: str) -> bool:
     """True also for scores that come from elsewhere, such as a person's."""
     known = is_file(name) or name in REWARDS or name in _plugins()
-    return reward_class(name).higher_is_better if known else True
+    with guarded(f"Reward {name!r} does not say whether higher is better:"):
+        return bool(reward_class(name).higher_is_better) if known else True
 
 
 def _plugins() -> dict[str, EntryPoint]:
@@ -126,10 +128,10 @@ def _plugins() -> dict[str, EntryPoint]:
 def _from_plugin(name: str, entry: EntryPoint) -> Any:
     try:
         return entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
-            f"Reward {name!r}: {entry.value} cannot be imported ({type(error).__name__}: {error}): update or remove the"
-            " package that brings it."
+            f"Reward {name!r}: {entry.value} cannot be imported ({described(error)}): update or remove the package that"
+            " brings it."
         ) from error
 
 
@@ -140,13 +142,11 @@ def _from_file(path: str, attribute: str) -> Any:
         raise UserError(f"There is no file {path} with a reward in it.")
     spec = importlib.util.spec_from_file_location(f"dgpo_reward_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
-    try:
+    with guarded(f"The reward file {path} cannot be run:"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"The reward file {path} cannot be run: {type(error).__name__}: {error}.") from error
-    if not hasattr(module, attribute):
-        raise UserError(f"The reward file {path} has no class {attribute}.")
-    return getattr(module, attribute)
+        if hasattr(module, attribute):
+            return getattr(module, attribute)
+    raise UserError(f"The reward file {path} has no class {attribute}.")
 
 
 __all__ = [

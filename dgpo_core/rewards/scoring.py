@@ -11,6 +11,7 @@ from torch import Tensor
 from dgpo_core.errors import UserError
 from dgpo_core.group import Group
 from dgpo_core.rewards.base import GroupReward, Reward
+from dgpo_core.rewards.guard import described, guarded, overlap
 
 
 def score_groups(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list[Group]:
@@ -25,13 +26,19 @@ def score_groups(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list
     prompts = [group.prompt.text for group in groups for _ in range(len(group))]
     metadata = [group.prompt.metadata for group in groups for _ in range(len(group))]
     scores = {
-        name: checked(name, reward.score_groups(groups), prompts)
+        name: _scores_of_groups(name, reward, groups, prompts)
         if isinstance(reward, GroupReward)
         else scores_of(name, reward, images, prompts, metadata)
         for name, reward in rewards.items()
     }
     parts = {name: values.split([len(group) for group in groups]) for name, values in scores.items()}
     return [group.scored({name: parts[name][i] for name in parts}) for i, group in enumerate(groups)]
+
+
+def _scores_of_groups(name: str, reward: GroupReward, groups: Sequence[Group], prompts: Sequence[str]) -> Tensor:
+    with guarded(f"Reward {name!r} failed with"):
+        values = reward.score_groups(groups)
+    return checked(name, values, prompts)
 
 
 def scores_of(
@@ -42,11 +49,9 @@ def scores_of(
         values = reward.score(images, prompts, metadata)
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(
-            f"Reward {name!r} failed on {_failing(reward, images, prompts, metadata)} with {type(error).__name__}:"
-            f" {str(error).strip().split(chr(10))[0].removesuffix('.') or 'no message'}."
-        ) from error
+    except (Exception, SystemExit) as error:
+        where = _failing(reward, images, prompts, metadata)
+        raise UserError(f"Reward {name!r} failed on {where} with {described(error)}.") from error
     return checked(name, values, prompts)
 
 
@@ -56,7 +61,7 @@ def _failing(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: S
         one = slice(i, i + 1)
         try:
             reward.score(images[one], prompts[one], metadata[one])
-        except Exception:
+        except (Exception, SystemExit):
             return f"sample {i} ({prompts[i]!r})"
     return f"samples 0 to {len(prompts) - 1} ({prompts[0]!r}, ...)"
 
@@ -70,7 +75,10 @@ def checked(name: str, values: Tensor, prompts: Sequence[str]) -> Tensor:
             f"Reward {name!r} returned scores of shape {tuple(values.shape)} for {len(prompts)} images: it must return"
             " one number per image."
         )
-    values = values.detach().float().cpu()
+    if values.is_complex():
+        raise UserError(f"Reward {name!r} returned complex numbers: it must return one real number per image.")
+    with guarded(f"Reward {name!r} returned scores that cannot be read:"):
+        values = values.detach().float().cpu()
     bad = (~torch.isfinite(values)).nonzero()
     if len(bad):
         i = int(bad[0])
@@ -89,7 +97,7 @@ class Scoring:
     def __init__(
         self, rewards: Mapping[str, Reward], device: torch.device, group_size: int, one_by_one: bool = False
     ) -> None:
-        self.beside = {name: reward for name, reward in rewards.items() if reward.overlaps(device, group_size)}
+        self.beside = {name: reward for name, reward in rewards.items() if overlap(name, reward, device, group_size)}
         self.after = {name: reward for name, reward in rewards.items() if name not in self.beside}
         self.order, self.one_by_one = list(rewards), one_by_one
         self._worker: ThreadPoolExecutor | None = None
