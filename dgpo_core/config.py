@@ -76,7 +76,8 @@ class ModelConfig:
     family: str = "auto"
     """Architecture: sd15, sdxl, sd3, flux; 'auto' reads it from the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the frozen base; 'auto' is bfloat16 on a GPU and float32 on a CPU. The LoRA is always float32."""
+    """Number type of the frozen base; 'auto' is bfloat16 on a GPU and float32 on a CPU. The LoRA's own
+    numbers are float32 always; its products are computed in the base's type."""
     height: Pixels = 0
     """Image height in pixels, at most 16384; 0 is the model's own."""
     width: Pixels = 0

@@ -181,7 +181,7 @@ def test_a_state_is_loaded_into_all_three_adapters() -> None:
         assert all(torch.equal(p, state[key]) for key, p in adapters.state(name).items())
 
 
-def test_the_branch_is_float32_and_its_answer_is_not() -> None:
+def test_the_answer_has_the_type_of_the_base() -> None:
     y = bank().add("a.to_q", torch.randn(3, 4).bfloat16(), torch.randn(3, 6).bfloat16())
     assert y.dtype == torch.bfloat16
 

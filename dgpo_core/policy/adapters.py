@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import Parameter
 
 from dgpo_core.errors import UserError
 from dgpo_core.policy.base import AdapterName
+from dgpo_core.policy.branch import lora_branch
 from dgpo_core.policy.dropout import Dropout, LayerDropout
 from dgpo_core.seeds import derive_seed, noise
 
@@ -43,6 +45,8 @@ class Adapters:
         for name in NAMES:
             _add(model, name, rank, alpha, targets)
         self._layers = {key: m for key, m in model.named_modules() if isinstance(m, LoraLayer)}
+        for layer in self._layers.values():
+            _make_lean(layer)
         self._states = {name: self._collect(name) for name in NAMES}
         self._dropout = Dropout(dropout)
         if dropout:
@@ -111,6 +115,30 @@ class Adapters:
                     value = noise(derive_seed(seed, "lora", key), tuple(first.shape)) / self.rank
                 for name in NAMES:
                     self._states[name][key].copy_(value)
+
+
+@cache
+def _lean_linear() -> type:
+    """peft's Linear with the branch of this package; peft's own computes in the adapter's type, with more kernels."""
+    from peft.tuners.lora import Linear
+
+    class LeanLinear(Linear):
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            y = self.base_layer(x, *args, **kwargs)
+            if self._disable_adapters:
+                return y
+            name = self._active_adapter[0]
+            x = self.lora_dropout[name](x.to(y.dtype))
+            return lora_branch(x, y, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+
+    return LeanLinear
+
+
+def _make_lean(layer: Any) -> None:
+    from peft.tuners.lora import Linear
+
+    if type(layer) is Linear:
+        layer.__class__ = _lean_linear()
 
 
 def check_settings(rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:

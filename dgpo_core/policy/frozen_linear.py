@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 from torch.nn import Parameter
-from torch.nn import functional as F
 
 from dgpo_core.policy.adapters import NAMES, check_settings
 from dgpo_core.policy.base import AdapterName
+from dgpo_core.policy.branch import lora_branch
 from dgpo_core.policy.dropout import Dropout
 from dgpo_core.seeds import derive_seed, noise
 
@@ -133,15 +133,15 @@ class LoraBank:
             self._active = before
 
     def add(self, module: str, x: Tensor, y: Tensor) -> Tensor:
-        """y [..., out] with the active adapter's branch on x [..., in] added, computed in float32."""
+        """y [..., out] with the active adapter's branch on x [..., in] added, computed in the type of y."""
         if self._active is None:
             return y
         state = self._states[self._active]
-        seen = x.float()
+        seen = x.to(y.dtype)
         if self._active == "current":
             seen = self.dropout(seen, module)
-        low = F.linear(seen, state[f"{module}.lora_A.weight"])
-        return y + (F.linear(low, state[f"{module}.lora_B.weight"]) * self.scale).to(y.dtype)
+        A, B = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
+        return lora_branch(seen, y, A, B, self.scale)
 
 
 def _fresh(

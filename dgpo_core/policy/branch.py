@@ -1,0 +1,33 @@
+"""The LoRA branch, y + scale B A x, computed in the type of x from parameters that stay float32.
+
+A tensor core multiplies bfloat16 many times as fast as float32, and each cast of an activation is one more kernel. So
+the parameters are cast instead: under gradients once a forward, without them once for as long as they do not change.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_CAST = "_dgpo_cast"  # attribute of a parameter: its version, and what it then was in another type
+
+
+def lora_branch(x: Tensor, y: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """y + scale B A x, for x [..., in], y [..., out], A [r, in], B [out, r]: shape and type of y."""
+    low = F.linear(x, _in_type_of(x, A)).flatten(0, -2)
+    rows = torch.addmm(y.flatten(0, -2), low, _in_type_of(x, B).t(), alpha=scale)
+    return rows.view(y.shape)
+
+
+def _in_type_of(x: Tensor, parameter: Tensor) -> Tensor:
+    """The parameter in the type of x; its gradient, if it has one, comes back in its own."""
+    if parameter.dtype == x.dtype:
+        return parameter
+    if torch.is_grad_enabled() and parameter.requires_grad:
+        return parameter.to(x.dtype)
+    version, cast = getattr(parameter, _CAST, (-1, None))
+    if version != parameter._version or cast.dtype != x.dtype or cast.device != parameter.device:
+        cast = parameter.detach().to(x.dtype)
+        setattr(parameter, _CAST, (parameter._version, cast))
+    return cast
