@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from dgpo_core import config_io
+from dgpo_core.checkpoint import best_checkpoint, checkpoints
 from dgpo_core.config import MOST_ITERATIONS, Config
 from dgpo_core.errors import UserError
 from dgpo_core.files import TEMPORARY, reason, write_atomic
@@ -209,6 +210,8 @@ def _check_files(folder: Path) -> None:
     _read_records(folder / "metrics.jsonl")
     for name in ("reward.png", "lora.safetensors", "summary.json"):
         require_ordinary(folder / name, "The file")
+    for path in (best_checkpoint(folder / "checkpoints"), *checkpoints(folder / "checkpoints")):
+        require_ordinary(path, "The checkpoint")
     for place in (folder, *(folder / name for name in FOLDERS)):
         if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"Cannot write into {place}: permission denied.")

@@ -1,6 +1,9 @@
 """Whole runs of `dgpo_core.train` and `dgpo_core.evaluate`, from the arguments to the files."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +208,21 @@ def test_a_resumed_run_keeps_its_settings(here: Path, sd3_folder: Path, capsys: 
     # --resume alone is enough: the settings are the run's own
     assert train.main(["--resume", "--name", "test", "--output", "runs", "--iterations", "2"]) == 0
     assert [r["iteration"] for r in metrics(here)] == [1, 2]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_what_a_terminal_cannot_show_is_written_as_escapes(encoding: str, tmp_path: Path) -> None:
+    """A name in Cyrillic on a Windows terminal of Western Europe: printing it must not end the run."""
+    argv = ["--name", "Привет", "--output", str(tmp_path), "--resume"]
+    process = subprocess.run(
+        [sys.executable, "-m", "dgpo_core.train", *argv],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[1]), "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == 2
+    told = process.stderr.decode(encoding)
+    assert "There is no run to resume in" in told
+    assert "\\u041f" in told
