@@ -8,7 +8,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, TypeVar
@@ -16,7 +16,7 @@ from typing import Annotated, Literal, NoReturn, TypeVar
 import tyro
 
 from dgpo_core import config_io
-from dgpo_core.config import Config, RewardTerm
+from dgpo_core.config import DEMO_REWARDS, EMBEDDED, HUMAN, RATINGS, Config, RewardTerm
 from dgpo_core.errors import Elsewhere, Interrupted, UserError, out_of_memory
 from dgpo_core.reading import bounded, shown
 from dgpo_core.workflow import load_workflow
@@ -107,9 +107,28 @@ def parse_args(
     )
     config = config_io.for_groups(_parse(CommandLine, argv, prog, description, defaults).settings)
     if implied:
-        config = config_io.without_the_demos_measure(config, _named(argv))
+        config = _without_the_demos_measure(config, _named(argv))
     config = replace(config, name=config.name or (Path(chosen.config).stem if chosen.config else "run"))
     config_io.validate(config)
+    return config
+
+
+def _without_the_demos_measure(config: Config, named: Collection[str]) -> Config:
+    """The quickstart's settings as they suit a model, prompts or a reward of the user's own, which are then measured.
+
+    Its reward `shapes` knows the embedded model's pictures, and its held-out prompts go with its training prompts. What
+    the user has `named` stays. On the embedded model `shapes` is still watched, beside a reward of one's own.
+    """
+    own_prompts = config.data.prompts != EMBEDDED or bool(config.data.text)
+    own_world = own_prompts or config.model.path != EMBEDDED
+    own_reward = not {term.name for term in config.reward} & {HUMAN, RATINGS, *DEMO_REWARDS}
+    if own_prompts and not {"data.held_out", "data.held_out_text"} & set(named):
+        config = replace(config, data=replace(config.data, held_out=""))
+    if (own_world or own_reward) and "evaluation.reward" not in named:
+        measure = RewardTerm(config.evaluation.reward)
+        config = replace(config, evaluation=replace(config.evaluation, reward=""))
+        if not own_world and "watch" not in named:
+            config = replace(config, watch=(*config.watch, measure))
     return config
 
 

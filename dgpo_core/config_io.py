@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import yaml
 
-from dgpo_core.config import DEMO_REWARDS, EMBEDDED, HUMAN, RATINGS, Config, Range, RewardTerm, show_number
+from dgpo_core.config import HUMAN, RATINGS, Config, Range, RewardTerm, show_number
 from dgpo_core.errors import UserError
+from dgpo_core.files import check_folder_name
 from dgpo_core.gate import check_rewards
 from dgpo_core.reading import parse_yaml, read_text, shown
 
@@ -321,46 +322,12 @@ def for_groups(config: Config) -> Config:
     return replace(config, reward=(RewardTerm(RATINGS),)) if config.groups else config
 
 
-def without_the_demos_measure(config: Config, named: Collection[str]) -> Config:
-    """The quickstart's settings as they suit a model, prompts or a reward of the user's own, which are then measured.
-
-    Its reward `shapes` knows the embedded model's pictures, and its held-out prompts go with its training prompts. What
-    the user has `named` stays. On the embedded model `shapes` is still watched, beside a reward of one's own.
-    """
-    own_prompts = config.data.prompts != EMBEDDED or bool(config.data.text)
-    own_world = own_prompts or config.model.path != EMBEDDED
-    own_reward = not {term.name for term in config.reward} & {HUMAN, RATINGS, *DEMO_REWARDS}
-    if own_prompts and not {"data.held_out", "data.held_out_text"} & set(named):
-        config = replace(config, data=replace(config.data, held_out=""))
-    if (own_world or own_reward) and "evaluation.reward" not in named:
-        measure = RewardTerm(config.evaluation.reward)
-        config = replace(config, evaluation=replace(config.evaluation, reward=""))
-        if not own_world and "watch" not in named:
-            config = replace(config, watch=(*config.watch, measure))
-    return config
-
-
 def _check_people(config: Config) -> None:
     """Raises UserError where people cannot be what the settings take them for."""
     if config.evaluation.reward in (HUMAN, RATINGS):
         raise UserError(f"evaluation.reward is {config.evaluation.reward}: name one that can score images by itself.")
     if any(term.name == RATINGS for term in config.reward) and not config.groups:
         raise UserError("The reward ratings needs a folder of rated images: give it with --groups FOLDER.")
-
-
-def check_folder_name(name: str, what: str = "run name") -> None:
-    """Raises UserError for a name that cannot be a folder's on every system; an empty one is none yet."""
-    device = name.partition(".")[0].rstrip(" ").upper() in _DEVICES
-    if device or set('/\\:*?"<>|') & set(name) or not name.isprintable() or name.strip(" .") != name:
-        why = "it is the name of a device on Windows" if device else "use letters, digits, '-', '_' and '.'"
-        raise UserError(f"The {what} {shown(name, 60)!r} cannot be a folder name: {why}.")
-    if len(name.encode(errors="replace")) > LONGEST_NAME:
-        raise UserError(f"The {what} {shown(name, 60)!r} is too long: at most {LONGEST_NAME} bytes.")
-
-
-LONGEST_NAME = 200  # bytes; file systems take 255
-_PORTS = [f"{port}{number}" for port in ("COM", "LPT") for number in range(10)]
-_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *_PORTS}
 
 
 def _check_names(config: Config) -> None:

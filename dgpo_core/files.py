@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, under a name that every system takes."""
 
 import contextlib
 import os
@@ -41,3 +41,18 @@ def reason(error: Exception) -> str:
     """What the system said was wrong, as the end of a sentence."""
     text = getattr(error, "strerror", None) or str(error)
     return text[:1].lower() + text[1:].rstrip(".")
+
+
+def check_folder_name(name: str, what: str = "run name") -> None:
+    """Raises UserError for a name that cannot be a folder's on every system; an empty one is none yet."""
+    device = name.partition(".")[0].rstrip(" ").upper() in _DEVICES
+    if device or set('/\\:*?"<>|') & set(name) or not name.isprintable() or name.strip(" .") != name:
+        why = "it is the name of a device on Windows" if device else "use letters, digits, '-', '_' and '.'"
+        raise UserError(f"The {what} {name[:60]!r} cannot be a folder name: {why}.")
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise UserError(f"The {what} {name[:60]!r} is too long: at most {LONGEST_NAME} bytes.")
+
+
+LONGEST_NAME = 200  # bytes; file systems take 255
+_PORTS = [f"{port}{number}" for port in ("COM", "LPT") for number in range(10)]
+_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *_PORTS}

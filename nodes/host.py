@@ -18,8 +18,8 @@ from server import PromptServer
 from torch import Tensor
 
 from dgpo_core import config
-from dgpo_core.config_io import check_folder_name
 from dgpo_core.errors import UserError
+from dgpo_core.files import check_folder_name
 from dgpo_core.policy import Policy
 from dgpo_core.reading import shown
 from dgpo_core.workflow import HELD_OUT
