@@ -314,7 +314,7 @@ def _finish(session: Session, run: Run | None) -> None:
     summary |= {"stopped_at": made, "iterations": trainer.step} if stopped else {}
     _conclude(run, evaluator, after if after and after.iteration == trainer.step else None, summary)
     if stopped:
-        print(f"Stopped after iteration {made}; lora.safetensors is {saved}.")
+        say(f"Stopped after iteration {made}; lora.safetensors is {saved}.")
     _point_to(run, summary)
 
 
@@ -337,8 +337,8 @@ def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary:
 
 def _point_to(run: Run, summary: Mapping[str, Any]) -> None:
     minutes = summary["seconds"] / 60
-    print(f"{summary['iterations']} iterations in {minutes:.1f} minutes; everything is in {run.folder}:")
-    print("  lora.safetensors (the adapter), samples/ (before, during, after), reward.png, summary.json")
+    say(f"{summary['iterations']} iterations in {minutes:.1f} minutes; everything is in {run.folder}:")
+    say("  lora.safetensors (the adapter), samples/ (before, during, after), reward.png, summary.json")
 
 
 def _go_back(session: Session) -> str:

@@ -21,7 +21,6 @@ from dgpo_core import assemble, config_io
 from dgpo_core.cli import command, parse
 from dgpo_core.config import Config, CountOrZero, NotNegative, Positive, Range, RewardTerm
 from dgpo_core.distributed import World
-from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
 from dgpo_core.group import Group
 from dgpo_core.measure import measure

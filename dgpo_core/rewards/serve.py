@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from dgpo_core.cli import parse
+from dgpo_core.cli import command, parse
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import reason
@@ -27,7 +27,7 @@ from dgpo_core.reading import parse_json, shown
 from dgpo_core.rewards import Reward, make_reward, wire
 from dgpo_core.rewards.scoring import checked
 from dgpo_core.rewards.web import secret
-from dgpo_core.terminal import complain, note
+from dgpo_core.terminal import note
 
 WRONG_HOST = "Ask this machine by the name localhost or 127.0.0.1, or start the server with a token (--token_env)."
 
@@ -198,16 +198,16 @@ def ending() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 after Ctrl-C or SIGTERM, 2 after a user's mistake."""
+    return command(lambda: parse(ServeConfig, argv, "python -m dgpo_core.rewards.serve", __doc__), _serve)
+
+
+def _serve(options: ServeConfig) -> None:
     try:
-        options = parse(ServeConfig, argv, "python -m dgpo_core.rewards.serve", __doc__)
         with ending(), make_server(options) as server, closing(server.reward):
             print(f"The reward {server.name!r} is at {server.url}; Ctrl-C stops it.", flush=True)
             server.serve_forever()
-    except UserError as error:
-        return complain(error)
     except KeyboardInterrupt:
         print("Stopped.")
-    return 0
 
 
 if __name__ == "__main__":
