@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NoReturn, TypeVar
 
 import tyro
 
-from dgpo_core import config_io
+from dgpo_core import config_io, trust
 from dgpo_core.config import DEMO_REWARDS, EMBEDDED, HUMAN, RATINGS, Config, RewardTerm
 from dgpo_core.errors import Elsewhere, Interrupted, UserError, out_of_memory
 from dgpo_core.reading import bounded, shown
@@ -51,6 +51,8 @@ class CommandLine:
     """A YAML file of settings, such as a run's config.yaml, laid over the preset."""
     workflow: str = ""
     """A workflow of the ComfyUI nodes (.json): the settings of its training, instead of a preset."""
+    trust_code: bool = False
+    """Run the Python code (file.py:Name) that --config or the folder of a resumed run names, and ask its servers."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
@@ -100,12 +102,15 @@ def parse_args(
     """
     argv = _arguments(argv)
     chosen, base, implied = _start(argv, default_preset, prog)
-    defaults = CommandLine(chosen.preset, chosen.mode, chosen.config, chosen.workflow, base)
+    defaults = CommandLine(chosen.preset, chosen.mode, chosen.config, chosen.workflow, settings=base)
     description = (
         f"{CommandLine.__doc__}\n\nPresets: {', '.join(config_io.preset_names())}.\nPreset, --config, --mode and single"
         " settings are laid over each other in this order."
     )
-    config = config_io.for_groups(_parse(CommandLine, argv, prog, description, defaults).settings)
+    given = _parse(CommandLine, argv, prog, description, defaults)
+    config = config_io.for_groups(given.settings)
+    if not given.trust_code:
+        _check_trust(config, chosen, argv, prog)
     if implied:
         config = _without_the_demos_measure(config, _named(argv))
     config = replace(config, name=config.name or (Path(chosen.config).stem if chosen.config else "run"))
@@ -130,6 +135,14 @@ def _without_the_demos_measure(config: Config, named: Collection[str]) -> Config
         if not own_world and "watch" not in named:
             config = replace(config, watch=(*config.watch, measure))
     return config
+
+
+def _check_trust(config: Config, chosen: argparse.Namespace, argv: Sequence[str], prog: str) -> None:
+    """Raises UserError for what a file may not decide without --trust-code."""
+    if trust.code_of(config):
+        trust.check_code(config, _parse(CommandLine, argv, prog, None, None).settings, chosen.config)
+    if chosen.resumed:
+        trust.check_resumed(config, chosen.config)
 
 
 def parse(
@@ -185,8 +198,8 @@ def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argpars
     chosen, _ = reader.parse_known_args(argv)
     saved = Path(chosen.output or Config().output, chosen.name or default_preset, "config.yaml")
     named = chosen.preset or chosen.config or chosen.workflow
-    resumed = chosen.resume and not named and os.path.exists(saved)
-    if resumed:
+    chosen.resumed = chosen.resume and not named and os.path.exists(saved)
+    if chosen.resumed:
         chosen.config = str(saved)
     implied = not (chosen.preset or chosen.config or chosen.workflow)
     chosen.preset = default_preset if implied else chosen.preset
@@ -195,7 +208,7 @@ def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argpars
         base = config_io.from_dict(load_workflow(chosen.workflow), base, chosen.workflow)
     if chosen.config:
         base = config_io.load_yaml(chosen.config, base)
-    if resumed:
+    if chosen.resumed:
         base = replace(base, output=str(saved.parents[1]), name=saved.parent.name)  # it may have been moved
     if chosen.mode:
         base = config_io.apply_mode(base, chosen.mode)

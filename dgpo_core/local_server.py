@@ -3,6 +3,7 @@
 import http.server
 import json
 import socketserver
+import sys
 from http import HTTPStatus
 from typing import Any
 
@@ -13,10 +14,16 @@ class LocalServer(http.server.ThreadingHTTPServer):
     """One thread per request, none of which keeps the process alive."""
 
     daemon_threads = True
+    request_queue_size = 128  # clients that may knock at once; a process with several workers sends as many
 
     def server_bind(self) -> None:
         """Not HTTPServer's, which asks the name service what the address is called."""
         socketserver.TCPServer.server_bind(self)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is no error of ours."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class JsonHandler(http.server.BaseHTTPRequestHandler):

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dgpo_core import assemble, config_io
+from dgpo_core import assemble, config_io, trust
 from dgpo_core.checkpoint import (
     best_checkpoint,
     checkpoint_path,
@@ -40,6 +40,7 @@ from dgpo_core.pictures import reward_curve
 from dgpo_core.policy import AdapterName, Policy
 from dgpo_core.rewards import guard
 from dgpo_core.run import Run
+from dgpo_core.terminal import say
 from dgpo_core.trainer import Iteration, Trainer
 
 ECHO = 5.0  # seconds in which a second signal is still the first one, passed on by `accelerate launch` or `torchrun`
@@ -156,7 +157,9 @@ def train(config: Config, check: Callable[[], None]) -> None:
             check()
             world.check()
 
-        session = prepare(config, world, asked, tqdm.write)
+        for line in trust.uses(config) if world.leads else ():
+            say(line)
+        session = prepare(config, world, asked, say)
         with session.closing():
             if not world.leads:
                 _iterate(session, None)
@@ -175,7 +178,7 @@ def _iterate(session: Session, run: Run | None) -> None:
         session.world.leave(ending)  # nobody waits for the checkpoint
         if run:
             _checkpoint(session, run)
-            tqdm.write(f"Stopped after iteration {trainer.step} of {config.iterations}; --resume goes on from there.")
+            say(f"Stopped after iteration {trainer.step} of {config.iterations}; --resume goes on from there.")
         raise
 
 
@@ -205,7 +208,7 @@ def _log(run: Run | None, iteration: Iteration, step: int, bar: tqdm) -> None:
         bar.set_postfix(reward=f"{iteration.metrics['reward']:.3f}", refresh=False)
     if run:
         for warning in iteration.warnings:
-            bar.write(f"Iteration {step}: {warning}.")
+            say(f"Iteration {step}: {warning}.")
         run.append_metrics({"iteration": step, **iteration.metrics, "seconds": iteration.seconds})
 
 
@@ -233,9 +236,9 @@ def _evaluate(session: Session, run: Run | None, adapter: AdapterName | None, im
     if record not in run.read_metrics():  # a run that was killed at its very end measures the same again
         run.append_metrics(record)
     write_atomic(run.reward_png, reward_curve(run.read_metrics(), evaluator.watch.title))
-    tqdm.write(f"Iteration {step}: held-out {evaluator.watch.measure(evaluator.history[-1])}\n  {side_by_side(record)}")
+    say(f"Iteration {step}: held-out {evaluator.watch.measure(evaluator.history[-1])}\n  {side_by_side(record)}")
     for warning in record.get("alarms", {}).values():
-        tqdm.write(f"Warning: {warning}.")
+        say(f"Warning: {warning}.")
     if evaluator.watch.best(evaluator.history) is evaluator.history[-1]:
         _save_state(session, best_checkpoint(run.checkpoints))
 
@@ -288,7 +291,7 @@ def _resume(session: Session, run: Run | None) -> int:
         bad = run.truncate_metrics(step if step else -1)
         for count, what in ((bad, "line(s) of metrics.jsonl"), (lost, "file(s) in evaluations/")):
             if count:
-                tqdm.write(f"Warning: {count} {what} cannot be read and are left out.")
+                say(f"Warning: {count} {what} cannot be read and are left out.")
     return step
 
 
@@ -311,7 +314,7 @@ def _finish(session: Session, run: Run | None) -> None:
     summary |= {"stopped_at": made, "iterations": trainer.step} if stopped else {}
     _conclude(run, evaluator, after if after and after.iteration == trainer.step else None, summary)
     if stopped:
-        print(f"Stopped after iteration {made}; lora.safetensors is {saved}.")
+        say(f"Stopped after iteration {made}; lora.safetensors is {saved}.")
     _point_to(run, summary)
 
 
@@ -326,16 +329,16 @@ def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary:
         base = Measurement(before["held_out"], tuple(before["held_out_ci95"]), before["n"])
         found = evaluator.watch.measure(after)
         summary |= {"base": base.as_json(), "adapter": found.as_json()}
-        print(f"\n{name} on held-out prompts\n  before  {base}\n  after   {found}")
+        say(f"\n{name} on held-out prompts\n  before  {base}\n  after   {found}")
     run.write_json(run.summary_path, summary)
     for alarm in alarms:
-        print(f"Warning: {alarm}.")
+        say(f"Warning: {alarm}.")
 
 
 def _point_to(run: Run, summary: Mapping[str, Any]) -> None:
     minutes = summary["seconds"] / 60
-    print(f"{summary['iterations']} iterations in {minutes:.1f} minutes; everything is in {run.folder}:")
-    print("  lora.safetensors (the adapter), samples/ (before, during, after), reward.png, summary.json")
+    say(f"{summary['iterations']} iterations in {minutes:.1f} minutes; everything is in {run.folder}:")
+    say("  lora.safetensors (the adapter), samples/ (before, during, after), reward.png, summary.json")
 
 
 def _go_back(session: Session) -> str:

@@ -98,6 +98,11 @@ def reward_folders() -> list[str]:
     return folder_paths.get_folder_paths(REWARD_MODELS)
 
 
+def endpoints_file() -> Path:
+    """Where named servers stand. ComfyUI's own routes neither read nor write a user's folder that begins with __."""
+    return Path(folder_paths.get_user_directory()).absolute() / "__dgpo" / "endpoints.yaml"
+
+
 def prompt_file_choices() -> list[str]:
     """The prompt files in the input folder, after the embedded ones."""
     folder = Path(folder_paths.get_input_directory())

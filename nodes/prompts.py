@@ -7,13 +7,10 @@ from comfy_api.v0_0_2 import io
 from dgpo_core.assemble import DEMO
 from dgpo_core.errors import UserError
 from dgpo_core.prompts import Prompt, load_prompts, read_prompts
-from dgpo_core.workflow import HELD_OUT
+from dgpo_core.workflow import SHIPPED, TEXT
 
 from . import fields, host
 from .values import Prompts
-
-TEXT, EMBEDDED = "the text below", "embedded"
-SHIPPED = {EMBEDDED: "train.jsonl", HELD_OUT: "held_out.jsonl"}
 
 
 class PromptList(io.ComfyNode):

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from dgpo_core.errors import UserError
 from dgpo_core.human.questions import Questions, UnknownQuestion
+from dgpo_core.reading import parse_json
 
 
 def add_routes(routes: Any, questions: Questions) -> None:
@@ -20,11 +21,9 @@ def add_routes(routes: Any, questions: Questions) -> None:
     @routes.post("/dgpo/questions/{token}")
     async def answer(request: web.Request) -> web.Response:
         try:
-            questions.answer(request.match_info["token"], await request.json())
+            questions.answer(request.match_info["token"], parse_json(await request.read(), "The answer"))
         except UnknownQuestion as error:
             return web.json_response({"error": str(error)}, status=404)
         except UserError as error:
             return web.json_response({"error": str(error)}, status=400)
-        except ValueError:
-            return web.json_response({"error": "The answer must be JSON."}, status=400)
         return web.json_response({})

@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io, ui
 from torch import Tensor
 
 from dgpo_core import advantage as adv
+from dgpo_core import endpoints
 from dgpo_core.config import RewardTerm
 from dgpo_core.errors import UserError
 from dgpo_core.gate import Gate, counted
@@ -16,8 +17,9 @@ from dgpo_core.group import Group
 from dgpo_core.pictures import grid
 from dgpo_core.prompts import Prompt
 from dgpo_core.reading import parse_json
-from dgpo_core.rewards import known_rewards, refuse_files, require_reward, weights_of
+from dgpo_core.rewards import known_rewards, require_reward, weights_of
 from dgpo_core.rewards.weights import look_in
+from dgpo_core.trust import check_shared
 
 from . import fields, host, sessions
 from .numbers import numbers_in
@@ -48,7 +50,7 @@ class Reward(io.ComfyNode):
                     step=0.01,
                     tooltip="Negative: less is better. 0: only a condition of another.",
                 ),
-                io.String.Input("options", default="", tooltip='Options as JSON, such as {"path": "..."}; or empty.'),
+                io.String.Input("options", default="", tooltip='Options as JSON, such as {"batch": 4}; or empty.'),
                 fields.Reward.Input("reward", optional=True, tooltip="Rewards that this one is added to."),
                 io.String.Input(
                     "only_if",
@@ -64,12 +66,10 @@ class Reward(io.ComfyNode):
     def validate_inputs(cls, name: str | None, options: str | None, only_if: str | None = "") -> bool | str:
         """What the reward lacks (a package, weights) and what is wrong with its widgets: told before anything runs."""
         try:
-            chosen = _options(options or "")
             if only_if and only_if.strip():
                 Gate.of(only_if, name or "")
             if name:
-                refuse_files([name], "The workflow", "install it as a package with an entry point, or train headless")
-                require_reward(name, chosen)
+                require_reward(name, _term(name, 1.0, options or "").options)
         except UserError as error:
             return str(error)
         return True
@@ -86,14 +86,17 @@ class Reward(io.ComfyNode):
         before = tuple(reward or ())
         if any(term.name == name for term in before):
             raise UserError(f"The reward {name} can be in a chain only once.")
-        return io.NodeOutput((*before, RewardTerm(name, weight, _options(options), only_if.strip())))
+        return io.NodeOutput((*before, _term(name, weight, options, only_if.strip())))
 
 
-def _options(text: str) -> dict[str, Any]:
-    found = parse_json(text, "The text in the reward's options") if text.strip() else {}
+def _term(name: str, weight: float, options: str, only_if: str = "") -> RewardTerm:
+    """What the widgets say. Raises UserError for what a workflow, which is shared, may not decide."""
+    found = parse_json(options, "The text in the reward's options") if options.strip() else {}
     if not isinstance(found, dict):
-        raise UserError('The options of the reward must be an object such as {"path": "..."}.')
-    return found
+        raise UserError('The options of the reward must be an object such as {"batch": 4}.')
+    term = RewardTerm(name, weight, found, only_if)
+    check_shared([term], "The workflow")
+    return term
 
 
 class RewardScorer(io.ComfyNode):
@@ -229,5 +232,6 @@ class GroupFromImages(io.ComfyNode):
 
 
 look_in(host.reward_folders())
+endpoints.keep_in(host.endpoints_file())
 
 NODES = [Reward, RewardScorer, ScoresFromGraph, GroupFromImages]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import urllib.parse
 from typing import Any
 
 import pytest
 import tiny_clip
-from comfy_server import ComfyServer, PromptRefused
+from comfy_server import ComfyServer, PromptRefused, RequestFailed
+from judge_server import serving
 from test_comfy_training import REWARD, SCORE, TRAIN, files, loop, visual
+
+from dgpo_core.rewards import make_reward
+from dgpo_core.rewards.serve import RewardServer
 
 
 def refusal(server: ComfyServer, run: str, **reward: Any) -> str:
@@ -59,3 +64,40 @@ def test_a_reward_counts_only_where_another_one_says_so(comfy: ComfyServer) -> N
     text = json.dumps(comfy.run(graph)["outputs"]["31"])
     assert "gated/shapes_graded" in text
     assert "reward_std/brightness" in text
+
+
+# --- where pictures and keys go -------------------------------------------------------------------------------------
+
+
+def test_a_workflow_names_an_endpoint_of_the_users_own_file_and_nothing_else(comfy: ComfyServer) -> None:
+    file = comfy.base / "user/__dgpo/endpoints.yaml"
+    address = {"url": "http://127.0.0.1:1"}
+    for options in (address, {"token_env": "HOME"}, {"endpoint": "x", **address}):
+        said = refusal(comfy, "address", name="remote", options=json.dumps(options))
+        assert "which only you can decide on this machine" in said
+        assert 'use {"endpoint": "my_server"} instead' in said
+        assert f"into {file} " in said
+    assert "sets the option path" in refusal(comfy, "path", name="clip_score", options='{"path": "/data"}')
+    for options in ("", '{"endpoint": "card2"}'):
+        said = refusal(comfy, "unknown", name="remote", options=options)
+        assert "write a line such as" in said
+        assert f"into {file} " in said
+    with serving(RewardServer("brightness", make_reward("brightness"), "127.0.0.1", 0)) as url:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"card2: {{url: '{url}'}}\n")
+        comfy.run(visual("named", Reward={"name": "remote", "options": '{"endpoint": "card2"}'}))
+    assert files(comfy, "named")
+
+
+def test_comfyuis_routes_do_not_reach_the_file_of_endpoints(comfy: ComfyServer) -> None:
+    file = comfy.base / "user/__dgpo/endpoints.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine: {url: 'http://127.0.0.1:1'}\n")
+    for name in ("../__dgpo/endpoints.yaml", "x/../../__dgpo/endpoints.yaml", str(file)):
+        for path in (urllib.parse.quote(name, safe=""), urllib.parse.quote(urllib.parse.quote(name, safe=""), safe="")):
+            for method, body in (("POST", b"evil"), ("GET", None), ("DELETE", None)):
+                with pytest.raises(RequestFailed):
+                    comfy.request(method, f"/userdata/{path}", body)
+            with pytest.raises(RequestFailed):
+                comfy.get(f"/view?filename={path}&type=input")
+    assert file.read_text() == "mine: {url: 'http://127.0.0.1:1'}\n"

@@ -474,7 +474,10 @@ class FailsThird(Reward):
 def test_an_error_in_the_middle_of_a_loop_keeps_what_was_finished(comfy: ComfyServer) -> None:
     with RewardServer("tired", FailsThird(), "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        graph = loop("tired", 4, Reward={"name": "remote", "options": json.dumps({"url": server.url})})
+        file = comfy.base / "user/__dgpo/endpoints.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"tired: {{url: '{server.url}'}}\n")
+        graph = loop("tired", 4, Reward={"name": "remote", "options": '{"endpoint": "tired"}'})
         assert "I am tired" in error_of(comfy, graph).message
         assert len(line(comfy, "tired")) == 2
         prompt = comfy.queue(graph)

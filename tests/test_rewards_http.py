@@ -193,7 +193,13 @@ def test_the_cap_counts_every_request(judge: Start) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"url": ""}, "url must be"),
+        ({"url": ""}, "needs a server: name it in its options"),
+        ({"endpoint": "x"}, "give either endpoint"),
+        ({"timeout": 1e18}, "timeout must be a number above 0 and at most 86400"),
+        ({"concurrency": 10**18}, "concurrency must be a whole number of at least 1 and at most 256"),
+        ({"retries": 10**18}, "retries must be a whole number of at least 0 and at most 1000"),
+        ({"pattern": "a" * 2000}, "longer than 1000 characters"),
+        ({"pattern": "(" * 900}, "not a regular expression"),
         ({"url": "ftp://x"}, "url must be"),
         ({"url": "http://me:geheim@x"}, "url must be"),
         ({"url": "http://x:99999"}, "url must be"),

@@ -111,7 +111,7 @@ def test_a_run_with_a_file_trains_resumes_and_is_measured_again(
     file: str, sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = f"{file}:Redness"
-    settings = write_quick(tmp_path, sd3_folder, reward=f"{name}=2", iterations=1)
+    settings = [*write_quick(tmp_path, sd3_folder, reward=f"{name}=2", iterations=1), "--trust-code"]
     assert main(settings) == 0
     assert main([*settings, "--resume", "--iterations", "2"]) == 0
     records = [json.loads(line) for line in (tmp_path / "runs/test/metrics.jsonl").read_text().splitlines()]

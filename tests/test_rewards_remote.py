@@ -6,12 +6,14 @@ import os
 import random
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +66,26 @@ def post(url: str, body: bytes, path: str = "/score", kind: str = wire.KIND, **h
     return found
 
 
-def test_the_command_scores_as_the_reward_does_here(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dgpo_core.rewards.serve", "--reward", "shapes_graded", "--port", "0"]
+@contextmanager
+def command(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The server as a process of its own, and its address."""
+    argv = [sys.executable, "-m", "dgpo_core.rewards.serve", "--reward", "shapes_graded", "--port", "0", *arguments]
     environment = {**os.environ, "TOKEN": "t0ken", "PYTHONPATH": str(Path(world.__file__).parents[2])}
-    command += ["--token-env", "TOKEN", "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*argv, "--device", "cpu"], cwd=folder, env=environment, **output)
     try:
         line = process.stdout.readline()
-        url = re.fullmatch(r"The reward 'shapes_graded' is at (http://127\.0\.0\.1:\d+); Ctrl-C stops it\.\n", line)[1]
+        yield (
+            process,
+            re.fullmatch(r"The reward 'shapes_graded' is at (http://127\.0\.0\.1:\d+); Ctrl-C stops it\.\n", line)[1],
+        )
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_command_scores_as_the_reward_does_here_and_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
+    with command(tmp_path, "--token-env", "TOKEN") as (process, url):
         scenes, images = pictures(10)
         prompts, metadata = [s.prompt() for s in scenes], [s.metadata() for s in scenes]
         with pytest.MonkeyPatch.context() as patch:
@@ -80,12 +94,21 @@ def test_the_command_scores_as_the_reward_does_here(tmp_path: Path) -> None:
         expected = make_reward("shapes_graded").score(images, prompts, metadata)
         assert torch.equal(found, expected)
         assert expected.std() > 0
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         assert process.wait(20) == 0
         assert process.stdout.read() == "Stopped.\n"
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_ctrl_c_ends_the_command_also_where_its_parent_ignores_it(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell has it for what runs in the background
+    try:
+        with command(tmp_path) as (process, _):
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+            assert process.stdout.read() == "Stopped.\n"
     finally:
-        process.kill()
-        process.wait()
+        signal.signal(signal.SIGINT, before)
 
 
 def pictures(count: int) -> tuple[list[world.Scene], Tensor]:
@@ -105,6 +128,62 @@ def test_scores_are_those_of_the_rounded_images(name: str) -> None:
         assert score(url, images[:0], []).shape == (0,)
     rounded = (images * 255).round() / 255
     assert torch.equal(found, make_reward(name).score(rounded, prompts, [{}] * 9))
+
+
+@pytest.mark.parametrize(
+    ("host", "answered"),
+    [
+        *(("localhost", True), ("LOCALHOST:8000", True), ("127.0.0.1:1", True), ("127.9.9.9", True)),
+        ("[::1]:80", True),
+        *(("evil.example:8000", False), ("127.0.0.1.evil.example", False), ("localhost.evil.example", False)),
+        *(("192.168.0.1", False), ("0.0.0.0", False), ("", False), ("[", False), ("a@localhost@b", False)),
+        *((None, False), ("127.0.0.1\r\nHost: evil.example", False)),
+    ],
+)
+def test_without_a_token_only_this_machines_own_names_are_answered(host: str | None, answered: bool) -> None:
+    line = "" if host is None else f"Host: {host}\r\n"
+    with reward_server(make_reward("brightness")) as url:
+        for request in ("GET /health HTTP/1.1", "POST /score HTTP/1.1"):
+            assert (status_of(url, f"{request}\r\n{line}Content-Length: 0\r\n\r\n") == 421) is not answered
+    with reward_server(make_reward("brightness"), token="t0ken") as url:
+        assert status_of(url, f"GET /health HTTP/1.1\r\n{line}\r\n") == 200
+
+
+def status_of(url: str, request: str) -> int:
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+        connection.sendall(request.encode())
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+def test_a_client_that_hangs_up_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    body = wire.pack(torch.rand(1, 3, 4, 4), ["a"], [{}])
+    about = f"Host: localhost\r\nContent-Type: {wire.KIND}\r\nContent-Length: {len(body)}"
+    head = f"POST /score HTTP/1.1\r\n{about}\r\n\r\n"
+    with reward_server(Odd()) as url:
+        for sent in (head.encode() + body, head.encode() + body[:10], head.encode()[:20], b"", b"\xff" * 99):
+            with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # hangs up at once
+                connection.sendall(sent)
+        assert score(url, torch.rand(1, 3, 4, 4), ["a"]).tolist() == [1.0]
+        time.sleep(0.2)  # for those who were hung up on to notice
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_hundred_clients_may_knock_at_once() -> None:
+    with RewardServer("odd", Odd(), "127.0.0.1", 0) as server, ExitStack() as stack:  # nobody accepts them yet
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(server.server_address, timeout=2))
+
+
+def test_what_a_client_or_a_reward_says_does_not_steer_the_servers_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with reward_server(Odd()) as url:
+        status_of(url, "GET /\x1b[2J HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with pytest.raises(UserError) as error:
+            score(url, torch.rand(1, 3, 4, 4), ["crash"], [{"note": "\x1b[2J"}])
+    told = capfd.readouterr().err
+    assert "RuntimeError: No such thing" in told
+    assert "\x1b" not in told
+    assert str(error.value).isprintable()
 
 
 def test_groups_stay_whole() -> None:
@@ -162,6 +241,7 @@ def test_too_large() -> None:
 
 def test_bad_requests() -> None:
     good = wire.pack(torch.rand(2, 3, 4, 4), ["a", "b"], [{}, {}])
+    image = torch.zeros(1, 3, 4, 4).byte()
     bodies = [
         (b"hello", "not a safetensors file"),
         (good[:-1], "not a safetensors file"),
@@ -170,6 +250,8 @@ def test_bad_requests() -> None:
         (wire.save({"other": torch.zeros(1)}), "uint8"),
         (wire.save({"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}), '"prompts", a JSON list of texts'),
         (wire.save({"images": torch.zeros(1, 3, 4, 4).byte()}, {"prompts": '["a"]', "metadata": "[1]"}), "of objects"),
+        (wire.save({"images": image}, {"prompts": "[" * 99999, "metadata": "[]"}), "of texts"),
+        (wire.save({"images": image}, {"prompts": '["\\ud800"]', "metadata": "[{}]"}), "of texts"),
         (wire.pack(torch.rand(2, 3, 4, 4), ["a"], [{}, {}]), "2 images, 1 prompts and 2 metadata"),
         (b"", "no body"),
     ]

@@ -127,9 +127,133 @@ def test_what_only_runs_in_comfyui_is_refused_in_one_sentence(name: str, says: s
             load_workflow(folder / f"{name}.json")
 
 
+# --- what somebody else's file may do ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("../secrets.txt", "..\\secrets.txt", "a/../../secrets.txt", "a\\..\\..\\secrets.txt", "/etc/motd.txt"),
+        *("C:\\secrets.txt", "c:secrets.txt", "\\\\host\\share\\a.txt", "//host/share/a.txt", "", "."),
+        *(". ./a.txt", "... /a.txt", "a.txt\0", "a.txt:stream", "leads_out.txt", "folder_out/secrets.txt"),
+        *("..", "a//b.txt", "in/"),
+    ],
+)
+def test_a_prompt_file_stays_in_the_input_folder(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "input/in").mkdir(parents=True)
+    (tmp_path / "secrets.txt").write_text("secret")
+    (tmp_path / "input/leads_out.txt").symlink_to(tmp_path / "secrets.txt")
+    (tmp_path / "input/folder_out").symlink_to(tmp_path)
+    for number in ("_2", "_9"):  # to train on, and held out
+        with pytest.raises(UserError, match="outside of ComfyUI's folder input: put it there") as error:
+            read(changed(tmp_path, "quickstart", **{number: {"source": source}}))
+        assert str(error.value).isprintable()
+    (tmp_path / "input/in/mine.txt").write_text("a red circle")
+    assert read(changed(tmp_path, "quickstart", _2={"source": "in\\mine.txt"})).data.prompts == "input/in/mine.txt"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ({"model": "../secrets"}, "outside of ComfyUI's folder models"),
+        ({"model": "/data/model"}, "outside of ComfyUI's folder models"),
+        ({"model": "checkpoints/../../secrets"}, "outside of ComfyUI's folder models"),
+        ({"model": "owner"}, "not in models/checkpoints"),  # models/owner would be a name on the hub
+        ({"model": "loras/a"}, "not in models/checkpoints"),
+        ({"start_from": "../../secrets.safetensors"}, "outside of ComfyUI's folder models/loras"),
+        ({"start_from": "D:\\a.safetensors"}, "outside of ComfyUI's folder models/loras"),
+        ({"start_from": "\\\\host\\a.safetensors"}, "outside of ComfyUI's folder models/loras"),
+    ],
+)
+def test_models_and_loras_stay_in_their_folders(chosen: dict[str, str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        read(changed(tmp_path, "quickstart", _1=chosen))
+
+
+def test_rewards_in_a_circle_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the rewards are connected in a circle"):
+        read(changed(tmp_path, "quickstart", _4={"reward": ["4", 0]}))
+    data = json.loads((WORKFLOWS / "api" / "quickstart.json").read_text())
+    data["20"] = {"class_type": "DGPO_Reward", "inputs": {"name": "entropy", "weight": 1.0, "reward": ["4", 0]}}
+    data["4"]["inputs"]["reward"] = ["20", 0]
+    (tmp_path / "w.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match="the rewards are connected in a circle"):
+        read(tmp_path / "w.json")
+
+
+QUICKSTART = json.loads((WORKFLOWS / "api" / "quickstart.json").read_text())
+WIDGETS = [(id_, name) for id_ in "123456" for name in QUICKSTART[id_]["inputs"]]
+
+
+@pytest.mark.parametrize(("node", "name"), WIDGETS, ids=lambda part: str(part))
+def test_whatever_stands_in_a_widget_is_read_or_told(node: str, name: str, tmp_path: Path) -> None:
+    texts, links = ["", "x", "\x1b[2J"], [[], [["6", 0]], ["6", 0], ["99", 0], [1, [2]]]
+    for value in [None, True, -1, 10**30, 1e400, *texts, *links, {}, {"a": 1}, ...]:
+        data = json.loads((WORKFLOWS / "api" / "quickstart.json").read_text())
+        if value is ...:
+            del data[node]["inputs"][name]
+        else:
+            data[node]["inputs"][name] = value
+        path = tmp_path / "w.json"
+        path.write_text(json.dumps(data))
+        told = complaint(path)
+        assert told.isprintable()
+        assert len(told) < 500
+
+
+def complaint(path: Path) -> str:
+    try:
+        config_io.validate(read(path))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"nodes": 3}, {"nodes": [], "links": 3}, {"nodes": [3], "links": []}, {"nodes": {}, "links": []}, 3),
+        *("x", None, {"nodes": None}),
+        *({"nodes": [{"id": 1, "type": 3}], "links": []}, {"nodes": [{"id": 1, "type": "a"}], "links": [3]}),
+        *({"nodes": [{"id": 1, "type": "a", "inputs": [{"name": "x", "link": [1]}]}], "links": []}, {"1": {}}),
+        *({"1": {"class_type": 3, "inputs": {}}}, {"1": {"class_type": "a", "inputs": []}}, {"1": None}),
+    ],
+)
+def test_odd_shapes_of_a_workflow_are_told(odd: Any, tmp_path: Path) -> None:
+    (tmp_path / "w.json").write_text(json.dumps(odd))
+    with pytest.raises(UserError, match="is not a workflow|has no node that trains"):
+        load_workflow(tmp_path / "w.json")
+
+
+def test_other_nodes_may_look_as_they_like(tmp_path: Path) -> None:
+    data = json.loads((WORKFLOWS / "quickstart.json").read_text())
+    widget = {"name": "x", "type": "INT", "widget": {"name": "x"}, "link": 9999}
+    for id_, values in ((901, None), (902, {"x": 1}), (903, []), (904, [1, 2, 3])):
+        data["nodes"].append({"id": id_, "type": "Other", "inputs": [widget], "widgets_values": values})
+    data["nodes"].append({"id": 905, "type": "Note", "inputs": None})
+    (tmp_path / "w.json").write_text(json.dumps(data))
+    assert load_workflow(tmp_path / "w.json") == load_workflow(WORKFLOWS / "quickstart.json")
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "There is no workflow"), ("{", "cannot be read"), ('{"a": 1}', "is not a workflow"), ("[]", "is not a")],
+    [
+        ("[" * 5000, "nested too deeply"),
+        ('{"a": ' * 70 + "1" + "}" * 70, "nested more than 64 levels deep"),
+        ('{"a": ' + "9" * 5000 + "}", "is not valid JSON"),
+        ('{"a": "\\ud800"}', "half a character"),
+    ],
+)
+def test_a_file_that_would_take_for_ever_is_told(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "w.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        load_workflow(tmp_path / "w.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "does not exist"), ("{", "is not valid JSON"), ('{"a": 1}', "is not a workflow"), ("[]", "is not a")],
 )
 def test_a_file_that_is_no_workflow_is_told(content: str | None, says: str, tmp_path: Path) -> None:
     path = tmp_path / "w.json"

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from dgpo_core import assemble, config_io
-from dgpo_core.cli import parse
+from dgpo_core.cli import command, parse
 from dgpo_core.config import Config, CountOrZero, NotNegative, Positive, Range, RewardTerm
 from dgpo_core.distributed import World
-from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
 from dgpo_core.group import Group
 from dgpo_core.measure import measure
@@ -171,21 +170,17 @@ def table(outcomes: Sequence[Outcome], options: RaterConfig) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, or 2 after a user's mistake."""
-    try:
-        options = parse(RaterConfig, argv, "python -m dgpo_core.demo.rater", __doc__)
-        outcomes = []
-        for outcome in simulate(options):
-            outcomes.append(outcome)
-            print(time.strftime("%H:%M:%S"), outcome.mode, outcome.seed, outcome.rated, outcome.success[-1], flush=True)
-            if options.json:
-                write_atomic(options.json, json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
-        print(table(outcomes, options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command(lambda: parse(RaterConfig, argv, "python -m dgpo_core.demo.rater", __doc__), _rate)
+
+
+def _rate(options: RaterConfig) -> None:
+    outcomes = []
+    for outcome in simulate(options):
+        outcomes.append(outcome)
+        print(time.strftime("%H:%M:%S"), outcome.mode, outcome.seed, outcome.rated, outcome.success[-1], flush=True)
+        if options.json:
+            write_atomic(options.json, json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
+    print(table(outcomes, options))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ All addresses in the page are relative, so that it works through a forwarded por
 """
 
 import hmac
-import json
 import secrets
 import threading
 import urllib.parse
@@ -19,6 +18,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.files import reason
 from dgpo_core.human.questions import Questions, UnknownQuestion
 from dgpo_core.local_server import JsonHandler, LocalServer
+from dgpo_core.reading import parse_json
 
 HOST = "127.0.0.1"
 MOST_BYTES = 2**20  # of an answer
@@ -95,13 +95,11 @@ class Handler(JsonHandler):
 
     def _take(self, question: str, body: bytes) -> tuple[HTTPStatus, dict[str, Any]]:
         try:
-            self.server.questions.answer(question, json.loads(body))
+            self.server.questions.answer(question, parse_json(body, "The answer"))
         except UnknownQuestion as error:
             return HTTPStatus.NOT_FOUND, {"error": str(error)}
         except UserError as error:
             return HTTPStatus.BAD_REQUEST, {"error": str(error)}
-        except ValueError:
-            return HTTPStatus.BAD_REQUEST, {"error": "The answer must be JSON."}
         return HTTPStatus.OK, {}
 
     def _image(self, path: str) -> None:

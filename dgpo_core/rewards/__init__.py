@@ -68,6 +68,7 @@ def require_reward(name: str, options: Mapping[str, Any] | None = None) -> None:
         need_packages(name, cls.packages)
         for needed, given in cls.sources(options):
             weights.require(needed, given, name)
+        cls.require(options)
 
 
 def weights_of(terms: Sequence[RewardTerm]) -> dict[str, float]:

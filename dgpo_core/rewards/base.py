@@ -23,6 +23,8 @@ class Reward(ABC):
     licence: of the weights; empty where there are none.
     weights: what it downloads, how much that is, and the option that names a copy (`weights.find` says where it looks).
     packages: what has to be installed for it, {module: name for pip}.
+    shareable: the options that somebody else's file (a workflow) may set. No address, no path, no name of a variable
+    and nothing that costs without bound is among them; what is not named here only the machine's own user can set.
 
     A constructor takes `device` and the reward's options, and raises UserError where it cannot score later.
     """
@@ -32,6 +34,7 @@ class Reward(ABC):
     licence: ClassVar[str] = ""
     weights: ClassVar[tuple[Weights, ...]] = ()
     packages: ClassVar[Mapping[str, str]] = {}
+    shareable: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -40,6 +43,15 @@ class Reward(ABC):
     def sources(cls, options: Mapping[str, Any]) -> list[tuple[Weights, Any]]:
         """What a reward with these options needs of `weights`, each with what its option says."""
         return [(weights, options.get(weights.option, "")) for weights in cls.weights]
+
+    @classmethod  # noqa: B027 (most rewards need nothing else)
+    def require(cls, options: Mapping[str, Any]) -> None:
+        """Raises UserError where something besides packages and weights is missing; loads and asks nothing."""
+
+    @classmethod
+    def asks(cls, options: Mapping[str, Any]) -> str:
+        """The server that images are sent to, for people to read; empty where they stay on this machine."""
+        return ""
 
     def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027 (most rewards can judge any prompt)
         """Raises UserError for a prompt that cannot be judged. Called before the first images are drawn."""

@@ -35,6 +35,7 @@ class GenEval(ModelReward):
     range = (0.0, 1.0)
     licence = "MIT (GenEval, CLIP, Mask2Former's code); the detector's model card says: other"
     weights = (DETECTOR, CLIP_L)
+    shareable = (*ModelReward.shareable, "graded")
 
     def __init__(
         self,

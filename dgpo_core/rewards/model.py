@@ -20,6 +20,8 @@ class ModelReward(Reward):
     coarse to tell the images of a group apart). batch: images per forward. Raises UserError for other values.
     """
 
+    shareable = ("dtype", "batch")
+
     def __init__(self, device: str = "cpu", dtype: str = "auto", batch: int = 16) -> None:
         super().__init__(device)
         if dtype != "auto" and dtype not in DTYPES:

@@ -37,6 +37,8 @@ class Ocr(Reward):
         "onnxruntime": "onnxruntime",
     }
 
+    shareable = ("threads",)
+
     def __init__(self, device: str = "cpu", threads: int = 0) -> None:
         super().__init__(device)
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:

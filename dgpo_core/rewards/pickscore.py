@@ -27,6 +27,7 @@ class PickScore(ModelReward):
     range = (-100.0, 100.0)
     licence = "MIT (the repository's; the model card names none)"
     weights = (MODEL, PROCESSOR)
+    shareable = (*ModelReward.shareable, "scale")
 
     def __init__(
         self,

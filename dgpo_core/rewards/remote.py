@@ -1,33 +1,39 @@
 """A reward on another accelerator or machine, where `python -m dgpo_core.rewards.serve` runs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dgpo_core.errors import UserError
+from dgpo_core.reading import parse_json
 from dgpo_core.rewards import wire
-from dgpo_core.rewards.base import Reward, runs
-from dgpo_core.rewards.web import Refused, Server, whole
-
-NAME = "remote"
+from dgpo_core.rewards.base import runs
+from dgpo_core.rewards.web import Refused, Server, ServerReward, whole
 
 
-class Remote(Reward):
+class Remote(ServerReward):
     """The scores of a reward server; in the range of its reward.
 
     Images travel with 8 bits per channel: scores are those of the images rounded to whole 255ths, as in a PNG.
-    url: the server's address, such as http://127.0.0.1:8000. token_env: the name of the environment variable that holds
-    its token, never the token. batch: images per request; more only where one group has more, as groups stay whole.
-    timeout, retries, backoff: see `web.Server`. Neither token nor images are encrypted on the way, except to an https://
-    address: between machines use an SSH tunnel (`ssh -L 8000:127.0.0.1:8000 HOST`) or a network you trust.
+    endpoint: the name of the server in the file of endpoints (see `dgpo_core.endpoints`). Instead of it, from the
+    machine's own user alone: url, the server's address, such as http://127.0.0.1:8000, and token_env, the name of the
+    environment variable that holds its token, never the token. batch: images per request; more only where one group has
+    more, as groups stay whole. timeout, retries, backoff: see `web.Server`. Neither token nor images are encrypted on
+    the way, except to an https:// address: between machines use an SSH tunnel (`ssh -L 8000:127.0.0.1:8000 HOST`) or a
+    network you trust.
     Raises UserError for unusable options, and with the server's own sentence for what it cannot score.
     """
+
+    name = "remote"
+    key_option = "token_env"
+    shareable = (*ServerReward.shareable, "batch")
 
     def __init__(
         self,
         device: str = "cpu",
+        endpoint: str = "",
         url: str = "",
         token_env: str = "",
         timeout: float = 300.0,
@@ -36,8 +42,9 @@ class Remote(Reward):
         backoff: float = 1.0,
     ) -> None:
         super().__init__(device)
-        self.server = Server(NAME, url, token_env, timeout, retries, backoff)
-        self.batch = whole(NAME, "batch", batch, least=1)
+        place = self.place({"endpoint": endpoint, "url": url, "token_env": token_env})
+        self.server = Server(self.name, place, timeout, retries, backoff)
+        self.batch = whole(self.name, "batch", batch, least=1)
 
     def overlaps(self, device: torch.device, group_size: int) -> bool:
         return 2 * group_size > self.batch  # smaller groups are better sent together
@@ -72,10 +79,10 @@ def batches(prompts: Sequence[str], most: int) -> list[slice]:
 
 def _scores(answer: bytes, count: int) -> Tensor:
     try:
-        scores = json.loads(answer)["scores"]
-    except (ValueError, KeyError, TypeError):
+        scores = parse_json(answer, "The answer")["scores"]
+    except (UserError, LookupError, TypeError):
         raise Refused("did not answer with scores: is it `python -m dgpo_core.rewards.serve`?", again=False) from None
     numbers = isinstance(scores, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in scores)
     if not numbers or len(scores) != count:
         raise Refused(f"did not answer with {count} numbers", again=False)
-    return torch.tensor(scores, dtype=torch.float32)
+    return torch.tensor([float(score) for score in scores], dtype=torch.float32)

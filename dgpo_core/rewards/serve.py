@@ -1,29 +1,35 @@
 """`python -m dgpo_core.rewards.serve --reward NAME`: one reward as an HTTP server, for the reward `remote`.
 
 GET /health says which reward it is. POST /score takes images, prompts and metadata (see `wire`) and answers
-{"scores": [...]}; what is wrong is answered as {"error": "one sentence"}.
+{"scores": [...]}; what is wrong is answered as {"error": "one sentence"}. Ctrl-C and SIGTERM end it with exit code 0.
 """
 
 import hmac
 import ipaddress
-import json
+import signal
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from dgpo_core.cli import parse
+from dgpo_core.cli import command, parse
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import reason
 from dgpo_core.local_server import JsonHandler, LocalServer
+from dgpo_core.reading import parse_json, shown
 from dgpo_core.rewards import Reward, make_reward, wire
 from dgpo_core.rewards.scoring import checked
 from dgpo_core.rewards.web import secret
+from dgpo_core.terminal import note
+
+WRONG_HOST = "Ask this machine by the name localhost or 127.0.0.1, or start the server with a token (--token_env)."
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ class ServeConfig:
 class RewardServer(LocalServer):
     """Answers for one reward; one request is scored at a time, the others wait.
 
-    token: what clients must send; empty for none, which is refused on an address that other machines reach.
+    token: what clients must send; empty for none, which is refused on an address that other machines reach. Without one
+    only requests are answered that ask for this machine by its own name: a page in a browser here, whose own name is
+    made to lead here (DNS rebinding), asks for that name.
     limit: bytes of a request. Raises UserError where it cannot listen.
     """
 
@@ -87,7 +95,9 @@ class Handler(JsonHandler):
 
     def do_GET(self) -> None:
         """/health."""
-        if self.path == "/health":
+        if not self._means_us():
+            self.answer(HTTPStatus.MISDIRECTED_REQUEST, {"error": WRONG_HOST})
+        elif self.path == "/health":
             self.answer(HTTPStatus.OK, {"reward": self.server.name})
         else:
             self.answer(HTTPStatus.NOT_FOUND, {"error": "There are GET /health and POST /score."})
@@ -105,6 +115,8 @@ class Handler(JsonHandler):
     def _refusal(self, size: int) -> tuple[HTTPStatus, str]:
         """What is wrong with a request before its body is read."""
         sent = self.headers.get("Authorization", "").encode("utf-8", "replace")
+        if not self._means_us():
+            return HTTPStatus.MISDIRECTED_REQUEST, WRONG_HOST
         if self.path != wire.PATH:
             return HTTPStatus.NOT_FOUND, "There are GET /health and POST /score."
         if self.server.token and not hmac.compare_digest(sent, f"Bearer {self.server.token}".encode()):
@@ -118,6 +130,11 @@ class Handler(JsonHandler):
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{problem} the server's --limit_mb."
         return HTTPStatus.OK, ""
 
+    def _means_us(self) -> bool:
+        """Whether who asks knows the token, if there is one, or asks this machine by its own name."""
+        hosts = self.headers.get_all("Host", [])
+        return bool(self.server.token) or (len(hosts) == 1 and is_loopback(hosts[0]))
+
     def _score(self, body: bytes) -> tuple[HTTPStatus, dict[str, Any]]:
         try:
             request = wire.unpack(body)
@@ -128,9 +145,22 @@ class Handler(JsonHandler):
         except UserError as error:
             return HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)}
         except Exception as error:
-            traceback.print_exc()
+            note(traceback.format_exc())
             problem = f"The reward {self.server.name!r} failed with {type(error).__name__}: {reason(error)}."
             return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": problem}
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """One line for a request."""
+        note(f"{self.address_string()} [{self.log_date_time_string()}] {shown(format % args)}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a Host header, with or without a port, names this machine as only it can be named."""
+    try:
+        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def make_server(options: ServeConfig) -> RewardServer:
@@ -148,28 +178,36 @@ def make_server(options: ServeConfig) -> RewardServer:
 
 
 def _read_options(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text) if text else {}
-    except ValueError as error:
-        raise UserError(f"--options is not valid JSON ({error}).") from None
+    found = parse_json(text, "--options") if text else {}
     if not isinstance(found, dict):
         raise UserError("--options must be an object, such as '{\"quality\": 90}'.")
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0 after Ctrl-C, 2 after a user's mistake."""
+@contextmanager
+def ending() -> Iterator[None]:
+    """SIGTERM, as from a service manager, and SIGINT raise KeyboardInterrupt; the latter also in the background, where
+    shells leave it ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        options = parse(ServeConfig, argv, "python -m dgpo_core.rewards.serve", __doc__)
-        with make_server(options) as server:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 after Ctrl-C or SIGTERM, 2 after a user's mistake."""
+    return command(lambda: parse(ServeConfig, argv, "python -m dgpo_core.rewards.serve", __doc__), _serve)
+
+
+def _serve(options: ServeConfig) -> None:
+    try:
+        with ending(), make_server(options) as server, closing(server.reward):
             print(f"The reward {server.name!r} is at {server.url}; Ctrl-C stops it.", flush=True)
             server.serve_forever()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("Stopped.")
-    return 0
 
 
 if __name__ == "__main__":

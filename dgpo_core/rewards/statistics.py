@@ -34,6 +34,7 @@ class JpegSize(Statistic):
     """
 
     range = (0.0, float("inf"))
+    shareable = ("quality",)
 
     def __init__(self, device: str = "cpu", quality: int = 95) -> None:
         super().__init__(device)
@@ -57,6 +58,7 @@ class EdgeDensity(Statistic):
     """
 
     range = (0.0, 1.0)
+    shareable = ("threshold",)
 
     def __init__(self, device: str = "cpu", threshold: float = 0.1) -> None:
         super().__init__(device)
@@ -114,11 +116,12 @@ class GroupDiversity(Reward):
     """
 
     range = (0.0, 1.0)
+    shareable = ("side",)
 
     def __init__(self, device: str = "cpu", side: int = 32) -> None:
         super().__init__(device)
-        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
-            raise UserError(f"The side of the reward 'group_diversity' must be a whole number above 0, not {side!r}.")
+        if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= 1024:
+            raise UserError(f"The reward 'group_diversity' takes a side of 1 to 1024, not {side!r}.")
         self.side = side
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:

@@ -5,20 +5,19 @@ import functools
 import io
 import json
 import math
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor
 
+from dgpo_core.errors import UserError
 from dgpo_core.pictures import to_pil
-from dgpo_core.rewards.base import Reward
-from dgpo_core.rewards.web import Refused, Server, whole
-
-NAME = "vlm_judge"
+from dgpo_core.reading import parse_json, shown
+from dgpo_core.rewards.web import Refused, Server, ServerReward, whole
 
 TEMPLATE = """This image was made for the following prompt:
 {prompt}
@@ -30,15 +29,22 @@ what is wrong. Then write the score alone, on a last line of its own: a number f
 PATTERN = r"(?<![\w.])(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*10(?:\.0+)?\b)?"
 """A number, which may be followed by "/10" or "out of 10": the 7 of "Score: 7/10"."""
 
+MOST_PATTERN = 1000  # characters
+PATTERN_S = 1.0
+"""Seconds that a pattern may take over one answer: some take longer than the universe has."""
 
-class VlmJudge(Reward):
+
+class VlmJudge(ServerReward):
     """The score that a vision-language model writes, from `low` to `high`, scaled to [0, 1].
 
-    url: the server's address up to and without "/chat/completions", such as http://127.0.0.1:8000/v1. model: its name
-    there. key_env: the name of the environment variable that holds the API key, never the key. template: the question;
-    {prompt} in it becomes the prompt. pattern: the regular expression whose last match in the answer is the score; its
-    first group where it has one. low, high: what that number must be between. jpeg_quality: images are sent as JPEG of
-    this quality (1 to 95), or as PNG for 0. request: further fields of the request, {"temperature": 0} unless given.
+    endpoint: the name of the server in the file of endpoints (see `dgpo_core.endpoints`). Instead of it, from the
+    machine's own user alone: url, the server's address up to and without "/chat/completions", such as
+    http://127.0.0.1:8000/v1, and key_env, the name of the environment variable that holds the API key, never the key.
+    model: its name there; an endpoint that names one is for that one alone. template: the question; {prompt} in it
+    becomes the prompt. pattern: the regular expression whose last match in the answer is the score; its first group
+    where it has one. It, too, is for the machine's own user to set. low, high: what that number must be between.
+    jpeg_quality: images are sent as JPEG of this quality (1 to 95), or as PNG for 0. request: further fields of the
+    request, from the machine's own user alone; those of the endpoint, or else {"temperature": 0}, unless given.
     concurrency: requests at once. timeout, retries, backoff: see `web.Server`; an answer without a score in the range,
     or one that was cut off, is asked for again as well. max_calls: the cap on the cost: requests, further tries
     included, that this process may send before the run stops with a checkpoint, 0 for no limit. Each process of several
@@ -49,11 +55,17 @@ class VlmJudge(Reward):
     Source: https://platform.openai.com/docs/api-reference/chat; vLLM, SGLang, llama.cpp and Ollama speak it as well.
     """
 
+    name = "vlm_judge"
     range = (0.0, 1.0)
+    shareable = (
+        *(*ServerReward.shareable, "model", "template", "low", "high"),
+        *("jpeg_quality", "concurrency", "max_calls"),
+    )
 
     def __init__(
         self,
         device: str = "cpu",
+        endpoint: str = "",
         url: str = "",
         model: str = "",
         key_env: str = "",
@@ -70,15 +82,18 @@ class VlmJudge(Reward):
         max_calls: int = 0,
     ) -> None:
         super().__init__(device)
-        self.server = Server(NAME, url, key_env, timeout, retries, backoff)
-        self.model, self.template = self._text("model", model), self._text("template", template)
+        place = self.place({"endpoint": endpoint, "url": url, "key_env": key_env})
+        self.server = Server(self.name, place, timeout, retries, backoff)
+        if place.model and model not in ("", place.model):
+            self.server.fail(f"the endpoint {endpoint!r} is for the model {place.model}: leave the option model out.")
+        self.model, self.template = self._text("model", model or place.model), self._text("template", template)
         self.pattern, self.low, self.high = self._pattern(pattern), *self._bounds(low, high)
-        self.jpeg_quality = whole(NAME, "jpeg_quality", jpeg_quality)
+        self.jpeg_quality = whole(self.name, "jpeg_quality", jpeg_quality)
         if jpeg_quality > 95:
             self.server.fail(f"jpeg_quality must be 0 to 95, not {jpeg_quality}.")
-        self.request = self._fields({"temperature": 0} if request is None else request)
-        self.concurrency = whole(NAME, "concurrency", concurrency, least=1)
-        self.max_calls, self.calls, self.lock = whole(NAME, "max_calls", max_calls), 0, threading.Lock()
+        self.request = self._fields((place.request or {"temperature": 0}) if request is None else request)
+        self.concurrency = whole(self.name, "concurrency", concurrency, least=1, most=256)
+        self.max_calls, self.calls, self.lock = whole(self.name, "max_calls", max_calls), 0, threading.Lock()
 
     def overlaps(self, device: torch.device, group_size: int) -> bool:
         return group_size >= self.concurrency  # a smaller group alone would leave connections unused
@@ -99,9 +114,9 @@ class VlmJudge(Reward):
     def read(self, answer: bytes) -> float:
         """The score in [0, 1] of a chat completion. Raises Refused where there is none."""
         try:
-            choice = json.loads(answer)["choices"][0]
+            choice = parse_json(answer, "The answer")["choices"][0]
             text = choice["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+        except (UserError, LookupError, TypeError):
             raise Refused("did not answer with a chat completion") from None
         if choice.get("finish_reason") == "length":
             raise Refused("cut its answer off: ask for more max_tokens in the option request")
@@ -131,18 +146,21 @@ class VlmJudge(Reward):
         return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     def _number(self, text: str) -> float:
-        matches = list(self.pattern.finditer(text))
-        shown = " ".join(text.split())
-        shown = repr(shown[:57] + "..." if len(shown) > 60 else shown)
+        said = f"'{self.server.quoted(text, 60)}'"
+        try:
+            matches = list(self.pattern.finditer(text, timeout=PATTERN_S))
+        except TimeoutError:
+            raise Refused(f"wrote what the pattern takes more than {PATTERN_S:g} s to search: {said}") from None
         if not matches:
-            raise Refused(f"wrote no score that the pattern finds: {shown}")
+            raise Refused(f"wrote no score that the pattern finds: {said}")
         found = matches[-1].group(1 if self.pattern.groups else 0)
         try:
             value = float(found)
         except (TypeError, ValueError):
             value = math.nan
         if not math.isfinite(value):
-            raise Refused(f"wrote {found!r} where the pattern finds the score, which is no number: {shown}")
+            found = f"'{self.server.quoted(str(found), 60)}'"
+            raise Refused(f"wrote {found} where the pattern finds the score, which is no number: {said}")
         return value
 
     def _afford(self, calls: int, spend: bool = False) -> None:
@@ -157,20 +175,24 @@ class VlmJudge(Reward):
 
     def _text(self, name: str, value: Any) -> str:
         if not isinstance(value, str) or not value.strip():
-            self.server.fail(f"its option {name} must be a text, not {value!r}.")
+            self.server.fail(f"its option {name} must be a text, not {shown(repr(value))}.")
         return value
 
     def _fields(self, request: Any) -> dict[str, Any]:
         try:
             return json.loads(json.dumps(dict(request)))
         except (TypeError, ValueError):
-            self.server.fail(f"its option request must be fields and their values, as in JSON, not {request!r}.")
+            given = shown(repr(request))
+            self.server.fail(f"its option request must be fields and their values, as in JSON, not {given}.")
 
-    def _pattern(self, pattern: Any) -> re.Pattern[str]:
+    def _pattern(self, pattern: Any) -> regex.Pattern[str]:
+        if len(self._text("pattern", pattern)) > MOST_PATTERN:
+            self.server.fail(f"its pattern is longer than {MOST_PATTERN} characters.")
         try:
-            return re.compile(self._text("pattern", pattern))
-        except re.error as error:
-            self.server.fail(f"its pattern {pattern!r} is not a regular expression ({error}).")
+            return regex.compile(pattern)
+        except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+            why = shown(str(error))
+            self.server.fail(f"its pattern {shown(pattern, 60)!r} is not a regular expression ({why}).")
 
     def _bounds(self, low: Any, high: Any) -> tuple[float, float]:
         numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in (low, high))

@@ -1,25 +1,28 @@
 """Asking a server over HTTP: with a key, a time limit, and patience for what passes by itself."""
 
 import http.client
-import json
 import os
 import random
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NoReturn, TypeVar
 
+from dgpo_core import endpoints
+from dgpo_core.endpoints import Endpoint
 from dgpo_core.errors import UserError
 from dgpo_core.files import reason
+from dgpo_core.reading import parse_json, shown
+from dgpo_core.rewards.base import Reward
+from dgpo_core.rewards.request import MOST_BYTES, Answer, post
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-MOST_BYTES = 16 * 2**20  # of an answer
 LONGEST_WAIT = 60.0  # seconds between two tries
+DAY = 24 * 3600.0  # seconds
 
-Answer = TypeVar("Answer")
+Read = TypeVar("Read")
 _jitter = random.Random()
 
 
@@ -38,27 +41,27 @@ class Refused(Exception):
 class Server:
     """One server, as a reward asks it.
 
-    reward: its name, for messages. key_env: name of the environment variable with the key or token that is sent as
-    "Authorization: Bearer"; empty for none. timeout: seconds until an answer begins, and again until it is complete.
-    retries: further tries after a status of 408, 429 or 5xx, a lost connection, a timeout or an unusable answer.
-    backoff: seconds before the first of them, doubled each time and jittered; a longer Retry-After counts.
-    Redirects are not followed: they would carry the key elsewhere. Raises UserError for unusable values.
+    reward: its name, for messages. place: where it is; its key or token is sent as "Authorization: Bearer". timeout:
+    seconds for one request, from connecting to the end of the answer. retries: further tries after a status of 408, 429
+    or 5xx, a lost connection, a timeout or an unusable answer. backoff: seconds before the first of them, doubled each
+    time and jittered; a longer Retry-After counts.
+    The key goes to this address only: redirects are not followed, and where there is no TLS no proxy is asked. Raises
+    UserError for unusable values.
     """
 
     def __init__(
-        self, reward: str, url: str, key_env: str = "", timeout: float = 60.0, retries: int = 4, backoff: float = 1.0
+        self, reward: str, place: Endpoint, timeout: float = 60.0, retries: int = 4, backoff: float = 1.0
     ) -> None:
         self.reward = reward
-        self.url, host = self._address(url)
-        self.timeout = number(reward, "timeout", timeout, above=0)
-        self.retries = whole(reward, "retries", retries)
-        self.backoff = number(reward, "backoff", backoff)
+        self.url, secure, host = self._address(place.url)
+        self.timeout = number(reward, "timeout", timeout, above=0, most=DAY)
+        self.retries = whole(reward, "retries", retries, most=1000)
+        self.backoff = number(reward, "backoff", backoff, most=DAY)
         try:
-            self.key = secret(key_env)
+            self.key = secret(place.key_env)
         except UserError as error:
             self.fail(str(error))
-        direct = [urllib.request.ProxyHandler({})] if host in LOOPBACK else []
-        self.opener = urllib.request.build_opener(_AsItIs, *direct)
+        self.direct = host in LOOPBACK or (bool(self.key) and not secure)
 
     def fail(self, problem: str) -> NoReturn:
         """Raises UserError with the reward's name before the problem."""
@@ -69,11 +72,11 @@ class Server:
         path: str,
         body: bytes,
         kind: str,
-        read: Callable[[bytes], Answer],
+        read: Callable[[bytes], Read],
         sample: str,
         before: Callable[[], None] = lambda: None,
         stop: threading.Event | None = None,
-    ) -> Answer:
+    ) -> Read:
         """What `read` makes of the answer to a POST of `body`, of the content type `kind`.
 
         read: may raise Refused. sample: what the request was for, as in "sample 3 ('a cat')". before: called before
@@ -92,8 +95,13 @@ class Server:
                     self.fail(f"no score for {sample}{tries}: the server {self.url} {refused}.")
         raise AssertionError("unreachable")
 
+    def quoted(self, text: str, most: int) -> str:
+        """What a server said, for a sentence: in one line of at most so many characters, without the key."""
+        text = " ".join(text.split())
+        return shown(text.replace(self.key, "***") if self.key else text, most)
+
     def _pause(self, attempt: int) -> float:
-        return min(LONGEST_WAIT, self.backoff * 2**attempt) * _jitter.uniform(0.75, 1.25)
+        return min(LONGEST_WAIT, self.backoff * 2 ** min(attempt, 32)) * _jitter.uniform(0.75, 1.25)
 
     def _post(self, path: str, body: bytes, kind: str) -> bytes:
         headers = {"Content-Type": kind, "Accept": "application/json"}
@@ -101,26 +109,26 @@ class Server:
             headers["Authorization"] = f"Bearer {self.key}"
         request = urllib.request.Request(self.url + path, body, headers, method="POST")
         try:
-            with self.opener.open(request, timeout=self.timeout) as answer:
-                content = _content(answer, time.monotonic() + self.timeout)
-        except (OSError, http.client.HTTPException) as error:
+            answer = post(request, self.timeout, self.direct)
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise Refused(self._problem(error)) from None
+        if len(answer.content) > MOST_BYTES:
+            raise Refused(f"sent more than {MOST_BYTES // 2**20} MB", again=False)
         if answer.status == 200:
-            return content
+            return answer.content
         again = answer.status in (408, 429) or answer.status >= 500
-        said = _message(content)
-        said = f" ({said.replace(self.key, '***') if self.key else said})" if said else ""
-        raise Refused(f"answered {answer.status}{said}", again, _retry_after(answer))
+        said = self.quoted(_message(answer.content), 400).removesuffix(".")
+        raise Refused(f"answered {answer.status}{f' ({said})' if said else ''}", again, _retry_after(answer))
 
     def _problem(self, error: Exception) -> str:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(cause, TimeoutError):
             return f"did not answer within {self.timeout:g} s"
         said = reason(cause) if isinstance(cause, Exception) else str(cause)
-        return f"cannot be reached ({said or type(cause).__name__})"
+        return f"cannot be reached ({self.quoted(said, 200) or type(cause).__name__})"
 
-    def _address(self, url: str) -> tuple[str, str]:
-        """The address without a last slash, and its host."""
+    def _address(self, url: str) -> tuple[str, bool, str]:
+        """The address without a last slash, whether it is encrypted, and its host."""
         try:
             parts = urllib.parse.urlsplit(url if isinstance(url, str) else "")
             good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
@@ -129,16 +137,47 @@ class Server:
         if not good or "@" in parts.netloc or parts.query or parts.fragment or not url.isprintable() or " " in url:
             # not shown: there may be a password in it
             self.fail("its option url must be the server's address, such as http://127.0.0.1:8000, without a password.")
-        return url.rstrip("/"), parts.hostname
+        return url.rstrip("/"), parts.scheme == "https", parts.hostname
 
 
-class _AsItIs(urllib.request.HTTPErrorProcessor):
-    """Every answer is an answer: no redirects, no exceptions for a status."""
+class ServerReward(Reward):
+    """A reward that a server computes. key_option: the option that names the variable with its key or token."""
 
-    def http_response(self, request: urllib.request.Request, response: Any) -> Any:
-        return response
+    name: ClassVar[str]
+    key_option: ClassVar[str] = "key_env"
+    shareable = ("endpoint", "timeout", "retries", "backoff")
 
-    https_response = http_response
+    @classmethod
+    def place(cls, options: Mapping[str, Any]) -> Endpoint:
+        """The server that the options name. Raises UserError where they name none, an unknown one, or two."""
+        name, given = options.get("endpoint", ""), {key: options.get(key, "") for key in ("url", cls.key_option)}
+        if not name and given["url"]:
+            return Endpoint(given["url"], key_env=given[cls.key_option])
+        if not isinstance(name, str) or any(given.values()):
+            problem = f"give either endpoint, which is a name, or url with {cls.key_option}, not both."
+            raise UserError(f"The reward {cls.name!r}: {problem}")
+        if not name:
+            raise UserError(
+                f'The reward {cls.name!r} needs a server: name it in its options, {{"endpoint": "my_server"}}, and'
+                f" {endpoints.advice()}"
+            )
+        try:
+            return endpoints.find(name)
+        except UserError as error:
+            raise UserError(f"The reward {cls.name!r}: {error}") from None
+
+    @classmethod
+    def require(cls, options: Mapping[str, Any]) -> None:
+        Server(cls.name, cls.place(options))
+
+    @classmethod
+    def asks(cls, options: Mapping[str, Any]) -> str:
+        place = cls.place(options)
+        if not place.key_env:
+            return shown(place.url)
+        # who mistook the option for the key itself is not to read it on the terminal
+        variable = f"the variable {place.key_env}" if place.key_env in os.environ else "a variable that is not set"
+        return f"{shown(place.url)} with the key in {variable}"
 
 
 def secret(key_env: str) -> str:
@@ -157,45 +196,34 @@ def secret(key_env: str) -> str:
     return key
 
 
-def whole(reward: str, name: str, value: Any, least: int = 0) -> int:
-    """The option `value`, a whole number of at least `least`. Raises UserError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"The reward {reward!r}: {name} must be a whole number of at least {least}, not {value!r}.")
+def whole(reward: str, name: str, value: Any, least: int = 0, most: int = 2**31) -> int:
+    """The option `value`, a whole number from `least` to `most`. Raises UserError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        upper = f" and at most {most}" if isinstance(value, int) and value > most else ""
+        needed = f"{name} must be a whole number of at least {least}{upper}"
+        raise UserError(f"The reward {reward!r}: {needed}, not {shown(repr(value))}.")
     return value
 
 
-def number(reward: str, name: str, value: Any, above: float | None = None) -> float:
-    """The option `value`, a number above `above`, or of at least 0. Raises UserError."""
+def number(reward: str, name: str, value: Any, above: float | None = None, most: float = float("inf")) -> float:
+    """The option `value`, a number above `above`, or of at least 0, and of at most `most`. Raises UserError."""
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not (value >= 0 if above is None else value > above) or value == float("inf"):
+    if not good or not (value >= 0 if above is None else value > above) or value == float("inf") or value > most:
         least = "at least 0" if above is None else f"above {above:g}"
-        raise UserError(f"The reward {reward!r}: {name} must be a number {least}, not {value!r}.")
+        upper = f" and at most {most:g}" if good and value > most else ""
+        raise UserError(f"The reward {reward!r}: {name} must be a number {least}{upper}, not {shown(repr(value))}.")
     return float(value)
 
 
-def _content(answer: Any, end: float) -> bytes:
-    parts, size = [], 0
-    while part := answer.read1(2**16):
-        parts.append(part)
-        size += len(part)
-        if size > MOST_BYTES:
-            raise Refused(f"sent more than {MOST_BYTES // 2**20} MB", again=False)
-        if time.monotonic() > end:
-            raise TimeoutError
-    return b"".join(parts)
-
-
 def _message(content: bytes) -> str:
-    """What a server says of an error, in one line: {"error": ...}, as a text or as OpenAI has it, or as it is."""
-    text = content[:4000].decode("utf-8", "replace")
+    """What a server says of an error: {"error": ...}, as a text or as OpenAI has it, or what is there."""
     try:
-        found = json.loads(content)["error"]
-        text = found["message"] if isinstance(found, dict) else found
-    except (ValueError, KeyError, TypeError):
-        pass
-    return " ".join(str(text).split())[:400].removesuffix(".")
+        found = parse_json(content, "The answer")["error"]
+        return str(found["message"] if isinstance(found, dict) else found)
+    except (UserError, KeyError, TypeError, IndexError):
+        return content[:4000].decode("utf-8", "replace")
 
 
-def _retry_after(answer: Any) -> float:
+def _retry_after(answer: Answer) -> float:
     seconds = answer.headers.get("Retry-After", "")
-    return min(LONGEST_WAIT, float(seconds)) if seconds.isdecimal() else 0.0
+    return min(LONGEST_WAIT, float(seconds)) if seconds.isdecimal() and len(seconds) < 10 else 0.0

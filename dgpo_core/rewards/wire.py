@@ -9,6 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from dgpo_core.errors import UserError
+from dgpo_core.reading import parse_json
+
 PATH = "/score"
 KIND = "application/octet-stream"
 """Content type of a request. A web page of another origin cannot send it without being asked for permission first."""
@@ -50,8 +53,9 @@ def _facts(body: bytes, name: str, kind: type) -> list[Any]:
     """The list of the header's metadata under `name`. safetensors itself reads metadata from files only."""
     size = int.from_bytes(body[:8], "little")
     try:
-        found = json.loads(json.loads(body[8 : 8 + size])["__metadata__"][name])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        header = parse_json(body[8 : 8 + size], "The header")
+        found = parse_json(header["__metadata__"][name], "The header")
+    except (UserError, KeyError, TypeError):
         found = None
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
         what = {str: "texts", dict: "objects"}[kind]
