@@ -117,7 +117,7 @@ class V(_Discrete):
 
 
 def prediction_from_config(config: Mapping[str, Any], device: torch.device | str = "cpu") -> Prediction:
-    """Epsilon or V from a diffusers scheduler config, with its betas and its zero-terminal-SNR rescaling.
+    """What a diffusers scheduler config says: Epsilon or V on its betas, with their zero-terminal-SNR rescaling; Flow.
 
     Raises UserError for any other `prediction_type`.
     """
@@ -125,6 +125,8 @@ def prediction_from_config(config: Mapping[str, Any], device: torch.device | str
 
     kinds: dict[str, type[_Discrete]] = {"epsilon": Epsilon, "v_prediction": V}
     kind = config.get("prediction_type", "epsilon")
+    if kind == "flow_prediction":
+        return Flow(num_train_timesteps=config.get("num_train_timesteps", 1000))
     if kind not in kinds:
         raise UserError(f"The model's scheduler predicts {kind!r}, which is not supported: use one of {sorted(kinds)}.")
     table = DDIMScheduler.from_config(dict(config)).alphas_cumprod

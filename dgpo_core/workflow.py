@@ -86,6 +86,7 @@ def load_workflow(path: str | Path) -> dict[str, Any]:
         "model": {
             "path": _file(policy["model"], "models"),
             "dtype": policy["dtype"],
+            "prediction": policy.get("prediction", "auto"),  # older workflows have none
             "height": sampler["height"],
             "width": sampler["width"],
         },
