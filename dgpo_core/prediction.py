@@ -124,9 +124,9 @@ def prediction_from_config(config: Mapping[str, Any], device: torch.device | str
     from diffusers import DDIMScheduler  # imported late: flow models and the pure tests do not need it
 
     kinds: dict[str, type[_Discrete]] = {"epsilon": Epsilon, "v_prediction": V}
-    kind = config.get("prediction_type", "epsilon")
-    if kind == "flow_prediction":
+    if "shift" in config and "prediction_type" not in config:  # of diffusers' FlowMatch schedulers
         return Flow(num_train_timesteps=config.get("num_train_timesteps", 1000))
+    kind = config.get("prediction_type", "epsilon")
     if kind not in kinds:
         raise UserError(f"The model's scheduler predicts {kind!r}, which is not supported: use one of {sorted(kinds)}.")
     table = DDIMScheduler.from_config(dict(config)).alphas_cumprod

@@ -48,8 +48,9 @@ class NativePolicy(Policy):
     """Adapters on a clone of `model`, which shares the MODEL's weights; see `Policy` for what the methods promise.
 
     encode_text: from a text to a CONDITIONING; vae: ComfyUI's; targets: ends of the names of the modules that get a
-    LoRA, none for the attention projections. A `Cond` of this policy holds the numbers of its texts: conditionings stay
-    in ComfyUI's form. prediction: what the MODEL predicts, where it is wrong about that itself. Call its methods outside of inference mode (`host.engine`).
+    LoRA, none for the attention projections; prediction: what the MODEL predicts, where "auto" (its own sampling) would
+    be wrong. A `Cond` of this policy holds the numbers of its texts: conditionings stay in ComfyUI's form. Call its
+    methods outside of inference mode (`host.engine`).
 
     Latents of a video model have one frame: [B,C,1,h,w]. Raises UserError for a MODEL that cannot be trained: weights
     that are kept in an unknown way, latents that are no pictures, another noise schedule.

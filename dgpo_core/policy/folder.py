@@ -20,6 +20,7 @@ from dgpo_core.policy.libraries import user_errors
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.reading import read_json, shown
 
+_MOST_STEPS = 100_000
 MODEL_INDEX = "model_index.json"
 _OPTIONAL = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor", "safety_checker")
 _UNUSED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -84,6 +85,12 @@ class Folder:
                 f"The model {shown(self.path)} has no scheduler/scheduler_config.json, which says what it predicts:"
                 " put that of the model that it was made from there."
             )
+        steps = config.get("num_train_timesteps", 1000)
+        if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+            raise UserError(
+                f"The scheduler of the model {shown(self.path)} has {shown(steps, 40)} for num_train_timesteps, but it is"
+                f" a whole number from 1 to {_MOST_STEPS}."
+            )
         return config, name
 
     def component_class(self, name: str) -> Any:
@@ -117,6 +124,7 @@ def open_folder(
         raise UserError(f"{what} is of family {found}, not {family}: set the family to {found} or auto.")
     cls = FAMILIES[found]
     _refuse_configs(folder, cls, what)
+    _refuse_absent(folder, what)
     headers = [read_header(file) for file in _weight_files(Path(path))]
     own = [predicts.of_header(h, cls.kinds) for h in headers if h.path.parent.name == cls.network_name]
     _refuse_weights(headers)
@@ -163,6 +171,15 @@ def _refuse_configs(folder: Folder, cls: type[DiffusersPolicy], what: str) -> No
     for name in _MODULE_FOLDERS:
         if "quantization_config" in folder.config(f"{name}/config.json"):
             raise UserError(f"{what} has a quantised {name}, which is not read here: {weights.FULLER}.")
+
+
+def _refuse_absent(folder: Folder, what: str) -> None:
+    """Raises UserError for a component of a local folder that has no .safetensors."""
+    for name in _MODULE_FOLDERS if Path(folder.path).is_dir() else ():
+        if folder.lists(name) and not holds_weights(Path(folder.path), name):
+            pickles = " as .safetensors (pickles can run code, so convert them)"
+            some = any(Path(folder.path, name).glob("*.bin"))
+            raise UserError(f"{what} has no weights of its {name}{pickles if some else ''}: give a whole one.")
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:

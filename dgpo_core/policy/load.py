@@ -17,7 +17,7 @@ from dgpo_core.policy.folder import MODEL_INDEX, open_folder
 from dgpo_core.policy.libraries import first_line, quiet
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.policy.single_file import open_file
-from dgpo_core.policy.weights import refuse_unfit
+from dgpo_core.policy.weights import refuse_missing, refuse_not_finite
 from dgpo_core.reading import shown
 
 PREDICTIONS = ("auto", "epsilon", "v", "flow")
@@ -73,7 +73,8 @@ def load_policy(
         cls, pipe = _open(str(path), family, dtype, config, prediction)
         for name, module in pipe.components.items():
             if isinstance(module, nn.Module):
-                refuse_unfit(module, name, f"The model {shown(path)}", dtype)
+                refuse_missing(module, name, f"The model {shown(path)}")
+                refuse_not_finite(module, name, f"The model {shown(path)}", dtype)
         if not targets:
             targets = [*cls.targets, *(_dotted(lora.modules) if lora and lora.network == cls.network_name else [])]
         policy = cls(

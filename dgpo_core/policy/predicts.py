@@ -21,6 +21,8 @@ UNET_BETAS = {  # of SD1.5, SD2 and SDXL, for a scheduler config that has none o
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
     "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
 }
 _SPELLINGS = {
     "epsilon": "epsilon",
@@ -194,7 +196,9 @@ def _scheduler(config: Mapping[str, Any], name: str, kind: str, zero_snr: bool, 
     if kind == "flow":
         cls = name if name.startswith("FlowMatch") else "FlowMatchEulerDiscreteScheduler"
         shift = config.get("shift", config.get("flow_shift", 1.0))
-        made = {**config, "shift": shift or 1.0, "prediction_type": "flow_prediction"}
+        made = {**config, "shift": shift or 1.0}
+        if cls != name:  # what it has of betas means nothing here
+            made = {"num_train_timesteps": config.get("num_train_timesteps", 1000), "shift": shift or 1.0}
     else:
         cls = name if name.startswith(_DISCRETE) else "DDIMScheduler"
         own = "beta_start" in config or config.get("trained_betas") is not None

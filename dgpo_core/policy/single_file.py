@@ -111,21 +111,30 @@ def _build(
     missing = _missing(cls, header)
     here = [cls.network_name, *(name for name in cls.parts if name not in missing)]
     with user_errors(f"{what} cannot be loaded"):
-        parts = {name: _component(folder, name, state, dtype) for name in here if folder.lists(name)}
+        parts = {name: _component(folder, name, state, dtype, what) for name in here if folder.lists(name)}
         for name in missing:
             if not holds_weights(Path(folder.path), name):
                 parts |= {name: None, name.replace("text_encoder", "tokenizer"): None}
         return folder.build(cls, dtype, scheduler=scheduler, **parts)
 
 
-def _component(folder: Folder, name: str, state: dict[str, Tensor], dtype: torch.dtype) -> Any:
+def _component(folder: Folder, name: str, state: dict[str, Tensor], dtype: torch.dtype, what: str) -> Any:
     """One part of the checkpoint. diffusers' converters take parts out of the dict that they are given: a copy."""
     from diffusers.loaders import single_file_utils as diffusers_own
 
     options = {"config": folder.path, "subfolder": name, "torch_dtype": dtype, "local_files_only": True}
     cls = folder.component_class(name)
-    if name in _OUTSIDE:
-        return cls.from_single_file(dict(state), **options)
-    if "T5" in cls.__name__:
-        return diffusers_own.create_diffusers_t5_model_from_checkpoint(cls, dict(state), **options)
-    return diffusers_own.create_diffusers_clip_model_from_ldm(cls, checkpoint=dict(state), **options)
+    try:
+        if name in _OUTSIDE:
+            module = cls.from_single_file(dict(state), **options)
+        elif "T5" in cls.__name__:
+            module = diffusers_own.create_diffusers_t5_model_from_checkpoint(cls, dict(state), **options)
+            module.set_input_embeddings(module.shared)  # files hold the one table that T5 has under two names, once
+        else:
+            module = diffusers_own.create_diffusers_clip_model_from_ldm(cls, checkpoint=dict(state), **options)
+    except NotImplementedError:  # what torch says to a weight that nothing was put into
+        raise UserError(
+            f"{what} has no weights for a part of its {name}: give a whole one (with configs of the same model)."
+        ) from None
+    weights.refuse_missing(module, name, what)
+    return module

@@ -67,19 +67,22 @@ def has_scales(header: Header) -> bool:
     return any(_last(name) in (*_SCALES, "scaled_fp8") for name in header.tensors)
 
 
-def refuse_unfit(module: nn.Module, name: str, what: str, dtype: torch.dtype) -> None:
-    """Raises UserError for a loaded component with weights that are missing, or no finite numbers.
+def refuse_missing(module: nn.Module, name: str, what: str) -> None:
+    """Raises UserError for a component that was made without weights for a part of it.
 
     name: of the component in the pipeline; what: begins the sentence, "The model x".
     """
-    for key, tensor in _tensors(module):
-        if tensor.is_meta:
-            raise UserError(f"{what} has no weights for {name}.{key}: give a whole one (or its own config folder).")
-        if not _finite(tensor):
-            narrow = "" if dtype != torch.float16 else " (in float16; try model.dtype bfloat16)"
-            raise UserError(
-                f"{what} has weights that are not finite numbers in {name}.{key}{narrow}: it is damaged, take another."
-            )
+    key = next((key for key, tensor in _tensors(module) if tensor.is_meta), None)
+    if key is not None:
+        raise UserError(f"{what} has no weights for {name}.{key}: give a whole one (with configs of the same model).")
+
+
+def refuse_not_finite(module: nn.Module, name: str, what: str, dtype: torch.dtype) -> None:
+    """Raises UserError for a component with weights that are no finite numbers; the arguments are as above."""
+    key = next((key for key, tensor in _tensors(module) if not _finite(tensor)), None)
+    if key is not None:
+        narrow = " in float16 (try model.dtype bfloat16)" if dtype == torch.float16 else ""
+        raise UserError(f"{what} has weights that are not finite numbers{narrow} in {name}.{key}: take a sound one.")
 
 
 def refuse_left_over(network: nn.Module, header: Header, prefixes: tuple[str, ...], what: str) -> None:
