@@ -59,10 +59,9 @@ def schedule(model_sampling: Any, device: torch.device) -> tuple[Prediction, dic
         )
     if kind:
         return _discrete(model_sampling, device)
-    *_, name = (cls.__name__ for cls in type(model_sampling).__bases__)
     raise UserError(
-        f"The MODEL's noise schedule is none that can be trained ({name}): use an epsilon, v or flow model, or take its"
-        " ModelSampling node away."
+        f"The MODEL's noise schedule is none that can be trained ({_name(model_sampling)}): use an epsilon, v or flow"
+        " model, or take its ModelSampling node away."
     )
 
 
@@ -78,6 +77,12 @@ def _kind(model_sampling: Any) -> str:
     if not computes(sampling.ModelSamplingDiscrete, _TIMES):
         return ""
     return next((kind for kind, parent in _DISCRETE if computes(parent, _ARITHMETIC)), "")
+
+
+def _name(model_sampling: Any) -> str:
+    """What a kind is called: its parts, where ComfyUI has put it together of a schedule and what is predicted."""
+    parts = [cls.__name__ for cls in type(model_sampling).__bases__ if cls is not torch.nn.Module]
+    return " with ".join(reversed(parts)) or type(model_sampling).__name__
 
 
 def decided(patcher: Any, prediction: str) -> Any:

@@ -1,4 +1,4 @@
-"""The numbers of a checkpoint: scales that are applied, quantisation that is refused, and what is missing or no number."""
+"""The numbers of a checkpoint: scales applied, other quantisation refused, and what is missing or no number."""
 
 from __future__ import annotations
 

@@ -88,8 +88,8 @@ class Folder:
         steps = config.get("num_train_timesteps", 1000)
         if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
             raise UserError(
-                f"The scheduler of the model {shown(self.path)} has {shown(steps, 40)} for num_train_timesteps, but it is"
-                f" a whole number from 1 to {_MOST_STEPS}."
+                f"The scheduler of the model {shown(self.path)} has {shown(steps, 40)} for num_train_timesteps, but"
+                f" that is a whole number from 1 to {_MOST_STEPS}."
             )
         return config, name
 

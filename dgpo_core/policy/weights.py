@@ -139,6 +139,4 @@ def _last(name: str) -> str:
 
 
 def _quantised(header: Header, how: str) -> UserError:
-    return UserError(
-        f"The model {shown(header.path)} is quantised in a way that is not read here ({how}): {FULLER}."
-    )
+    return UserError(f"The model {shown(header.path)} is quantised in a way that is not read here ({how}): {FULLER}.")
