@@ -34,6 +34,7 @@ def load_model(config: Config, world: World) -> tuple[Policy, tuple[int, int]]:
         device=world.device,
         seed=config.seed,
         offload=config.memory.offload,
+        prediction=model.prediction,
     )
     return policy, prepare(policy, config)
 

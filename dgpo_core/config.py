@@ -84,6 +84,8 @@ class ModelConfig:
     """Image width in pixels, at most 16384; 0 is the model's own."""
     device: str = "auto"
     """Where to run: cpu, cuda, cuda:1, mps; 'auto' takes the first accelerator there is."""
+    prediction: Literal["auto", "epsilon", "v", "flow"] = "auto"
+    """What the model predicts (noise, v, a flow's velocity); 'auto' finds it from its keys, header and scheduler."""
 
 
 @dataclass(frozen=True)

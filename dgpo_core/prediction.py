@@ -124,13 +124,15 @@ class V(_Discrete):
 
 
 def prediction_from_config(config: Mapping[str, Any], device: torch.device | str = "cpu") -> Prediction:
-    """Epsilon or V from a diffusers scheduler config, with its betas and its zero-terminal-SNR rescaling.
+    """What a diffusers scheduler config says: Epsilon or V on its betas, with their zero-terminal-SNR rescaling; Flow.
 
     Raises UserError for any other `prediction_type`.
     """
     from diffusers import DDIMScheduler  # imported late: flow models and the pure tests do not need it
 
     kinds: dict[str, type[_Discrete]] = {"epsilon": Epsilon, "v_prediction": V}
+    if "shift" in config and "prediction_type" not in config:  # of diffusers' FlowMatch schedulers
+        return Flow(num_train_timesteps=config.get("num_train_timesteps", 1000))
     kind = config.get("prediction_type", "epsilon")
     if kind not in kinds:
         raise UserError(f"The model's scheduler predicts {kind!r}, which is not supported: use one of {sorted(kinds)}.")

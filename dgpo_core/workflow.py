@@ -9,7 +9,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dgpo_core.config import EMBEDDED, Config, LoraConfig, MemoryConfig, RewardTerm, RolloutConfig, TrainingConfig
+from dgpo_core.config import (
+    EMBEDDED,
+    Config,
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    RewardTerm,
+    RolloutConfig,
+    TrainingConfig,
+)
 from dgpo_core.config_io import apply_mode, load_preset, preset_names, read_rewards, to_plain
 from dgpo_core.errors import UserError
 from dgpo_core.reading import parse_json, read_json, shown
@@ -125,6 +134,7 @@ def load_workflow(path: str | Path) -> dict[str, Any]:
         "combine": combine,
         "reward": _rewards(flow, scorer),
         "model": {
+            **flow.values(policy, ModelConfig),  # `prediction`, which older workflows do not have
             "path": _model(flow, flow.text(policy, "model")),
             "dtype": flow.value(policy, "dtype"),
             "height": flow.value(sampler, "height"),

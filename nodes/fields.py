@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.config import DataConfig, EvalConfig, Range
+from dgpo_core.config import DataConfig, EvalConfig, ModelConfig, Range
 from dgpo_core.config_io import field_docs, read_settings
 
 FINE, COARSE = 1e-6, 0.01  # steps of float widgets
@@ -58,6 +58,12 @@ def order_widgets() -> list[io.Input]:
         ),
         io.Int.Input("order_seed", default=0, min=0, max=SEEDS, tooltip="Seed of the order of the prompts."),
     ]
+
+
+def prediction_widget() -> io.Input:
+    """What a model predicts. The last widget of its nodes, and optional: older workflows go on without it."""
+    (widget,) = widgets(ModelConfig, "prediction", prediction={"optional": True})
+    return widget
 
 
 def weights_input(optional: bool = False) -> io.Input:

@@ -55,7 +55,7 @@ def check() -> None:
 
 def model_choices() -> list[str]:
     """The embedded model, every checkpoint, and every diffusers folder."""
-    checkpoints = [n for n in folder_paths.get_filename_list("checkpoints") if n.endswith(".safetensors")]
+    checkpoints = [n for n in folder_paths.get_filename_list("checkpoints") if n.endswith((".safetensors", ".sft"))]
     folders = []
     for root in folder_paths.get_folder_paths("diffusers"):
         for path, _, files in os.walk(root, followlinks=True):

@@ -36,15 +36,25 @@ class _NativePolicy(io.ComfyNode):
 
     @classmethod
     def policy(
-        cls, model: Any, texts: native_texts.Texts, vae: Any, *, run: str, run_seed: int, start_from: str, **lora: Any
+        cls,
+        model: Any,
+        texts: native_texts.Texts,
+        vae: Any,
+        *,
+        run: str,
+        run_seed: int,
+        start_from: str,
+        prediction: str = "auto",
+        **lora: Any,
     ) -> PolicyHandle:
         """The handle of a run on these; the adapters are made where they are needed."""
         name = host.check_name(run, "run name")
         init = "" if start_from == host.NO_LORA else start_from
+        path = native_models.remember(model, texts, vae, name, str(cls.hidden.unique_id))
         spec = PolicySpec(
             run=name,
             seed=run_seed,
-            model=ModelConfig(path=native_models.remember(model, texts, vae, name, str(cls.hidden.unique_id))),
+            model=fields.values(ModelConfig, {"path": path, "prediction": prediction}),
             lora=fields.values(LoraConfig, {"init": init, **lora}),
             memory=fields.values(MemoryConfig, lora),
             source="native",
@@ -80,6 +90,7 @@ class NativePolicyNode(_NativePolicy):
                 io.Vae.Input("vae", tooltip="Turns latents into pictures."),
                 *fields.run_widgets(),
                 *_lora_widgets(),
+                fields.prediction_widget(),
             ],
             outputs=[fields.Policy.Output(display_name="policy", tooltip="The model and where its training is.")],
             hidden=[io.Hidden.unique_id],
@@ -135,6 +146,7 @@ class NativePolicyConditioning(_NativePolicy):
                 *fields.run_widgets(),
                 *_lora_widgets(),
                 *fields.order_widgets(),
+                fields.prediction_widget(),
             ],
             outputs=[
                 fields.Policy.Output(display_name="policy", tooltip="The model and where its training is."),

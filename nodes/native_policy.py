@@ -51,8 +51,9 @@ class NativePolicy(Policy):
     """Adapters on a clone of `model`, which shares the MODEL's weights; see `Policy` for what the methods promise.
 
     encode_text: from a text to a CONDITIONING; vae: ComfyUI's; targets: ends of the names of the modules that get a
-    LoRA, none for the attention projections. A `Cond` of this policy holds the numbers of its texts: conditionings stay
-    in ComfyUI's form. Call its methods outside of inference mode (`host.engine`).
+    LoRA, none for the attention projections; prediction: what the MODEL predicts, where "auto" (its own sampling) would
+    be wrong. A `Cond` of this policy holds the numbers of its texts: conditionings stay in ComfyUI's form. Call its
+    methods outside of inference mode (`host.engine`).
 
     Latents of a video model have one frame: [B,C,1,h,w]. Raises UserError for a MODEL that cannot be trained: weights
     that are kept in an unknown way, latents that are no pictures, another noise schedule.
@@ -69,8 +70,9 @@ class NativePolicy(Policy):
         dropout: float = 0.0,
         targets: Sequence[str],
         seed: int,
+        prediction: str = "auto",
     ) -> None:
-        self.patcher, self.encode_text, self.vae = model.clone(), encode_text, vae
+        self.patcher, self.encode_text, self.vae = native_sampling.decided(model.clone(), prediction), encode_text, vae
         base = model.model
         if getattr(base.latent_format, "latent_dimensions", 2) not in (2, 3):
             raise UserError("The MODEL's latents are no pictures: use a text-to-image or text-to-video model.")

@@ -7,7 +7,7 @@ v models have x0 + s eps with s = sigma / alpha, which the model scales down aga
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,29 +32,79 @@ _DETERMINISTIC = (
 SAMPLERS = tuple(name for name in _DETERMINISTIC if name in comfy.samplers.SAMPLER_NAMES)
 """ComfyUI's samplers that add no noise on the way, those that this ComfyUI has."""
 
-_UNKNOWN = (
-    sampling.EDM,
-    sampling.X0,
-    sampling.ModelSamplingDiscreteEDM,
-    sampling.ModelSamplingContinuousEDM,
-    sampling.StableCascadeSampling,
-)
+_DISCRETE = ("epsilon", sampling.EPS), ("v", sampling.V_PREDICTION)
+_ARITHMETIC = ("calculate_input", "calculate_denoised", "noise_scaling")  # of what a network returns
+_TIMES = ("timestep", "sigma")  # of a noise schedule
+_OF_UNETS = ("EPS", "V_PREDICTION", "EDM", "V_PREDICTION_EDM")  # model types whose network may predict either
 _FLOW_STEPS = 1000  # the engine's timesteps of a flow model; the model's own scale is its `model_sampling`'s affair
 
 
 def schedule(model_sampling: Any, device: torch.device) -> tuple[Prediction, dict[str, Any]]:
     """What a MODEL with this `model_sampling` predicts, and a scheduler config for the engine's solvers.
 
-    Raises UserError for a kind other than epsilon, v and flow.
+    It counts what the object computes, not what it is derived from: LCM, for one, is a child of epsilon's class. Raises
+    UserError, by name, for a kind other than epsilon, v and flow, or one of these on other noise.
     """
-    known = isinstance(model_sampling, sampling.CONST | sampling.EPS) and not isinstance(model_sampling, _UNKNOWN)
-    if known and isinstance(model_sampling, sampling.ModelSamplingDiscreteFlow | sampling.ModelSamplingFlux):
+    kind = _kind(model_sampling)
+    if kind == "flow":
+        if getattr(model_sampling, "noise_scale", 1.0) != 1.0:
+            raise UserError("The MODEL scales its noise (noise_scale), which cannot be trained: use another model.")
         shift = float(model_sampling.shift)
         factor = math.exp(shift) if isinstance(model_sampling, sampling.ModelSamplingFlux) else shift
         return Flow(_FLOW_STEPS), {"shift": factor, "num_train_timesteps": _FLOW_STEPS}
-    if known and isinstance(model_sampling, sampling.ModelSamplingDiscrete):
+    if kind == "epsilon" and getattr(model_sampling, "zsnr", False):
+        raise UserError(
+            "The MODEL predicts epsilon with zero terminal SNR, which is impossible (there noise says nothing of the"
+            " picture): switch zsnr off in its ModelSampling node, or choose v_prediction."
+        )
+    if kind:
         return _discrete(model_sampling, device)
-    raise UserError("The MODEL's noise schedule is none that can be trained: use an epsilon, v or flow model.")
+    raise UserError(
+        f"The MODEL's noise schedule is none that can be trained ({_name(model_sampling)}): use an epsilon, v or flow"
+        " model, or take its ModelSampling node away."
+    )
+
+
+def _kind(model_sampling: Any) -> str:
+    """epsilon, v, flow, or empty for another."""
+    cls = type(model_sampling)
+
+    def computes(parent: type, names: Sequence[str]) -> bool:
+        return issubclass(cls, parent) and all(getattr(cls, name) is getattr(parent, name) for name in names)
+
+    if any(computes(flow, _TIMES) for flow in (sampling.ModelSamplingDiscreteFlow, sampling.ModelSamplingFlux)):
+        return "flow" if computes(sampling.CONST, _ARITHMETIC) else ""
+    if not computes(sampling.ModelSamplingDiscrete, _TIMES):
+        return ""
+    return next((kind for kind, parent in _DISCRETE if computes(parent, _ARITHMETIC)), "")
+
+
+def _name(model_sampling: Any) -> str:
+    """What a kind is called: its parts, where ComfyUI has put it together of a schedule and what is predicted."""
+    parts = [cls.__name__ for cls in type(model_sampling).__bases__ if cls is not torch.nn.Module]
+    return " with ".join(reversed(parts)) or type(model_sampling).__name__
+
+
+def decided(patcher: Any, prediction: str) -> Any:
+    """The MODEL with the sampling of what the user says it predicts, as ComfyUI's ModelSampling nodes put it there.
+
+    patcher: a clone, which may be changed; prediction: as `model.prediction`. Where the MODEL has it so already, or for
+    "auto", it stays as it is. Raises UserError for a network that can predict nothing else than it does.
+    """
+    own = patcher.get_model_object("model_sampling")
+    if prediction in ("auto", _kind(own)):
+        return patcher
+    if patcher.model.model_type.name not in _OF_UNETS:
+        raise UserError(f"This MODEL cannot predict {prediction}: set prediction to auto.")
+    if prediction == "flow":
+        parents: tuple[type, ...] = sampling.ModelSamplingDiscreteFlow, sampling.CONST
+        options = {}
+    else:
+        parents = sampling.ModelSamplingDiscrete, dict(_DISCRETE)[prediction]
+        options = {"zsnr": False if prediction == "epsilon" else getattr(own, "zsnr", None) or None}
+    made = type("ModelSamplingDecided", parents, {})(patcher.model.model_config, **options)
+    patcher.add_object_patch("model_sampling", made)
+    return patcher
 
 
 def _discrete(model_sampling: Any, device: torch.device) -> tuple[Prediction, dict[str, Any]]:

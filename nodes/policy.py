@@ -36,6 +36,7 @@ class LoadPolicy(io.ComfyNode):
                 ),
                 *fields.widgets(ModelConfig, "dtype"),
                 *fields.widgets(MemoryConfig, "gradient_checkpointing", "offload"),
+                fields.prediction_widget(),
             ],
             outputs=[fields.Policy.Output(display_name="policy", tooltip="The model and where its training is.")],
         )

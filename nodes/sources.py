@@ -18,6 +18,7 @@ from dgpo_core.policy import Policy
 from . import host, native_lora, native_models
 from .native_hooks import target_shapes
 from .native_policy import NativePolicy
+from .native_sampling import decided
 from .values import PolicySpec
 
 Lora = Mapping[str, Tensor]
@@ -59,7 +60,8 @@ def native(spec: PolicySpec) -> Opened:
     if init is not None and not targets:
         targets = (*target_shapes(parts.model.model.diffusion_model, ()), *init.modules)
     settings = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "targets": targets, "seed": spec.seed}
-    policy = NativePolicy(parts.model, parts.encode, parts.vae, **settings)
+    prediction = spec.model.prediction
+    policy = NativePolicy(parts.model, parts.encode, parts.vae, prediction=prediction, **settings)
     if init is not None:
         policy.load_lora(init)
     size = assemble.prepare(policy, Config(model=spec.model, memory=spec.memory))
@@ -67,7 +69,7 @@ def native(spec: PolicySpec) -> Opened:
         policy,
         size,
         policy.load,
-        lambda adapter: native_lora.apply(native_models.find(name).model, adapter),
+        lambda adapter: native_lora.apply(decided(native_models.find(name).model.clone(), prediction), adapter),
         lambda: not native_models.means_another(name, policy.patcher.model),
     )
 

@@ -176,6 +176,8 @@ class Store:
 def root_key(spec: PolicySpec) -> str:
     """The key of the state before the first step: of all that it depends on, not of where it runs."""
     model = {"path": spec.model.path, "family": spec.model.family, "dtype": spec.model.dtype}
+    if spec.model.prediction != "auto":  # older runs, which knew no other, keep their keys
+        model["prediction"] = spec.model.prediction
     return key_of("root", model, spec.lora, spec.seed)
 
 

@@ -29,6 +29,7 @@ import comfy.model_sampling
 import comfy.ops
 import comfy.sd
 import comfy.utils
+import comfy_extras.nodes_model_advanced as nodes_model_advanced
 import comfy_lora
 import folder_paths
 import torch
@@ -38,6 +39,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend
 
 from dgpo_core.config import Config, DataConfig, RewardTerm, RolloutConfig, TrainingConfig
+from dgpo_core.errors import UserError
 from dgpo_core.policy import Cond
 from dgpo_core.prompts import Prompt
 from dgpo_core.trainer import Trainer
@@ -214,11 +216,39 @@ def kinds(case: Case) -> dict[str, Any]:
     x, t, _ = case.inputs()
     with torch.no_grad(), policy.using(None):
         found = policy.predict(x, t, policy.encode(["red"])[0].expand(3))
+    by_hand = case.policy(prediction="v")
+    with torch.no_grad(), by_hand.using(None):
+        decided = by_hand.predict(x, t, by_hand.encode(["red"])[0].expand(3))
+    by_hand.to("cpu")
+    with torch.no_grad(), policy.using(None):
+        last = policy.predict(x[:1], torch.tensor([999.0]), policy.encode(["red"])[0])
     policy.to("cpu")
+    alpha, _ = policy.prediction.coefficients(torch.tensor([999.0]))
     return {
-        "kinds": [case.policy().prediction.name, policy.prediction.name],
+        "kinds": [case.policy().prediction.name, policy.prediction.name, by_hand.prediction.name],
         "v": difference(found, case.reference()),
+        "by_hand": difference(decided, case.reference()),
+        "own": case.policy(prediction="epsilon").patcher.object_patches == {},
+        "terminal": float(alpha),
+        "finite": bool(last.isfinite().all()),
     }
+
+
+def sampling_nodes(case: Case) -> dict[str, str]:
+    """What ComfyUI's own node puts on a MODEL: which prediction it is then, or why it is refused."""
+    found = {}
+    for sampling in ("eps", "v_prediction", "lcm", "x0"):
+        for zsnr in (False, True):
+            (patched,) = nodes_model_advanced.ModelSamplingDiscrete().patch(case.model, sampling, zsnr)
+            try:
+                found[f"{sampling} {zsnr}"] = case.policy(patched).prediction.name
+            except UserError as error:
+                found[f"{sampling} {zsnr}"] = str(error)
+    (edm,) = nodes_model_advanced.ModelSamplingContinuousEDM().patch(case.model, "v_prediction", 120.0, 0.002)
+    found["edm"] = comfy_lora.error(lambda: case.policy(edm))
+    (flow,) = nodes_model_advanced.ModelSamplingSD3().patch(case.model, 3.0)
+    found["flow"] = case.policy(flow).prediction.name
+    return found
 
 
 WIDGETS = {
@@ -414,6 +444,7 @@ def look(family: str, root: Path) -> dict[str, Any]:
         "iterating": iterating(case, checkpointing=family != "sd15"),
     }
     if family == "sd15":
+        found["sampling_nodes"] = sampling_nodes(case)
         more = {"kinds": kinds(case), "texts": texts(case), "others": hooks_of_others(case), "refused": refused(case)}
         found.update(more, kernels=kernels(case))
     if family == "sd3":

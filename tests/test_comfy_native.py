@@ -120,8 +120,29 @@ def test_weights_of_a_smaller_type_are_cast(found: dict[str, Any], dtype: str) -
 
 def test_a_noise_schedule_that_a_node_put_on_the_model_counts(found: dict[str, Any]) -> None:
     case = found["sd15"]["kinds"]
-    assert case["kinds"] == ["epsilon", "v"]
+    assert case["kinds"] == ["epsilon", "v", "v"]
     assert case["v"] < TOLERANCE
+
+
+def test_what_the_model_predicts_can_be_decided_by_hand(found: dict[str, Any]) -> None:
+    case = found["sd15"]["kinds"]
+    assert case["by_hand"] < TOLERANCE
+    assert case["own"]  # what it says anyway needs no patch
+
+
+def test_zero_terminal_snr_has_no_division_by_zero(found: dict[str, Any]) -> None:
+    case = found["sd15"]["kinds"]
+    assert 0 < case["terminal"] < 1e-3
+    assert case["finite"]
+
+
+def test_a_sampling_node_is_honoured_or_refused_by_name(found: dict[str, Any]) -> None:
+    case = found["sd15"]["sampling_nodes"]
+    assert (case["eps False"], case["v_prediction False"], case["v_prediction True"]) == ("epsilon", "v", "v")
+    assert case["flow"] == "flow"
+    assert "zero terminal SNR, which is impossible" in case["eps True"]
+    for kind, name in (("lcm False", "LCM"), ("lcm True", "LCM"), ("x0 False", "X0"), ("edm", "ModelSamplingCont")):
+        assert f"none that can be trained ({name}" in case[kind] or f"with {name}" in case[kind], case[kind]
 
 
 def test_texts_are_encoded_once(found: dict[str, Any]) -> None:
@@ -137,7 +158,7 @@ def test_hooks_of_others_are_run_and_kept(found: dict[str, Any]) -> None:
 
 def test_models_that_cannot_be_trained_are_refused(found: dict[str, Any]) -> None:
     case = found["sd15"]["refused"]
-    assert case["schedule"].endswith("use an epsilon, v or flow model.")
+    assert "none that can be trained (ModelSamplingContinuousEDM): use an epsilon, v or flow" in case["schedule"]
     assert case["targets"] == "No layer of the MODEL can carry a LoRA on the targets nowhere."
     assert "multiples of 8, not 100 x 128" in case["size"]
     assert "(time_embed.0, Parameter of torch.uint8)" in case["quantised"]

@@ -69,13 +69,14 @@ def test_a_checkpoint_without_configs_is_told_where_to_put_them(
     from huggingface_hub import constants
     from safetensors.torch import save_file
 
-    from dgpo_core.policy.load import family_of_file
+    from dgpo_core.policy.header import read_header
+    from dgpo_core.policy.recognise import recognise
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     path = tmp_path / "model.safetensors"
     save_file({key: torch.zeros(4, 4)}, path)
-    assert family_of_file(path) == family
+    assert recognise(read_header(path)) == family
     with pytest.raises(UserError, match="put a diffusers folder"):
         load_policy(path, rank=2)
 
@@ -102,8 +103,8 @@ def test_models_that_cannot_be_loaded_are_told(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "absent", {}, "There is no model"),
         (empty, {}, "no model_index.json"),
         (foreign, {}, "AudioLDMPipeline"),
-        (corrupt, {}, "cannot be loaded"),
-        (halved, {}, "cannot be loaded"),
+        (corrupt, {}, "it ends within its header"),
+        (halved, {}, "has no weights of its vae"),
         (tmp_path / "model.ckpt", {}, "only those are loaded"),
         (tmp_path / "model.pt", {}, "only those are loaded"),
         (tmp_path / "notes.txt", {}, "only those are loaded"),

@@ -1,6 +1,7 @@
 """Policies: one class per model family, found by name. A new family is one file and one line in FAMILIES."""
 
 from dgpo_core.policy.base import AdapterName, Cond, Policy, guided
-from dgpo_core.policy.load import FAMILIES, load_policy
+from dgpo_core.policy.families import FAMILIES
+from dgpo_core.policy.load import load_policy
 
 __all__ = ["FAMILIES", "AdapterName", "Cond", "Policy", "guided", "load_policy"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgpo_core.policy.pipeline import DiffusersPolicy, dynamic_mu
+from dgpo_core.policy.pipeline import CLIP_L, T5, VAE_MARKS, DiffusersPolicy, dynamic_mu
 from dgpo_core.prediction import Flow, Prediction
 
 _T5_TOKENS = 512  # diffusers' default max_sequence_length
@@ -26,6 +26,11 @@ class Flux(DiffusersPolicy):
     targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     architecture = "flux-1-dev"
     base_version = "flux1"
+    marks = ("double_blocks.0.img_attn.norm.key_norm.scale", "double_blocks.0.img_attn.norm.key_norm.weight")
+    input_layer = "img_in.weight"
+    other_inputs = {384: "Flux Fill, which fills in", 128: "Flux Depth or Canny"}  # noqa: RUF012
+    packing = 4
+    parts = {"text_encoder": (CLIP_L,), "text_encoder_2": (T5,), "vae": VAE_MARKS}  # noqa: RUF012
     text_encoder_names = ("text_encoder", "text_encoder_2")
     patch = 2
 

@@ -26,6 +26,17 @@ _VAE_PIXELS = 8 * 512 * 512
 _CACHE_BYTES = 16 * 2**30
 _WORKING_BYTES = 2**30  # what text encoders need besides their weights
 
+VAE_MARKS = ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight")
+UNET_INPUTS = {
+    5: "a model of pictures with depth",
+    7: "an upscaling model",
+    8: "an InstructPix2Pix model, which edits pictures",
+    9: "an inpainting model",
+}
+CLIP_L = "text_encoders.clip_l.transformer.text_model.embeddings.position_embedding.weight"
+CLIP_G = "text_encoders.clip_g.transformer.text_model.embeddings.position_embedding.weight"
+T5 = "text_encoders.t5xxl.transformer.shared.weight"
+
 
 class DiffusersPolicy(Policy):
     """The shared part of all families; see `Policy` for what the methods promise.
@@ -45,6 +56,18 @@ class DiffusersPolicy(Policy):
     """`modelspec.architecture` of the LoRA, without its "/lora"."""
     base_version: ClassVar[str]
     """`ss_base_model_version` of the LoRA."""
+    kinds: ClassVar[tuple[str, ...]] = ("flow",)
+    """The predictions that models of this family can have."""
+    marks: ClassVar[tuple[str, ...]]
+    """Tensors by which a single checkpoint is known, each of them enough; the network's prefix is left out."""
+    input_layer: ClassVar[str]
+    """The tensor of a single checkpoint, without prefix, whose second dimension is the network's input channels."""
+    other_inputs: ClassVar[Mapping[int, str]] = {}
+    """What networks of this architecture are that take another number of channels than a noisy latent has."""
+    packing: ClassVar[int] = 1
+    """Input channels of the network for each channel of the latent."""
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]
+    """By component, tensors of a single checkpoint of which one says that the component is in it, and whole."""
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     patch: ClassVar[int] = 1
     """Latent height and width are multiples of this."""

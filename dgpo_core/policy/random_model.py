@@ -27,7 +27,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from dgpo_core.config_io import suggest
 from dgpo_core.demo.text import make_tokenizer
 from dgpo_core.errors import UserError
-from dgpo_core.policy.load import FAMILIES, _dtype, _quiet
+from dgpo_core.policy.families import FAMILIES
+from dgpo_core.policy.libraries import quiet
+from dgpo_core.policy.load import _dtype
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
 _SD35M = {  # huggingface.co/stabilityai/stable-diffusion-3.5-medium, transformer/config.json
@@ -97,7 +99,7 @@ def random_policy(
         raise UserError(f"There is no random model {name}{suggest(name, RANDOM_MODELS)}")
     number = _dtype(dtype, device)
     torch.manual_seed(seed)
-    with _quiet():
+    with quiet():
         pipe = RANDOM_MODELS[name](number, device)
         cls = next(c for c in FAMILIES.values() if type(pipe).__name__ in c.pipeline_classes)
         return cls(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.policy.pipeline import UNET_INPUTS, VAE_MARKS, DiffusersPolicy
 from dgpo_core.prediction import Prediction, prediction_from_config
 
 
@@ -23,6 +23,18 @@ class SD15(DiffusersPolicy):
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     architecture = "stable-diffusion-v1"
     base_version = "sd_v1"
+    kinds = ("epsilon", "v", "flow")
+    marks = ("input_blocks.0.0.weight",)  # SDXL has it, too, which is looked for first
+    input_layer = "input_blocks.0.0.weight"
+    other_inputs = UNET_INPUTS
+    parts = {  # noqa: RUF012 - as in the base class
+        "text_encoder": (
+            "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+            "cond_stage_model.model.token_embedding.weight",  # SD2
+            "conditioner.embedders.0.model.token_embedding.weight",  # SD2 in sgm's form
+        ),
+        "vae": VAE_MARKS,
+    }
 
     def _prediction(self) -> Prediction:
         return prediction_from_config(self.scheduler_config, self.device)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dgpo_core.policy.pipeline import DiffusersPolicy, dynamic_mu
+from dgpo_core.policy.pipeline import CLIP_G, CLIP_L, T5, VAE_MARKS, DiffusersPolicy, dynamic_mu
 from dgpo_core.prediction import Flow, Prediction
 
 _T5_TOKENS = 128  # as the paper's authors train and draw; diffusers' own default is 256
@@ -30,6 +30,15 @@ class SD3(DiffusersPolicy):
     targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     architecture = "stable-diffusion-3"
     base_version = "sd3"
+    marks = ("joint_blocks.0.context_block.adaLN_modulation.1.bias",)
+    input_layer = "x_embedder.proj.weight"
+    other_inputs = {17: "an inpainting model", 32: "a ControlNet or an editing model"}  # noqa: RUF012
+    parts = {  # noqa: RUF012 - as in the base class
+        "text_encoder": (CLIP_L,),
+        "text_encoder_2": (CLIP_G,),
+        "text_encoder_3": (T5,),
+        "vae": VAE_MARKS,
+    }
     text_encoder_names = ("text_encoder", "text_encoder_2")
     patch = 2
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.policy.pipeline import UNET_INPUTS, VAE_MARKS, DiffusersPolicy
 from dgpo_core.prediction import Prediction, prediction_from_config
 
 
@@ -28,6 +28,15 @@ class SDXL(DiffusersPolicy):
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     architecture = "stable-diffusion-xl-v1-base"
     base_version = "sdxl_base_v1-0"
+    kinds = ("epsilon", "v", "flow")
+    marks = ("label_emb.0.0.weight",)
+    input_layer = "input_blocks.0.0.weight"
+    other_inputs = UNET_INPUTS
+    parts = {  # noqa: RUF012 - as in the base class
+        "text_encoder": ("conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",),
+        "text_encoder_2": ("conditioner.embedders.1.model.text_projection",),  # some merges lack this one alone
+        "vae": VAE_MARKS,
+    }
     text_encoder_names = ("text_encoder", "text_encoder_2")
 
     def _prediction(self) -> Prediction:
