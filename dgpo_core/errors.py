@@ -1,4 +1,4 @@
-"""How a run ends before its end: by what the user can fix, or because the user asked for it."""
+"""How a run ends before its end: by what the user can fix, or because the user asked for it. And a picture's one lack."""
 
 
 class UserError(Exception):
@@ -30,3 +30,11 @@ def out_of_memory(error: BaseException) -> UserError | None:
     else:
         return None
     return UserError(f"The {where} memory is too small: {what}, or choose a smaller image size.")
+
+
+class NoPrompt(Exception):
+    """A picture does not say what it was drawn for; the text ends a sentence that starts with the file's name."""
+
+
+class SeveralPrompts(NoPrompt):
+    """A picture says that it was drawn for several texts."""

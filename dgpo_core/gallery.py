@@ -1,44 +1,51 @@
 """A folder of rated images as groups to train on: `--groups FOLDER`.
 
-Ratings are looked for in the folder and its subfolders, in all of these forms at once:
+Ratings are looked for in the folder and its subfolders, in all forms of `ratings` at once, and in
 
-    a.json or a.png.json    beside a.png: {"rating": 4, "prompt": "a red circle"}
-    ratings.json            {"a.png": 4, "b.png": {"rating": 2, "prompt": "two squares"}}
-    *.csv                   with a first line that names the columns file, rating and, if you like, prompt
-    *.jsonl                 a preference file (`preference_file`), which makes groups of its own
+    *.jsonl                 preference files (`preference_file`), which make groups of their own
 
-An image's prompt is the one given with its rating, else the one that ComfyUI wrote into the PNG. Rated images of one
-prompt are a group. Images without a rating are no part of it. File names are relative to the file that holds them.
+An image's prompt is the one given with its rating, else the one that ComfyUI or A1111's web UI wrote into it
+(`comfy_png`). Rated images of one prompt are a group. Images without a rating are no part of it, nor is what lies in
+hidden folders and bins. Whatever is left out is told.
 """
 
-import csv
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
+from dgpo_core.comfy_png import prompt_of
+from dgpo_core.errors import NoPrompt, UserError
+from dgpo_core.picture_file import Unreadable, read_picture
+from dgpo_core.preference_file import is_preference_file, read_preferences
+from dgpo_core.ratings import IMAGES, Rated, read_ratings, unread
+from dgpo_core.reading import shown
 
-from dgpo_core.comfy_png import NoPrompt, prompt_of
-from dgpo_core.errors import UserError
-from dgpo_core.files import reason
-from dgpo_core.preference_file import read_preferences
-from dgpo_core.preferences import is_rating
-
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 NAMED = 5  # files that a note names; it counts the others
+BINS = frozenset(
+    ("$recycle.bin", "recycler", "#recycle", "@eadir", "__macosx", "thumbs", "lost+found", "system volume information")
+)
+"""Folders in which systems and photo tools keep what was thrown away, and previews; hidden ones begin with a dot."""
+MOST_CROPPED = 0.1
+"""Of a picture's height or width. A little more sky is no other picture; a portrait without its head is one."""
+
+
+def cropped(shape: tuple[int, int], size: tuple[int, int]) -> float:
+    """The share of a picture that is lost where it is scaled to cover `size` and cropped; both (height, width)."""
+    ratio = shape[1] * size[0] / (shape[0] * size[1])
+    return 1 - min(ratio, 1 / ratio)
 
 
 @dataclass(frozen=True)
 class RatedGroup:
-    """Image files of one prompt, with a score each; higher is better."""
+    """Image files of one prompt, with a score each; higher is better. shapes: (height, width) of each in pixels."""
 
     prompt: str
     files: tuple[Path, ...]
     scores: tuple[float, ...]
+    shapes: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -59,13 +66,23 @@ class Gallery:
         rows = [(group.prompt, [path.name for path in group.files], group.scores) for group in self.groups]
         return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
+    def fitting(self, size: tuple[int, int]) -> "Gallery":
+        """What can be trained at `size` (height, width) and still shows what was rated; the notes are about that alone.
 
-@dataclass(frozen=True)
-class _Rated:
-    """What was said about one image; prompt "": ask the image."""
-
-    rating: float
-    prompt: str
+        Pictures are scaled to cover the size and cropped at the centre. One that would lose more than `MOST_CROPPED`
+        is left out. Raises UserError where nothing remains.
+        """
+        found, lost = _Found(), [_lost(group, size) for group in self.groups]
+        for group, shares in zip(self.groups, lost, strict=True):
+            kept = [i for i, share in enumerate(shares) if share <= MOST_CROPPED]
+            _add(replace(group, **{name: tuple(getattr(group, name)[i] for i in kept)
+                                   for name in ("files", "scores", "shapes")}), found)  # fmt: skip
+        notes = (*_shape_notes(self.groups, lost, size), *_notes(found))
+        if not found.groups:
+            raise UserError(
+                f"There is nothing to learn from: no group has two pictures of that shape ({' '.join(notes)})"
+            )
+        return Gallery(tuple(found.groups), notes)
 
 
 @dataclass
@@ -73,6 +90,7 @@ class _Found:
     """Groups on the way to a gallery, and what is left out of it."""
 
     groups: list[RatedGroup] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     useless: list[str] = field(default_factory=list)
     unrated: int = 0
     lonely: int = 0
@@ -83,165 +101,137 @@ class _Found:
 def read_gallery(folder: str | Path) -> Gallery:
     """The rated groups of a folder.
 
-    Raises UserError for a file of ratings that cannot be read (with its line), and where there is nothing to learn.
+    Raises UserError for a file of ratings that is wrong (with its line), and where there is nothing to learn.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}: --groups takes a folder of rated images.")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        raise UserError(f"There is no folder {shown(folder)}: --groups takes a folder of rated images.")
     found = _Found()
-    rated = _ratings(files)
-    in_groups = _read_preferences(files, found)
-    images = {path for path in files if path.suffix.lower() in IMAGES}
-    found.unrated = len(images - rated.keys() - in_groups)
-    _group(rated, found)
+    files = _seen(folder, found)
+    ratings = read_ratings(files)
+    found.notes += [*_some(ratings.notes), *unread(files)]
+    in_groups = _read_preferences(files, folder, found)
+    images = {path for path in files if path.suffix.lower() in IMAGES} - ratings.not_pictures
+    found.unrated = len(images - ratings.rated.keys() - in_groups)
+    rated = {path: said for path, said in ratings.rated.items() if path not in ratings.not_pictures}
+    _group(rated, folder, found)
     notes = _notes(found)
     if not found.groups:
         hint = f" ({' '.join(notes)})" if notes else ""
         raise UserError(
-            f"There is nothing to learn from in {folder}{hint}: give two or more images of one prompt different"
+            f"There is nothing to learn from in {shown(folder)}{hint}: give two or more images of one prompt different"
             " ratings, in a .csv, a .jsonl or .json files beside the images."
         )
     return Gallery(tuple(found.groups), tuple(notes))
 
 
-# --- single ratings --------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _ratings(files: Sequence[Path]) -> dict[Path, _Rated]:
-    """Every image that has a rating; where an image has several, a file beside it goes before one for the folder."""
-    rated: dict[Path, _Rated] = {}
-    for path in files:
-        if path.suffix.lower() == ".csv":
-            rated |= _read_csv(path)
-    for path in files:
-        if path.name == "ratings.json":
-            rated |= _read_ratings_json(path)
-    for path in files:
-        for sidecar in (path.with_suffix(".json"), path.with_name(f"{path.name}.json")):
-            if path.suffix.lower() in IMAGES and sidecar.is_file():
-                rated |= _rating_in(_read_json(sidecar), path, str(sidecar))
-    return rated
+def _seen(folder: Path, found: _Found) -> list[Path]:
+    """The files of a folder and its subfolders, without those in hidden ones and bins."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    hidden = [path for path in files if _hidden(path, folder)]
+    places = Counter(_hidden(path, folder) for path in hidden if path.suffix.lower() in IMAGES)
+    if places:
+        names = ", ".join(shown(name, 60) for name in list(places)[:NAMED])
+        count = sum(places.values())
+        found.notes.append(f"Left out: {_count(count, 'image')} in hidden folders and bins ({names})")
+    gone = set(hidden)
+    return [path for path in files if path not in gone]
 
 
-def _read_csv(path: Path) -> dict[Path, _Rated]:
-    rated: dict[Path, _Rated] = {}
+def _hidden(path: Path, folder: Path) -> str:
+    """The part of the way from the folder to a file that hides it; "" for none."""
+    parts = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
+    return next((part for part in parts if part.startswith(".") or part.lower() in BINS), "")
+
+
+def _usable(path: Path, folder: Path, prompt: str, found: _Found) -> tuple[str, tuple[int, int]]:
+    """The image's prompt and shape; "" and a note, where the file is no whole image or nothing says its prompt."""
+    name = shown(path, 1000)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
-            if not {"file", "rating"} <= set(rows.fieldnames or ()):
-                raise UserError(f"{path}:1: the first line must name the columns file and rating (and prompt, if any).")
-            for row in rows:
-                rated |= _csv_rating(row, path, f"{path}:{rows.line_num}")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {reason(error)}.") from None
-    return rated
-
-
-def _csv_rating(row: dict[str, Any], path: Path, where: str) -> dict[Path, _Rated]:
-    name, text = (row["file"] or "").strip(), (row["rating"] or "").strip()
-    if not name:
-        raise UserError(f"{where}: there is no file's name.")
-    if not text:
-        return {}
-    try:
-        rating = float(text)
-    except ValueError:
-        raise UserError(f"{where}: the rating must be a number, not {text!r}.") from None
-    return _rating_in({"rating": rating, "prompt": row.get("prompt") or ""}, path.parent / name, where)
-
-
-def _read_ratings_json(path: Path) -> dict[Path, _Rated]:
-    found = _read_json(path)
-    if not isinstance(found, dict):
-        raise UserError(f'{path} must be an object such as {{"a.png": 4, "b.png": 2}}.')
-    rated: dict[Path, _Rated] = {}
-    for name, value in found.items():
-        value = value if isinstance(value, dict) else {"rating": value}
-        rated |= _rating_in(value, path.parent / name, f"{path}: {name}")
-    return rated
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {reason(error)}.") from None
-
-
-def _rating_in(record: Any, image: Path, where: str) -> dict[Path, _Rated]:
-    """The rating in a JSON object; none where it has none, as in a workflow that lies beside its picture."""
-    if not isinstance(record, dict) or record.get("rating") is None:
-        return {}
-    rating, prompt = record["rating"], record.get("prompt", "")
-    if not is_rating(rating):
-        raise UserError(f"{where}: the rating must be a number, not {rating!r}.")
-    if not isinstance(prompt, str):
-        raise UserError(f"{where}: the prompt must be a text.")
-    return {image: _Rated(float(rating), prompt.strip())}
+        if _hidden(path, folder):
+            found.useless.append(f"{name} is in a hidden folder or bin")
+        elif not path.exists():
+            found.useless.append(f"{name} is not there")
+        else:
+            picture = read_picture(path)
+            return prompt or prompt_of(picture.chunks()), (picture.height, picture.width)
+    except NoPrompt as error:
+        found.useless.append(f"{name} {error}")
+    except Unreadable as error:
+        found.useless.append(f"{name} is no image that can be read ({error})")
+    except (OSError, ValueError):  # a name that no file can have
+        found.useless.append(f"{name} is not there")
+    return "", (0, 0)
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------
 
 
-def _group(rated: dict[Path, _Rated], found: _Found) -> None:
+def _group(rated: dict[Path, Rated], folder: Path, found: _Found) -> None:
     """Images of one prompt, in the order of their names."""
-    by_prompt: defaultdict[str, list[tuple[Path, float]]] = defaultdict(list)
-    for path, said in sorted(rated.items()):
-        prompt = _usable(path, said.prompt, found)
+    by_prompt: defaultdict[str, list[tuple[Path, float, tuple[int, int]]]] = defaultdict(list)
+    for path, said in sorted(rated.items(), key=lambda item: item[0]):
+        prompt, shape = _usable(path, folder, said.prompt, found)
         if prompt:
-            by_prompt[prompt].append((path, said.rating))
+            by_prompt[prompt].append((path, said.rating, shape))
     for prompt, images in by_prompt.items():
-        _add(prompt, [path for path, _ in images], [rating for _, rating in images], found)
+        _add(RatedGroup(prompt, *zip(*images, strict=True)), found)
 
 
-def _read_preferences(files: Sequence[Path], found: _Found) -> set[Path]:
+def _read_preferences(files: Sequence[Path], folder: Path, found: _Found) -> set[Path]:
     """Adds the groups of the preference files; returns every image that they name."""
     named: set[Path] = set()
     for path in files:
-        for preference in read_preferences(path) if path.suffix.lower() == ".jsonl" else ():
+        if path.suffix.lower() != ".jsonl":
+            continue
+        if not is_preference_file(path):
+            found.notes.append(
+                f"Left out: {shown(path, 1000)} is no preference file: no line says which images are better"
+            )
+            continue
+        for preference in read_preferences(path):
             images = [path.parent / name for name in preference.images]
             named.update(images)
             scores = preference.scores()
             if scores is None:
                 found.skipped += 1
                 continue
-            told = [(image, score, _usable(image, preference.prompt, found)) for image, score in _pairs(images, scores)]
-            kept = [(image, score, prompt) for image, score, prompt in told if prompt]
-            prompts = {prompt for _, _, prompt in kept}
+            told = [(*_usable(image, folder, preference.prompt, found), image, score)
+                    for image, score in zip(images, scores, strict=True)]  # fmt: skip
+            kept = [(image, score, shape, prompt) for prompt, shape, image, score in told if prompt]
+            prompts = {prompt for *_, prompt in kept}
             if len(prompts) > 1:
-                raise UserError(f"{path}: {images[0].name} and others are one group but have different prompts.")
-            _add(next(iter(prompts), ""), [image for image, _, _ in kept], [score for _, score, _ in kept], found)
+                raise UserError(
+                    f"{shown(path, 1000)}: {images[0].name} and others are one group but have different prompts."
+                )
+            columns = [tuple(row[i] for row in kept) for i in range(3)]
+            _add(RatedGroup(next(iter(prompts), ""), *columns), found)
     return named
 
 
-def _pairs(images: Sequence[Path], scores: Sequence[float]) -> Iterator[tuple[Path, float]]:
-    return zip(images, scores, strict=True)
-
-
-def _add(prompt: str, files: Sequence[Path], scores: Sequence[float], found: _Found) -> None:
-    if len(files) < 2:
-        found.lonely += len(files)
-    elif len(set(scores)) == 1:
+def _add(group: RatedGroup, found: _Found) -> None:
+    if len(group.files) < 2:
+        found.lonely += len(group.files)
+    elif len(set(group.scores)) == 1:
         found.equal += 1
     else:
-        found.groups.append(RatedGroup(prompt, tuple(files), tuple(scores)))
+        found.groups.append(group)
 
 
-def _usable(path: Path, prompt: str, found: _Found) -> str:
-    """The image's prompt; "", and a note, where the file is no whole image or nothing says its prompt."""
-    try:
-        with Image.open(path) as image:
-            chunks = dict(image.info)
-            image.verify()
-        return prompt or prompt_of(chunks)
-    except NoPrompt as error:
-        found.useless.append(f"{path} {error}")
-    except FileNotFoundError:
-        found.useless.append(f"{path} is not there")
-    except Exception as error:  # Pillow raises whatever its decoders do: OSError, SyntaxError, ValueError, ...
-        found.useless.append(f"{path} is no image that can be read ({reason(error)})")
-    return ""
+# --- notes -----------------------------------------------------------------------------------------------------------
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _some(notes: Sequence[str]) -> Iterator[str]:
+    yield from notes[:NAMED]
+    if len(notes) > NAMED:
+        yield f"Left out: {len(notes) - NAMED} more like these"
 
 
 def _notes(found: _Found) -> list[str]:
@@ -255,8 +245,33 @@ def _notes(found: _Found) -> list[str]:
         ),
         (found.unrated, "image has no rating", "images have no rating"),
     ]
-    notes = [f"Left out: {n} {one if n == 1 else many}." for n, one, many in counted if n]
-    notes += [f"Left out: {text}." for text in found.useless[:NAMED]]
-    if len(found.useless) > NAMED:
-        notes.append(f"Left out: {len(found.useless) - NAMED} more like these.")
+    notes = [*found.notes, *(f"Left out: {n} {one if n == 1 else many}" for n, one, many in counted if n)]
+    notes += _some([f"Left out: {text}" for text in found.useless])
+    return [f"{note}." for note in notes]
+
+
+def _lost(group: RatedGroup, size: tuple[int, int]) -> list[float]:
+    return [cropped(shape, size) for shape in group.shapes]
+
+
+def _shape_notes(groups: Sequence[RatedGroup], lost: Sequence[Sequence[float]], size: tuple[int, int]) -> list[str]:
+    """What becomes of pictures whose shape is not the training's."""
+    rows = [(share, path, shape) for group, shares in zip(groups, lost, strict=True)
+            for share, path, shape in zip(shares, group.files, group.shapes, strict=True)]  # fmt: skip
+    out = [row for row in rows if row[0] > MOST_CROPPED]
+    little = [share for share, *_ in rows if 0.01 < share <= MOST_CROPPED]
+    small = [path for share, path, shape in rows if share <= MOST_CROPPED and min(shape) < min(size)]
+    notes = []
+    if out:
+        (height, width), _ = Counter(shape for *_, shape in out).most_common(1)[0]
+        path = next(path for _, path, shape in out if shape == (height, width))
+        notes.append(
+            f"Left out: {_count(len(out), 'image')} of another shape than the training's {size[1]} x {size[0]}"
+            f" pixels, such as {shown(path, 1000)} with {width} x {height}: a crop would show something else than what"
+            " was rated. Train at their shape with --model.width and --model.height, or crop them yourself."
+        )
+    if little:
+        notes.append(f"{_count(len(little), 'image')} cropped at the centre, by {max(little):.0%} at most.")
+    if small:
+        notes.append(f"{_count(len(small), 'image')} smaller than {size[1]} x {size[0]} pixels and so enlarged.")
     return notes

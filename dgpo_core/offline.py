@@ -10,11 +10,12 @@ from torch import Tensor
 
 from dgpo_core.config import RATINGS
 from dgpo_core.errors import UserError
-from dgpo_core.files import reason
 from dgpo_core.gallery import RatedGroup
 from dgpo_core.group import Group
+from dgpo_core.picture_file import Unreadable, read_pixels
 from dgpo_core.policy.base import Policy
 from dgpo_core.prompts import Prompt, PromptStream
+from dgpo_core.reading import shown
 
 MOST_CACHED = 2**30  # bytes of latents; those of 1024 x 1024 pixels are 256 KiB each in SDXL, 1 MiB in Flux and SD3
 
@@ -67,10 +68,9 @@ def read_images(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
 def _read_image(path: Path, size: tuple[int, int]) -> Tensor:
     height, width = size
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow raises whatever its decoders do: OSError, SyntaxError, ValueError, ...
-        raise UserError(f"The image {path} cannot be read ({reason(error)}): remove it from the folder.") from None
+        upright = read_pixels(path)
+    except Unreadable as error:
+        raise UserError(f"The image {shown(path, 1000)} cannot be read ({error}): remove it from the folder.") from None
     fitted = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(height, width, 3)
     return pixels.permute(2, 0, 1).float() / 255.0

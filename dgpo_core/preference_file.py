@@ -13,6 +13,7 @@ what question it answers (of several lines with one key, the last counts), and `
 answers of a run, beside their images, are themselves a folder for `--groups`.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -24,6 +25,7 @@ from typing import Any
 from dgpo_core.errors import UserError
 from dgpo_core.files import reason
 from dgpo_core.preferences import KINDS, scores_from
+from dgpo_core.reading import parse_json, read_text, shown
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,34 @@ class Preference:
 
 def read_preferences(path: str | Path) -> list[Preference]:
     """All of a file, the last one of each key. Raises UserError naming file and line for what is wrong with it."""
-    path = Path(path)
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The preference file {path} cannot be read: {reason(error)}.") from None
     found: dict[str, Preference] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         try:
-            preference = Preference.of(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error}).") from None
+            preference = Preference.of(parse_json(line, "The line"))
         except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
+            raise UserError(f"{shown(path, 1000)}:{number}: {error}") from None
         found[preference.key or f"line {number}"] = preference
     return list(found.values())
+
+
+def is_preference_file(path: str | Path) -> bool:
+    """Whether any line says something about a group of images; other programs write .jsonl files, too."""
+    with contextlib.suppress(UserError):
+        return any(_answers(line) for _, line in _lines(path))
+    return False
+
+
+def _answers(line: str) -> bool:
+    with contextlib.suppress(UserError):
+        record = parse_json(line, "The line")
+        return isinstance(record, dict) and "images" in record and any(kind in record for kind in (*KINDS, "skip"))
+    return False
+
+
+def _lines(path: str | Path) -> list[tuple[int, str]]:
+    """The lines that hold something, with their numbers."""
+    text = read_text(path, "The preference file")
+    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 class AnswerFile:
@@ -96,8 +109,8 @@ class AnswerFile:
         wanted, found = dict(zip(keys, sizes, strict=True)), {}
         for line in self._read().splitlines():
             try:
-                preference = Preference.of(json.loads(line))
-            except (ValueError, UserError):
+                preference = Preference.of(parse_json(line, "The line"))
+            except UserError:
                 continue
             if wanted.get(preference.key) == len(preference.images):
                 found[preference.key] = preference

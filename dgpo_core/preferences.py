@@ -25,6 +25,7 @@ from dgpo_core.errors import UserError
 
 SKIP: Mapping[str, Any] = {"skip": True}
 KINDS = ("ranking", "thumbs", "ratings")
+MOST_RATING = 1_000_000
 PRESET_HELP = "image numbers from 1 joined by > and =, such as 3>1=2, or skip"
 
 
@@ -157,8 +158,8 @@ def _check_ratings(ratings: Any, size: int) -> None:
 
 
 def is_rating(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that stays what it is in float32, and in its square: at most a million, either way."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST_RATING
 
 
 def _is_list(value: Any) -> bool:

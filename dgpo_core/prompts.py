@@ -1,23 +1,28 @@
 """Prompt files, and which prompts an iteration trains on."""
 
 import functools
-import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dgpo_core.errors import UserError
+from dgpo_core.prompt_syntax import is_infotext_line
+from dgpo_core.reading import parse_json, read_bytes, shown
 from dgpo_core.seeds import derive_seed
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is asked to draw, and what a verifying reward needs to know about it."""
+    """What the model is asked to draw, and what a verifying reward needs to know about it.
+
+    where: file and line that it is from, for messages; "" where it is from none.
+    """
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    where: str = field(default="", compare=False)
 
 
 def load_prompts(path: str | Path) -> list[Prompt]:
@@ -28,54 +33,66 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     """
     path = Path(path)
     if path.suffix.lower() not in (".txt", ".jsonl"):
-        raise UserError(f"The prompt file {path} must be a .txt or .jsonl file.")
+        raise UserError(f"The prompt file {shown(path)} must be a .txt or .jsonl file.")
     read = _read_json if path.suffix.lower() == ".jsonl" else _read_text
-    lines = enumerate(_text_of(path).split("\n"), start=1)
-    prompts = [read(line.strip(), f"{path}:{number}") for number, line in lines if line.strip()]
-    found = [prompt for prompt in prompts if prompt is not None]
+    found = _read_lines(_text_of(path).split("\n"), read, f"{path}:")
     if not found:
-        raise UserError(f"The prompt file {path} has no prompts in it.")
+        raise UserError(f"The prompt file {shown(path)} has no prompts in it.")
     return found
 
 
 def read_prompts(text: str) -> list[Prompt]:
-    """The prompts of a text, one per line; as in a .txt file."""
-    found = [_read_text(line.strip(), "") for line in text.splitlines() if line.strip()]
-    prompts = [prompt for prompt in found if prompt is not None]
-    if not prompts:
+    """The prompts of a text, one per line; as in a .txt file. Raises UserError naming the line."""
+    found = _read_lines(text.splitlines(), _read_text, "line ")
+    if not found:
         raise UserError("There are no prompts in the text: write one per line.")
-    return prompts
+    return found
+
+
+def _read_lines(lines: Sequence[str], read: Callable[[str, str], Prompt | None], where: str) -> list[Prompt]:
+    """The prompts of those lines that hold one. where: what a line's number stands behind."""
+    prompts = [read(line.strip(), f"{where}{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    found = [prompt for prompt in prompts if prompt is not None]
+    for prompt in found:
+        _refuse(prompt)
+    return found
+
+
+def _refuse(prompt: Prompt) -> None:
+    """Raises UserError for what cannot be a prompt that somebody has written."""
+    where = prompt.where[:1].upper() + prompt.where[1:] if prompt.where.startswith("line ") else shown(prompt.where)
+    lines = prompt.text.splitlines()
+    if any(not character.isprintable() and ord(character) < 32 for line in lines for character in line.expandtabs()):
+        raise UserError(f"{where}: holds a control character: save the prompts as UTF-8 text.")
+    foreign = next((line for line in lines if is_infotext_line(line)), None)
+    if foreign is not None:
+        raise UserError(
+            f"{where}: {shown(foreign, 60)!r} is no prompt but a part of generation data that were copied: keep the"
+            " prompts alone, one per line."
+        )
 
 
 def _text_of(path: Path) -> str:
+    content = read_bytes(path, "The prompt file")
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"There is no prompt file {path}.") from None
-    except IsADirectoryError:
-        raise UserError(f"The prompt file {path} is a folder; give a .txt or .jsonl file.") from None
-    except OSError as error:
-        raise UserError(f"The prompt file {path} cannot be read: {error.strerror}.") from None
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8.") from None
+        raise UserError(f"{shown(path)}:{line}: not UTF-8 text; save the file as UTF-8.") from None
 
 
 def _read_text(line: str, where: str) -> Prompt | None:
-    return None if line.startswith("#") else Prompt(line)
+    return None if line.startswith("#") else Prompt(line, where=where)
 
 
 def _read_json(line: str, where: str) -> Prompt:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error}).") from None
+    record = parse_json(line, f"{where}: the line")
     if not isinstance(record, dict):
         raise UserError(f'{where}: must be an object such as {{"prompt": "a red circle"}}.')
     text = record.pop("prompt", None)
     if not isinstance(text, str) or not text.strip():
         raise UserError(f'{where}: "prompt" must be there and hold text.')
-    return Prompt(text.strip(), record)
+    return Prompt(text.strip(), record, where)
 
 
 class PromptStream:

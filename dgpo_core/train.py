@@ -34,10 +34,13 @@ from dgpo_core.distributed import World, together
 from dgpo_core.errors import Interrupted, UserError
 from dgpo_core.evaluation import Evaluator, read_evaluations, side_by_side
 from dgpo_core.files import write_atomic
+from dgpo_core.gallery import Gallery
 from dgpo_core.measure import Evaluation, Measurement, evaluation_solver
 from dgpo_core.offline import RatedGroups
 from dgpo_core.pictures import reward_curve
 from dgpo_core.policy import AdapterName, Policy
+from dgpo_core.prompt_syntax import syntax_warning
+from dgpo_core.prompts import Prompt
 from dgpo_core.rewards import guard
 from dgpo_core.run import Run
 from dgpo_core.terminal import say
@@ -117,14 +120,19 @@ class Session:
 def prepare(config: Config, world: World, check: Callable[[], None], tell: Callable[[str], None]) -> Session:
     """Load and check everything that the run needs; nothing is written."""
     gallery = assemble.rated_groups(config)
-    for note in gallery.notes if gallery and world.leads else ():
-        tell(note)
+    if gallery:
+        _tell_notes(gallery, world, tell)
     prompts, held_out = assemble.training_prompts(config, gallery), assemble.held_out_prompts(config)
     rewards = assemble.training_rewards(config, world, check, tell)
     judges = assemble.judges(config, rewards, held_out, world)
     guard.check_prompts(rewards, prompts)
     guard.check_prompts(judges, held_out)
+    _tell_syntax([*prompts, *held_out], world, tell)
     policy, size = assemble.load_model(config, world)
+    if gallery:
+        gallery = gallery.fitting(size)
+        _tell_notes(gallery, world, tell)
+        prompts = assemble.training_prompts(config, gallery)
     evaluation_solver(policy, config, size)  # a bad name is told now, not after the training
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
     iterate, ratings = trainer.iterate, ""
@@ -135,6 +143,19 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
     memory, batch = trainer.within_memory, config.evaluation.batch
     evaluator = Evaluator(config, policy, held_out, judges, size, world, check, memory, batch)
     return Session(config, world, policy, trainer, evaluator, check, iterate, ratings)
+
+
+def _tell_notes(gallery: Gallery, world: World, tell: Callable[[str], None]) -> None:
+    """What is left out of a folder of rated images, once for all processes."""
+    for note in gallery.notes if world.leads else ():
+        tell(note)
+
+
+def _tell_syntax(prompts: Sequence[Prompt], world: World, tell: Callable[[str], None]) -> None:
+    """What is taken as words in the prompts, though other programs interpret it; before the first image."""
+    warning = syntax_warning(prompts)
+    if warning and world.leads:
+        tell(f"Warning: {warning}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

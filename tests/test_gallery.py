@@ -126,7 +126,7 @@ def test_what_is_left_out_is_counted_and_named(folder: Path) -> None:
     assert "Left out: 3 images have no rating." in notes
     assert f"Left out: {folder / 'broken.png'} is no image that can be read (" in notes
     assert f"Left out: {folder / 'gone.png'} is not there." in notes
-    assert f"Left out: {folder / 'f.png'} holds no prompt of ComfyUI's." in notes
+    assert f"Left out: {folder / 'f.png'} holds no prompt of ComfyUI's and no infotext of A1111's." in notes
 
 
 def test_many_useless_images_are_not_all_named(folder: Path) -> None:

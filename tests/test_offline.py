@@ -30,8 +30,8 @@ def folder(tmp_path: Path) -> Path:
     for g, (prompt, size) in enumerate([("red", 2), ("blue", 4), ("a fox", 3), ("an owl", 2), ("red blue", 3)]):
         for i in range(size):
             name = f"{g}-{i}.png"
-            pixels = bytes(min(255, 60 * i + rng.randrange(60)) for _ in range(3 * 24 * 20))
-            Image.frombytes("RGB", (24, 20), pixels).save(made / name)
+            pixels = bytes(min(255, 60 * i + rng.randrange(60)) for _ in range(3 * 22 * 20))
+            Image.frombytes("RGB", (22, 20), pixels).save(made / name)
             rows.append(f"{name},{i},{prompt}\n")
     (made / "ratings.csv").write_text("file,rating,prompt\n" + "".join(rows))
     return made
