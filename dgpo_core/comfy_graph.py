@@ -121,10 +121,9 @@ class _At:
 
 
 def _drawn_for(nodes: Mapping[str, Node]) -> list[Output]:
-    """The outputs that everything which led to a saved picture was drawn for."""
+    """The outputs that anything was drawn for; which of several samplers made this picture, the file does not say."""
     found = []
-    for name in _leads_to_a_picture(nodes):
-        node = nodes[name]
+    for node in nodes.values():
         inputs = [_link(node.inputs.get(key)) for key in _positive(node)]
         if any(inputs):
             _refuse_scripts(node, nodes)
@@ -147,24 +146,6 @@ def _refuse_scripts(node: Node, nodes: Mapping[str, Node]) -> None:
     script = nodes.get(link[0]) if link else None
     if script and script.kind not in SCRIPTS:
         raise NoPrompt(f"was drawn by the script of the node {shown(script.kind, 60)}, which may change the prompt")
-
-
-def _leads_to_a_picture(nodes: Mapping[str, Node]) -> list[str]:
-    """The nodes from which a way leads to one that saves pictures; all of them where none is known to."""
-    savers = [name for name, node in nodes.items() if _saves(node)]
-    if not savers:
-        return list(nodes)
-    found: dict[str, None] = {}
-    while savers:
-        name = savers.pop()
-        if name in nodes and name not in found:
-            found[name] = None
-            savers += [link[0] for link in map(_link, nodes[name].inputs.values()) if link]
-    return [name for name in nodes if name in found]
-
-
-def _saves(node: Node) -> bool:
-    return "save" in node.kind.lower() and any(_link(node.inputs.get(name)) for name in ("images", "image"))
 
 
 def _own_prompts(nodes: Mapping[str, Node]) -> dict[str, None]:

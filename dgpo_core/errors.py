@@ -1,4 +1,4 @@
-"""How a run ends before its end: by what the user can fix, or because the user asked for it. And a picture's one lack."""
+"""How a run ends before its end: by what the user can fix, or because the user asked; and what a picture can lack."""
 
 
 class UserError(Exception):

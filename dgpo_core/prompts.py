@@ -54,13 +54,14 @@ def _read_lines(lines: Sequence[str], read: Callable[[str, str], Prompt | None],
     prompts = [read(line.strip(), f"{where}{number}") for number, line in enumerate(lines, 1) if line.strip()]
     found = [prompt for prompt in prompts if prompt is not None]
     for prompt in found:
-        _refuse(prompt)
+        refuse_foreign(prompt)
     return found
 
 
-def _refuse(prompt: Prompt) -> None:
+def refuse_foreign(prompt: Prompt) -> None:
     """Raises UserError for what cannot be a prompt that somebody has written."""
-    where = prompt.where[:1].upper() + prompt.where[1:] if prompt.where.startswith("line ") else shown(prompt.where)
+    where = shown(prompt.where, 1000) or "the prompt"
+    where = where[:1].upper() + where[1:] if where.startswith(("line ", "the ")) else where
     lines = prompt.text.splitlines()
     if any(not character.isprintable() and ord(character) < 32 for line in lines for character in line.expandtabs()):
         raise UserError(f"{where}: holds a control character: save the prompts as UTF-8 text.")

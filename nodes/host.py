@@ -20,6 +20,7 @@ from torch import Tensor
 from dgpo_core import config
 from dgpo_core.errors import UserError
 from dgpo_core.files import check_folder_name
+from dgpo_core.gallery import MOST_CROPPED, cropped
 from dgpo_core.policy import Policy
 from dgpo_core.reading import shown
 from dgpo_core.workflow import HELD_OUT
@@ -199,8 +200,17 @@ def to_image(picture: Image.Image) -> Tensor:
 
 
 def fit(images: Tensor, height: int, width: int) -> Tensor:
-    """Pictures [B, 3, H, W], cropped at the centre to the shape of height x width and scaled to it; on the CPU."""
+    """Pictures [B, 3, H, W], cropped at the centre to the shape of height x width and scaled to it; on the CPU.
+
+    Raises UserError where a crop would show something else than the picture.
+    """
     images = images.cpu().float()
+    if cropped((images.shape[-2], images.shape[-1]), (height, width)) > MOST_CROPPED:
+        raise UserError(
+            f"The images are {images.shape[-1]} x {images.shape[-2]} pixels, and the settings train {width} x {height}:"
+            " a crop would show something else than what was rated. Set width and height of Sampler Settings to the"
+            " images' shape, or crop the images."
+        )
     if images.shape[-2:] != (height, width):
         images = comfy.utils.common_upscale(images, width, height, "lanczos", "center")
     return images.clone(memory_format=torch.contiguous_format)

@@ -15,13 +15,13 @@ from dgpo_core.errors import UserError
 from dgpo_core.gate import Gate, counted
 from dgpo_core.group import Group
 from dgpo_core.pictures import grid
-from dgpo_core.prompts import Prompt
+from dgpo_core.prompts import Prompt, refuse_foreign
 from dgpo_core.reading import parse_json
 from dgpo_core.rewards import known_rewards, require_reward, weights_of
 from dgpo_core.rewards.weights import look_in
 from dgpo_core.trust import check_shared
 
-from . import fields, host, sessions
+from . import fields, host, sessions, warn
 from .numbers import numbers_in
 from .values import Groups, PolicyHandle, Sampler, with_scores
 
@@ -225,9 +225,12 @@ class GroupFromImages(io.ComfyNode):
     ) -> io.NodeOutput:
         if not prompt.strip():
             raise UserError("Write what the pictures show into the prompt.")
-        pictures = images[..., :3].permute(0, 3, 1, 2)
-        group = sessions.encode(policy, Prompt(prompt.strip()), pictures, settings, iteration)
-        scored = with_scores(group, numbers_in([ratings]), "ratings")
+        asked, numbers = Prompt(prompt.strip()), numbers_in([ratings])
+        refuse_foreign(asked)
+        warn.of_syntax(policy, [asked])
+        warn.of_equal(numbers)
+        group = sessions.encode(policy, asked, images[..., :3].permute(0, 3, 1, 2), settings, iteration)
+        scored = with_scores(group, numbers, "ratings")
         return scored_output(cls, scored.after(groups) if groups else scored)
 
 

@@ -14,7 +14,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.solvers import SOLVERS, choose, find
 from dgpo_core.workflow import MODELS_OWN
 
-from . import fields, host, sessions
+from . import fields, host, sessions, warn
 from .native_sampling import SAMPLERS, check_scheduler
 from .values import PolicyHandle, Prompts, Sampler
 
@@ -101,6 +101,7 @@ class GroupSampler(io.ComfyNode):
     @classmethod
     def execute(cls, policy: PolicyHandle, prompts: Prompts, settings: Sampler, iteration: int) -> io.NodeOutput:
         tick = host.Progress(forwards(settings, prompts.per_iteration), cls.hidden.unique_id)
+        warn.of_syntax(policy, prompts.prompts)
         groups = sessions.draw(policy, prompts.at(iteration), settings, iteration, tick)
         return io.NodeOutput(groups, host.images_of(groups.groups))
 

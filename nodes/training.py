@@ -12,7 +12,7 @@ from dgpo_core.config import Config, RewardTerm, TrainingConfig
 from dgpo_core.config_io import MODES, apply_mode, load_preset, preset_names
 from dgpo_core.errors import UserError
 
-from . import fields, host, loop, presets, sessions
+from . import fields, host, loop, presets, sessions, warn
 from .states import State
 from .values import Groups, PolicyHandle, Prompts, Sampler, Training
 from .watching import Log, Watching
@@ -205,6 +205,7 @@ class TrainingLoop(io.ComfyNode):
             watching = Watching(held_out.prompts, sampler, *rewards, evaluate_every, evaluation_images, weights, stops)
         elif watch:
             raise UserError("Watched rewards are scored on held-out prompts: connect some to held_out.")
+        warn.of_syntax(policy, [*prompts.prompts, *(held_out.prompts if held_out else ())])
         plan = loop.Plan(policy, prompts, sampler, tuple(reward), settings, iterations, save_every, watching)
         after, state, log = loop.run(plan, host.Progress(iterations, cls.hidden.unique_id))
         return trained(cls, after, state, sampler, settings, reward, weights, log)

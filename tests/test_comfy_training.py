@@ -593,8 +593,8 @@ def test_a_wrong_count_of_scores_is_one_sentence(comfy: ComfyServer) -> None:
 
 @pytest.fixture(scope="module")
 def pictures(comfy: ComfyServer) -> Graph:
-    """Two pictures of another size and shape than the model's, in one batch."""
-    names = [comfy.upload(Image.new("RGB", (150, 100), colour), f"{colour}.png") for colour in ("red", "blue")]
+    """Two pictures of another size than the model's, in one batch."""
+    names = [comfy.upload(Image.new("RGB", (105, 100), colour), f"{colour}.png") for colour in ("red", "blue")]
     loads = {name: {"class_type": "LoadImage", "inputs": {"image": name}} for name in names}
     both = {"image1": [names[0], 0], "image2": [names[1], 0]}
     return {**loads, "both": {"class_type": "ImageBatch", "inputs": both}}
@@ -614,6 +614,13 @@ def test_a_group_of_pictures_trains(comfy: ComfyServer, pictures: Graph) -> None
     made = [tensors(lora(comfy, comfy.run(rated("pictures", pictures, i)))) for i in (0, 1)]
     assert not equal(*made)
     assert len(line(comfy, "pictures")) == 2
+
+
+def test_pictures_of_another_shape_are_refused_not_cropped(comfy: ComfyServer) -> None:
+    tall = comfy.upload(Image.new("RGB", (100, 150)), "tall.png")
+    pictures = {"both": {"class_type": "LoadImage", "inputs": {"image": tall}}}
+    message = error_of(comfy, rated("tall", pictures, ratings="1")).message
+    assert message.startswith("The images are 100 x 150 pixels, and the settings train 64 x 64: a crop would show")
 
 
 def test_groups_of_pictures_are_trained_together(comfy: ComfyServer, pictures: Graph) -> None:

@@ -154,18 +154,27 @@ def test_an_image_that_cannot_be_used_leaves_its_group(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("x.csv", "name,score\na.png,1\n", "x.csv:1: the first line must name the columns file and rating"),
-        ("x.csv", "", "x.csv:1: the first line must name"),
         ("x.csv", "file,rating\na.png,good\n", "x.csv:2: the rating must be a number, not 'good'"),
         ("x.csv", "file,rating\na.png,nan\n", "x.csv:2: the rating must be a number"),
         ("x.csv", "file,rating\n,3\n", "x.csv:2: there is no file's name"),
         ("x.csv", b"file,rating\n\xff,3\n", "x.csv cannot be read"),
-        ("a.json", "{", "a.json cannot be read"),
+        ("x.csv", "file,rating,rating\na.png,1,2\n", "x.csv:1: there are two columns rating"),
+        ("x.csv", "file,rating\na.png,1e400\n", "x.csv:2: the rating must be a number"),
+        ("x.csv", 'file,rating\na.png,"5, 5"\n', "x.csv:2: the rating must be a number, not '5, 5'"),
+        ("x.csv", "file,rating\na.png,★★★\n", "x.csv:2: the rating must be a number, not '★★★'"),
+        ("x.csv", "file,rating\na.png,80%\n", "x.csv:2: the rating must be a number, not '80%'"),
+        ("x.csv", "file,rating,prompt\na.png,1,a boat, on a lake\n", "x.csv:2: there are more columns than the first"),
+        ("x.csv", "sep=;\nfile;rating;prompt\na.png;1;a boat; a lake\n", "x.csv:3: there are more columns than"),
+        ("a.json", "{", "a.json is not valid JSON"),
+        ("a.json", '{"rating": 1' + 400 * "0" + "}", "a.json cannot be read: it holds a whole number of 401 digits"),
+        ("a.json", '{"rating": NaN}', "a.json: the rating must be a number, not nan"),
+        ("a.json", '{"rating": 1e30}', "a.json: the rating must be a number, not 1e+30; it is at most 1,000,000"),
         ("a.json", '{"rating": "4"}', "a.json: the rating must be a number, not '4'"),
         ("a.json", '{"rating": 4, "prompt": 3}', "a.json: the prompt must be a text"),
         ("ratings.json", "[1, 2]", "ratings.json must be an object"),
         ("ratings.json", '{"a.png": true}', "ratings.json: a.png: the rating must be a number, not True"),
-        ("x.jsonl", '{"images": ["a.png"]}', "x.jsonl:1: The answer about a group must be"),
+        ("x.jsonl", '{"images": ["a.png"], "ratings": [1, 2]}', "x.jsonl:1: Ratings must be a list"),
+        ("x.jsonl", '{"images": "a.png", "ratings": [1, 2]}', 'x.jsonl:1: "images" must be a list'),
     ],
 )
 def test_a_file_of_ratings_that_is_wrong_is_named(folder: Path, name: str, content: str | bytes, sentence: str) -> None:
@@ -174,7 +183,7 @@ def test_a_file_of_ratings_that_is_wrong_is_named(folder: Path, name: str, conte
     with pytest.raises(UserError) as error:
         read_gallery(folder)
     assert sentence in str(error.value)
-    assert str(error.value).startswith(str(folder / name))
+    assert str(folder / name) in str(error.value)
     assert str(error.value).endswith(".")
 
 
@@ -201,8 +210,8 @@ def changed(**nodes: dict[str, Any]) -> dict[str, Any]:
     return {**comfy_graph("a fox"), **{key.removeprefix("n"): value for key, value in nodes.items()}}
 
 
-FLUX = {  # guidance and a guider between text and sampler, and an encoder with two texts
-    "1": node("CLIPTextEncodeFlux", clip_l="fox", t5xxl="a fox in the snow", guidance=3.5, clip=["9", 0]),
+FLUX = {  # guidance and a guider between text and sampler, and an encoder for two texts, of which one is given
+    "1": node("CLIPTextEncodeFlux", clip_l="", t5xxl="a fox in the snow", guidance=3.5, clip=["9", 0]),
     "2": node("FluxGuidance", conditioning=["1", 0], guidance=3.5),
     "3": node("BasicGuider", model=["8", 0], conditioning=["2", 0]),
     "4": node("SamplerCustomAdvanced", guider=["3", 0], sampler=["7", 0]),
@@ -249,8 +258,8 @@ def test_the_positive_prompt_is_found_through_the_graph(graph: Mapping[str, Any]
         ({"prompt": "{"}, "holds a workflow that cannot be read"),
         ({"prompt": "[1, 2]"}, "holds a workflow that cannot be read"),
         ({"prompt": '{"1": {"class_type": "Magic", "inputs": {}}}'}, "has no text at its sampler"),
-        ({"prompt": json.dumps(changed(n6=node("Wildcards", seed=["6", 0])))}, "has no text at its sampler"),
-        ({"prompt": json.dumps(changed(n6=node("CLIPTextEncode", text=["6", 0])))}, "has no text at its sampler"),
+        ({"prompt": json.dumps(changed(n6=node("Wildcards", seed=["6", 0])))}, "has its text from the node Wildcards"),
+        ({"prompt": json.dumps(changed(n6=node("CLIPTextEncode", text=["6", 0])))}, "goes round in a circle"),
         (
             {
                 "prompt": json.dumps(
