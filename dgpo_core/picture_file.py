@@ -113,7 +113,7 @@ def _check_whole(image: Image.Image) -> None:
     if image.format == "PNG":
         image.verify()
     else:
-        image.draft("RGB", (image.width // 8, image.height // 8))  # a JPEG's eighth costs little
+        image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))  # a JPEG's eighth costs little
         image.load()
 
 

@@ -207,9 +207,9 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
     images = images.cpu().float()
     if cropped((images.shape[-2], images.shape[-1]), (height, width)) > MOST_CROPPED:
         raise UserError(
-            f"The images are {images.shape[-1]} x {images.shape[-2]} pixels, and the settings train {width} x {height}:"
-            " a crop would show something else than what was rated. Set width and height of Sampler Settings to the"
-            " images' shape, or crop the images."
+            f"The images are {images.shape[-1]} x {images.shape[-2]} pixels, and the settings train {width} x {height},"
+            " where a crop would show something else than what was rated: set width and height of Sampler Settings to"
+            " the images' shape, or crop the images."
         )
     if images.shape[-2:] != (height, width):
         images = comfy.utils.common_upscale(images, width, height, "lanczos", "center")

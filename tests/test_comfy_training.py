@@ -620,7 +620,7 @@ def test_pictures_of_another_shape_are_refused_not_cropped(comfy: ComfyServer) -
     tall = comfy.upload(Image.new("RGB", (100, 150)), "tall.png")
     pictures = {"both": {"class_type": "LoadImage", "inputs": {"image": tall}}}
     message = error_of(comfy, rated("tall", pictures, ratings="1")).message
-    assert message.startswith("The images are 100 x 150 pixels, and the settings train 64 x 64: a crop would show")
+    assert message.startswith("The images are 100 x 150 pixels, and the settings train 64 x 64, where a crop")
 
 
 def test_groups_of_pictures_are_trained_together(comfy: ComfyServer, pictures: Graph) -> None:
