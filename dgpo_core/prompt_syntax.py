@@ -25,7 +25,7 @@ class Written(Protocol):
 
 @dataclass(frozen=True)
 class Syntax:
-    """name: in the plural. pattern: finds one, in time that grows with the text alone.
+    """name: in the plural. pattern: finds one, in time that grows with the text alone; none is where no sign of it is.
 
     quoted: whether it also counts inside of "quotes", where a prompt says what is written in the picture.
     comfyui: whether ComfyUI's own text encoders interpret it, and so the native policy.
@@ -33,11 +33,14 @@ class Syntax:
 
     name: str
     pattern: re.Pattern[str]
+    signs: tuple[str, ...]
     quoted: bool = True
     comfyui: bool = False
 
     def find(self, text: str) -> str:
         """The first one in a text; "" for none."""
+        if not any(sign in text for sign in self.signs):
+            return ""
         found = self.pattern.search(text if self.quoted else _QUOTES.sub('""', text))
         return found[0].strip() if found else ""
 
@@ -58,25 +61,38 @@ SYNTAXES: tuple[Syntax, ...] = (
             r"|(?<![\\\w])\(\([^()]{1,500}\)\)"
             r"|(?<!\\)\([^()]{1,500}\)(?:\d?\.\d+|\+{1,5})"
         ),
+        signs=("(",),
         comfyui=True,
     ),
     Syntax(
         "LoRA tags",
         re.compile(rf"<(?:{_LORA}):[^<>]{{0,200}}>", re.IGNORECASE),
+        signs=("<",),
     ),
     Syntax(
         "tokens in angle brackets",
         re.compile(rf"(?<!\w)<(?!(?:{_LORA}):)[^\W\d_][\w\-/]{{0,80}}(?::[^<>]{{0,200}})?>", re.IGNORECASE),
+        signs=("<",),
     ),
-    Syntax("embeddings", re.compile(r"(?<!\w)embedding:[\w\-./\\]+", re.IGNORECASE), comfyui=True),
-    Syntax("alternatives", _ALTERNATIVES),
-    Syntax("wildcards", _WILDCARD),
+    Syntax("embeddings", re.compile(r"(?<!\w)embedding:[\w\-./\\]+", re.IGNORECASE), signs=(":",), comfyui=True),
+    Syntax("alternatives", _ALTERNATIVES, signs=("{",)),
+    Syntax("wildcards", _WILDCARD, signs=("__",)),
     Syntax(
         "square brackets",  # [word], [a:b:0.5], [a|b]; not [1], list[x], ["a"]
         re.compile(r"(?<![\\\w\]])\[(?=[^\[\]]{0,500}[^\W\d_])[^\[\]\"'{}\n]{1,500}\]"),
+        signs=("[",),
     ),
-    Syntax("BREAK and AND", re.compile(r"(?<![\w'\-])(?:BREAK|(?<=\s)AND(?=\s))(?![\w'\-])"), quoted=False),
-    Syntax("flags", re.compile(r"(?<!\S)--(?:ar|aspect|v|s|q|no|style|stylize|seed|niji|chaos|tile|iw)(?=\s)")),
+    Syntax(
+        "BREAK and AND",
+        re.compile(r"(?<![\w'\-])(?:BREAK|(?<=\s)AND(?=\s))(?![\w'\-])"),
+        signs=("BREAK", "AND"),
+        quoted=False,
+    ),
+    Syntax(
+        "flags",
+        re.compile(r"(?<!\S)--(?:ar|aspect|v|s|q|no|style|stylize|seed|niji|chaos|tile|iw)(?=\s)"),
+        signs=("--",),
+    ),
 )
 """What is warned of. The patterns leave alone what people write as a text: emoticons, f(x), (a dog), times, JSON."""
 

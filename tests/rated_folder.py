@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dgpo_core import assemble, config_io
 from dgpo_core.distributed import World
+from dgpo_core.gallery import read_gallery
 from dgpo_core.group import Group
 from dgpo_core.pictures import to_pil
 from dgpo_core.rewards import make_reward, score_groups
@@ -79,3 +81,16 @@ def write(folder: Path, groups: Sequence[Group], form: str) -> None:
             table = csv.writer(file)
             table.writerow(("file", "rating", "prompt") if form == "csv" else ("file", "rating"))
             table.writerows(rows if form == "csv" else [row[:2] for row in rows])
+
+
+def paint(path: Path, prompt: str = "") -> Path:
+    """A small picture; with a prompt, as ComfyUI saves it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chunks = {"pnginfo": comfy_chunks(prompt)} if prompt else {}
+    Image.new("RGB", (8, 8), "teal").save(path, **chunks)
+    return path
+
+
+def groups(folder: Path) -> list[tuple[str, list[str], list[float]]]:
+    """Prompt, file names and scores of each group."""
+    return [(g.prompt, [path.name for path in g.files], list(g.scores)) for g in read_gallery(folder).groups]

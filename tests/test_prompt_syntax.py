@@ -123,7 +123,7 @@ def test_a_run_tells_it_once_and_before_the_first_image(
     tmp_path: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = write_quick(tmp_path, sd3_folder, iterations=1)
+    argv = write_quick(tmp_path, sd3_folder, iterations=1, reward="brightness")
     (tmp_path / "mine.txt").write_text("a red dog\n\na (blue:1.3) dog\n(red:2) fox <lora:x:1>\n")
     assert train.main([*argv, "--data.prompts", "mine.txt", "--data.held_out", ""]) == 0
     told = capsys.readouterr().out
