@@ -74,6 +74,8 @@ def refuse_foreign(prompt: Prompt) -> None:
 
 
 def _text_of(path: Path) -> str:
+    if not path.exists():
+        raise UserError(f"There is no prompt file {shown(path, 1000)}.")
     content = read_bytes(path, "The prompt file")
     try:
         return content.decode("utf-8-sig")

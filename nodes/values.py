@@ -136,7 +136,8 @@ def key_of(*parts: Any) -> str:
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {"": type(value).__name__, **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
+            compared = [field.name for field in dataclasses.fields(value) if field.compare]
+            return {"": type(value).__name__, **{name: getattr(value, name) for name in compared}}
         if hasattr(value, "items"):
             return dict(value)
         return list(value)
