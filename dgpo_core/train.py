@@ -34,13 +34,11 @@ from dgpo_core.distributed import World, together
 from dgpo_core.errors import Interrupted, UserError
 from dgpo_core.evaluation import Evaluator, read_evaluations, side_by_side
 from dgpo_core.files import write_atomic
-from dgpo_core.gallery import Gallery
 from dgpo_core.measure import Evaluation, Measurement, evaluation_solver
 from dgpo_core.offline import RatedGroups
 from dgpo_core.pictures import reward_curve
 from dgpo_core.policy import AdapterName, Policy
 from dgpo_core.prompt_syntax import syntax_warning
-from dgpo_core.prompts import Prompt
 from dgpo_core.rewards import guard
 from dgpo_core.run import Run
 from dgpo_core.terminal import say
@@ -120,18 +118,18 @@ class Session:
 def prepare(config: Config, world: World, check: Callable[[], None], tell: Callable[[str], None]) -> Session:
     """Load and check everything that the run needs; nothing is written."""
     gallery = assemble.rated_groups(config)
-    if gallery:
-        _tell_notes(gallery, world, tell)
+    _tell_first(gallery.notes if gallery else (), world, tell)
     prompts, held_out = assemble.training_prompts(config, gallery), assemble.held_out_prompts(config)
     rewards = assemble.training_rewards(config, world, check, tell)
     judges = assemble.judges(config, rewards, held_out, world)
     guard.check_prompts(rewards, prompts)
     guard.check_prompts(judges, held_out)
-    _tell_syntax([*prompts, *held_out], world, tell)
+    warning = syntax_warning([*prompts, *held_out])
+    _tell_first([f"Warning: {warning}"] if warning else (), world, tell)
     policy, size = assemble.load_model(config, world)
     if gallery:
         gallery = gallery.fitting(size)
-        _tell_notes(gallery, world, tell)
+        _tell_first(gallery.notes, world, tell)
         prompts = assemble.training_prompts(config, gallery)
     evaluation_solver(policy, config, size)  # a bad name is told now, not after the training
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
@@ -145,17 +143,10 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
     return Session(config, world, policy, trainer, evaluator, check, iterate, ratings)
 
 
-def _tell_notes(gallery: Gallery, world: World, tell: Callable[[str], None]) -> None:
-    """What is left out of a folder of rated images, once for all processes."""
-    for note in gallery.notes if world.leads else ():
+def _tell_first(notes: Sequence[str], world: World, tell: Callable[[str], None]) -> None:
+    """What should be known before the first image, once for all processes."""
+    for note in notes if world.leads else ():
         tell(note)
-
-
-def _tell_syntax(prompts: Sequence[Prompt], world: World, tell: Callable[[str], None]) -> None:
-    """What is taken as words in the prompts, though other programs interpret it; before the first image."""
-    warning = syntax_warning(prompts)
-    if warning and world.leads:
-        tell(f"Warning: {warning}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
