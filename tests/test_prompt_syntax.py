@@ -136,7 +136,7 @@ def test_a_run_refuses_a_pasted_infotext_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = write_quick(tmp_path, tmp_path / "no model")
+    argv = write_quick(tmp_path, tmp_path / "no model", reward="brightness")
     assert train.main([*argv, "--data.prompts", str(CASES / "pasted_infotext.txt")]) == 2
     assert "pasted_infotext.txt:2:" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
