@@ -109,7 +109,8 @@ class DataConfig:
     """The prompts."""
 
     prompts: str = EMBEDDED
-    """Training prompts: a .txt (one per line) or .jsonl ({"prompt": ..., metadata}) file; 'embedded' is the demo's."""
+    """Training prompts: a .txt (one per line) or .jsonl ({"prompt": ..., metadata}) file; 'embedded' is the demo's;
+    python -m dgpo_core.prompts writes some for the rewards geneval and ocr."""
     held_out: str = EMBEDDED
     """Prompts for evaluation, disjoint from the training prompts, same formats; empty: no evaluation on any."""
     text: str = ""

@@ -333,7 +333,10 @@ def _check_people(config: Config) -> None:
 def _check_names(config: Config) -> None:
     _check_people(config)
     if not config.data.prompts and not config.data.text and not config.groups:
-        raise UserError("There are no training prompts: give --data.prompts FILE (.txt or .jsonl).")
+        raise UserError(
+            "There are no training prompts: give --data.prompts FILE (.txt or .jsonl); `python -m dgpo_core.prompts`"
+            " writes some for the rewards geneval and ocr."
+        )
     check_rewards(config.reward)
     names = [term.name for term in config.reward]
     for term in config.watch:

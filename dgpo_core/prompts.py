@@ -124,3 +124,11 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
     order = list(range(count))
     random.Random(derive_seed(seed, "prompts", epoch)).shuffle(order)
     return order
+
+
+if __name__ == "__main__":
+    import sys
+
+    from dgpo_core.prompt_sets import main  # here, as prompt sets know rewards, and rewards know prompts
+
+    sys.exit(main())

@@ -59,6 +59,19 @@ def test_safe_holds_the_model_closer_than_curve(task: str) -> None:
     assert safe.beta > curve.beta
 
 
+@pytest.mark.parametrize("variant", ["curve", "safe"])
+def test_the_geneval_presets_train_the_graded_score_and_report_the_strict_one(variant: str) -> None:
+    config = config_io.load_preset(f"sd35m-geneval-{variant}")
+    assert config.reward == (RewardTerm("geneval_training"),)
+    assert config.evaluation.reward == "geneval"
+
+
+@pytest.mark.parametrize("task", ["geneval", "ocr"])
+@pytest.mark.parametrize("variant", ["curve", "safe"])
+def test_presets_whose_reward_checks_facts_say_how_to_get_prompts(task: str, variant: str) -> None:
+    assert f"# python -m dgpo_core.prompts {task} --count " in _source(f"sd35m-{task}-{variant}")
+
+
 @pytest.mark.parametrize(
     ("mode", "rollout_cfg", "kl_cfg", "reference", "betas"),
     [

@@ -1,4 +1,4 @@
-"""GenEval: the rules on hand-made detections, the detectors on tiny networks, the whole reward."""
+"""GenEval: the detectors on tiny networks, and the two rewards. The rules: test_geneval_rules.py."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,127 +20,19 @@ from transformers import (
 
 from dgpo_core.errors import UserError
 from dgpo_core.rewards import detector as detector_module
+from dgpo_core.rewards import make_reward, require_reward
 from dgpo_core.rewards.detector import Detector
-from dgpo_core.rewards.geneval import GenEval, crop
-from dgpo_core.rewards.geneval_rules import COLORS, Detection, by_class, check_metadata, parts, relations
+from dgpo_core.rewards.geneval import GenEval, GenEvalTraining, crop
+from dgpo_core.rewards.geneval_rules import COLORS, Detection
 from dgpo_core.rewards.weights import Weights, load_network
 
-LEFT, RIGHT, TOP = (0.0, 40.0, 40.0, 80.0), (60.0, 40.0, 100.0, 80.0), (30.0, 0.0, 70.0, 30.0)
 
-
-def see(label: str, score: float = 0.95, box: tuple[float, ...] = LEFT) -> Detection:
+def see(label: str, score: float = 0.95, box: tuple[float, ...] = (0.0, 40.0, 40.0, 80.0)) -> Detection:
     return Detection(label, score, box)
 
 
-def judge(tag: str, include: list, found: list[Detection], exclude: list = (), colors: str = "") -> list[float]:
-    """The parts of a picture in which the n-th best object of every class has the n-th of `colors`."""
-    facts = {"tag": tag, "include": include, **({"exclude": exclude} if exclude else {})}
-    check_metadata("a prompt", facts, {"dog", "cat", "cup", "bench"})
-    return parts(by_class(found, tag), facts, lambda objects, name: colors.split()[: len(objects)])
-
-
-DOG, CAT = {"class": "dog", "count": 1}, {"class": "cat", "count": 1}
-CUPS = {"class": "cup", "count": 3}
+DOG, CUPS = {"class": "dog", "count": 1}, {"class": "cup", "count": 3}
 FOUR = [{"class": "cup", "count": 4}]
-RED_DOG, BLUE_CAT = {**DOG, "color": "red"}, {**CAT, "color": "blue"}
-CAT_RIGHT = {**CAT, "position": ["right of", 0]}
-
-
-@pytest.mark.parametrize(
-    ("include", "found", "expected"),
-    [
-        ([DOG], [see("dog")], [1]),
-        ([DOG], [see("dog", 0.31), see("dog", 0.9), see("cat")], [1]),
-        ([DOG], [see("dog", 0.3)], [0]),  # the score must be above the threshold
-        ([DOG], [see("cat")], [0]),
-    ],
-)
-def test_single_object(include: list, found: list, expected: list) -> None:
-    assert judge("single_object", include, found) == expected
-
-
-def test_two_object() -> None:
-    assert judge("two_object", [DOG, CAT], [see("cat"), see("dog")]) == [1, 1]
-    assert judge("two_object", [DOG, CAT], [see("cat"), see("cat", box=RIGHT)]) == [0, 1]
-    assert judge("two_object", [DOG, CAT], []) == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"), [(0, [0, 1]), (2, [2 / 3, 1]), (3, [1, 1]), (4, [1, 3 / 4]), (5, [1, 2 / 4]), (9, [1, 0])]
-)
-def test_counting(count: int, expected: list) -> None:
-    found = [see("cup", 0.91)] * count + [see("cup", 0.9)] * 2  # 0.9 is not above the threshold of counting
-    assert judge("counting", [CUPS], found, FOUR) == pytest.approx(expected)
-
-
-def test_no_more_than_16_of_a_class_are_looked_at() -> None:
-    assert len(by_class([see("cup")] * 20, "counting")["cup"]) == 16
-
-
-def test_colors() -> None:
-    assert judge("colors", [RED_DOG], [see("dog")], colors="red") == [1, 1]
-    assert judge("colors", [RED_DOG], [see("dog")], colors="pink") == [1, 0]
-    # only the best detection is looked at
-    assert judge("colors", [RED_DOG], [see("dog", 0.5), see("dog", 0.9)], colors="pink red") == [1, 0]
-    assert judge("colors", [RED_DOG], [], colors="red") == [0, 0]
-    assert judge("colors", [{**CUPS, "color": "red"}], [see("cup")] * 3, colors="red blue red") == [1, 2 / 3]
-
-
-def test_position() -> None:
-    assert judge("position", [DOG, CAT_RIGHT], [see("dog"), see("cat", box=RIGHT)]) == [1, 1, 1]
-    assert judge("position", [DOG, CAT_RIGHT], [see("dog", box=RIGHT), see("cat")]) == [1, 1, 0]
-    assert judge("position", [DOG, CAT_RIGHT], [see("cat", box=RIGHT)]) == [0, 1, 0]
-    # the best detection of each decides
-    found = [see("dog"), see("cat", 0.5, RIGHT), see("cat", 0.9, TOP)]
-    assert judge("position", [DOG, CAT_RIGHT], found) == [1, 1, 0]
-
-
-def test_color_attr() -> None:
-    both = [see("dog"), see("cat", box=RIGHT)]
-    colors = {"dog": ["red"], "cat": ["blue"]}
-    facts = {"tag": "color_attr", "include": [RED_DOG, BLUE_CAT]}
-    assert parts(by_class(both, "color_attr"), facts, lambda objects, name: colors[name]) == [1, 1, 1, 1]
-    swapped = {"dog": ["blue"], "cat": ["blue"]}
-    assert parts(by_class(both, "color_attr"), facts, lambda objects, name: swapped[name]) == [1, 0, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [
-        (LEFT, RIGHT, {"left of"}),
-        (RIGHT, LEFT, {"right of"}),
-        ((0, 0, 10, 10), (0, 50, 10, 60), {"above"}),
-        ((0, 50, 10, 60), (0, 0, 10, 10), {"below"}),
-        ((0, 0, 10, 10), (40, 40, 50, 50), {"left of", "above"}),
-        (LEFT, LEFT, set()),
-        ((0, 0, 100, 100), (15, 0, 115, 100), set()),  # 15 apart, less than a tenth of 100 + 100
-        ((0, 0, 100, 100), (50, 0, 150, 100), {"left of"}),  # (50 - 20) / 50 is above a half
-        ((0, 0, 100, 100), (38, 0, 138, 100), set()),  # (38 - 20) / 38 is not
-    ],
-)
-def test_relations(a: tuple, b: tuple, expected: set) -> None:
-    assert relations(a, b) == expected
-
-
-@pytest.mark.parametrize(
-    ("facts", "says"),
-    [
-        ({}, "tag"),
-        ({"tag": "shapes", "include": [DOG]}, "tag"),
-        ({"tag": "counting"}, "include"),
-        ({"tag": "counting", "include": []}, "include"),
-        ({"tag": "counting", "include": [DOG], "exclude": {}}, "exclude"),
-        ({"tag": "counting", "include": ["dog"]}, "does not know the class"),
-        ({"tag": "counting", "include": [{"class": "unicorn", "count": 1}]}, "does not know the class.*unicorn"),
-        ({"tag": "counting", "include": [{"class": "dog", "count": 0}]}, "count"),
-        ({"tag": "colors", "include": [{**DOG, "color": "mauve"}]}, "color"),
-        ({"tag": "position", "include": [{**DOG, "position": ["left of", 0]}]}, "position"),
-        ({"tag": "position", "include": [DOG, {**CAT, "position": ["near", 0]}]}, "position"),
-    ],
-)
-def test_metadata_that_cannot_be_judged(facts: dict, says: str) -> None:
-    with pytest.raises(UserError, match=f"'a unicorn'.*{says}"):
-        check_metadata("a unicorn", facts, {"dog", "cat"})
 
 
 # -- detectors
@@ -280,22 +172,31 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_clip.save(tmp_path_factory.mktemp("clip"))
 
 
-def test_strict_and_graded(mask2former: Path, clip: Path) -> None:
-    reward = GenEval(detector=str(mask2former), clip=str(clip), batch=2)
-    reward.detector = Stub([see("cup", 0.95)] * 2 + [see("dog", 0.5)])
-    facts = [
-        {"tag": "counting", "include": [CUPS], "exclude": FOUR},
-        {"tag": "counting", "include": [{"class": "cup", "count": 2}], "exclude": [CUPS]},
-        {"tag": "single_object", "include": [DOG]},
-    ]
+FACTS = [
+    {"tag": "counting", "include": [CUPS], "exclude": FOUR},
+    {"tag": "counting", "include": [{"class": "cup", "count": 2}], "exclude": [CUPS]},
+    {"tag": "single_object", "include": [DOG]},
+]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(GenEval, [0, 1, 1]), (GenEvalTraining, [2 / 3, 1, 0])])
+def test_what_is_reported_and_what_is_trained_on_are_two_rewards(
+    kind: type, expected: list, mask2former: Path, clip: Path
+) -> None:
+    reward = kind(detector=str(mask2former), clip=str(clip), batch=2)
+    reward.detector = Stub([see("cup", 0.95)] * 2 + [see("dog", 0.5), see("dog", 0.4)])
     images, prompts = torch.rand(3, 3, 100, 100), ["three cups", "two cups", "a dog"]
-    assert reward.score(images, prompts, facts).tolist() == [0, 1, 1]
-    reward.graded = True
-    torch.testing.assert_close(reward.score(images, prompts, facts), torch.tensor([5 / 6, 1, 1]))
+    scores = reward.score(images, prompts, FACTS)
+    torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float32))
     with pytest.raises(UserError, match="'a dream'"):
         reward.score(images[:1], ["a dream"], [{}])
-    with pytest.raises(UserError, match="graded"):
-        GenEval(graded="very")
+
+
+@pytest.mark.parametrize("value", [True, False, "very"])
+@pytest.mark.parametrize("find", [make_reward, require_reward])
+def test_the_option_graded_of_old_settings_says_which_reward_to_name_instead(find: object, value: object) -> None:
+    with pytest.raises(UserError, match="'geneval' has no option graded any more: .*'geneval_training'"):
+        find("geneval", {"graded": value})
 
 
 def test_colours_are_the_nearest_sentences_by_clip(mask2former: Path, clip: Path) -> None:

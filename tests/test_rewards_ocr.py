@@ -1,7 +1,9 @@
-"""OCR: the rule on strings, and the whole reward on rendered text."""
+"""OCR: the whole reward, on rendered text. The rules on strings: test_ocr_text.py."""
 
 import importlib.util
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,52 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dgpo_core.errors import UserError
+from dgpo_core.prompts import Prompt
 from dgpo_core.rewards import Reward, make_reward
-from dgpo_core.rewards.ocr import edit_distance, likeness, wanted_text
 
 PROMPT = 'A shop window with a sign that says "Hello World" at night'
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "distance"),
-    [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("abc", "abc", 0), ("kitten", "sitting", 3), ("flaw", "lawn", 2)],
-)
-def test_edit_distance(a: str, b: str, distance: int) -> None:
-    assert edit_distance(a, b) == distance
-    assert edit_distance(b, a) == distance
-
-
-@pytest.mark.parametrize(
-    ("found", "share"),
-    [
-        ("Hello World", 1.0),
-        ("HELLO\nworld", 1.0),
-        ("Helo World", 0.9),
-        ("", 0.0),
-        ("Hello World!!", 0.8),
-        ("SALE Hello World", 0.6),  # no exemption for a text that merely contains the right one
-        ("entirely other words, and many of them", 0.0),
-    ],
-)
-def test_likeness(found: str, share: float) -> None:
-    assert likeness(found, "Hello World") == pytest.approx(share)
-
-
-def test_wanted_text() -> None:
-    assert wanted_text(PROMPT, {}) == "Hello World"
-    assert wanted_text("a poster “Grand Opening”, a dog", {}) == "Grand Opening"
-    assert wanted_text('"One" above "Two"', {}) == "One Two"
-    assert wanted_text(PROMPT, {"text": "Bye"}) == "Bye"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "metadata"),
-    [("a dog that doesn't read", {}), ('an empty sign " "', {}), (PROMPT, {"text": ""}), (PROMPT, {"text": 3})],
-)
-def test_a_prompt_without_text_is_named(prompt: str, metadata: dict) -> None:
-    with pytest.raises(UserError, match="put it in double quotes") as error:
-        wanted_text(prompt, metadata)
-    assert repr(prompt) in str(error.value)
+CASES = Path(__file__).parent / "cases" / "ocr"
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,3 +70,42 @@ def test_each_image_is_read_for_its_own_prompt(ocr: Reward) -> None:
     images = torch.cat([rendered("Hello World"), rendered("Bicycle")])
     assert ocr.score(images, [PROMPT, 'a "bicycle"'], [{}, {}]).tolist() == [1, 1]
     assert ocr.score(images, [PROMPT, "a word"], [{}, {"text": "bicycle"}]).tolist() == [1, 1]
+
+
+def case(name: str) -> tuple[Tensor, str]:
+    """A picture, float32 [1, 3, H, W], and the prompt that it shows."""
+    picture = np.array(Image.open(CASES / f"{name}.png").convert("RGB"))
+    prompt = json.loads((CASES / f"{name}.json").read_text(encoding="utf-8"))["prompt"]
+    return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255, prompt
+
+
+@pytest.mark.parametrize("name", ["two_signs", "inches", "apostrophe", "uneven_baseline"])
+def test_a_picture_that_shows_what_was_asked_for_is_right(ocr: Reward, name: str) -> None:
+    picture, prompt = case(name)
+    ocr.check([Prompt(prompt)])
+    assert ocr.score(picture, [prompt], [{}]).tolist() == [1]
+
+
+def test_the_order_of_two_texts_counts_only_where_the_prompt_states_it(ocr: Reward) -> None:
+    picture = rendered("Coffee", "Bakery").expand(3, -1, -1, -1)
+    prompts = ['"Bakery" and "Coffee"', '"Coffee" above "Bakery"', '"Bakery" above "Coffee"']
+    free, right, wrong = ocr.score(picture, prompts, [{}] * 3).tolist()
+    assert free == right == 1
+    assert wrong < 0.5
+
+
+@pytest.mark.parametrize(
+    "text", ["Привет", "שלום", "אבג", "مرحبا", "สวัสดี", "नमस्ते", "안녕하세요", "Ձմեռ", "გამარჯობა", "Open Привет", "٢٤"]
+)
+def test_a_script_that_the_reader_does_not_have_is_refused_before_anything_is_drawn(ocr: Reward, text: str) -> None:
+    prompts = [Prompt('a sign "Open"'), Prompt(f'a sign "{text}"')]
+    with pytest.raises(UserError, match="the prompt 'a sign .* no such characters") as error:
+        ocr.check(prompts)
+    assert text[-1] in str(error.value)
+    with pytest.raises(UserError, match="no such characters"):
+        ocr.check([Prompt("a sign", {"text": text})])
+
+
+@pytest.mark.parametrize("text", ["Don’t Panic — 24/7…", "Café Größe Łódź", "ＯＰＥＮ", "营业中", "カフェ", "½ Price™"])
+def test_what_the_reader_has_is_accepted_in_any_form(ocr: Reward, text: str) -> None:
+    ocr.check([Prompt(f"a sign “{text}”")])

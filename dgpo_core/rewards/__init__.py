@@ -31,6 +31,7 @@ REWARDS: dict[str, str] = {
     "aesthetic": "dgpo_core.rewards.aesthetic:Aesthetic",
     "ocr": "dgpo_core.rewards.ocr:Ocr",
     "geneval": "dgpo_core.rewards.geneval:GenEval",
+    "geneval_training": "dgpo_core.rewards.geneval:GenEvalTraining",
     "jpeg_size": "dgpo_core.rewards.statistics:JpegSize",
     "edge_density": "dgpo_core.rewards.statistics:EdgeDensity",
     "entropy": "dgpo_core.rewards.statistics:Entropy",
@@ -90,6 +91,8 @@ def refuse_files(names: Sequence[str], where: str, instead: str) -> None:
 
 def _bound(name: str, options: Mapping[str, Any] | None) -> tuple[type[Reward], dict[str, Any]]:
     cls, options = reward_class(name), dict(options or {})
+    for option in options.keys() & cls.retired.keys():
+        raise UserError(f"Reward {name!r} has no option {option} any more: {cls.retired[option]}.")
     try:
         inspect.signature(cls).bind(device="cpu", **options)
     except (TypeError, ValueError) as error:

@@ -25,6 +25,7 @@ class Reward(ABC):
     packages: what has to be installed for it, {module: name for pip}.
     shareable: the options that somebody else's file (a workflow) may set. No address, no path, no name of a variable
     and nothing that costs without bound is among them; what is not named here only the machine's own user can set.
+    retired: options that it once took, each with what to do instead.
 
     A constructor takes `device` and the reward's options, and raises UserError where it cannot score later.
     """
@@ -35,6 +36,7 @@ class Reward(ABC):
     weights: ClassVar[tuple[Weights, ...]] = ()
     packages: ClassVar[Mapping[str, str]] = {}
     shareable: ClassVar[tuple[str, ...]] = ()
+    retired: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device

@@ -1,58 +1,60 @@
-"""GenEval: are the objects that the prompt names there, in the right number, colours and places?"""
+"""GenEval: are the objects that the prompt names there, in the right number, colours and places?
 
+Two rewards: what GenEval reports, and what DGPO's authors train on.
+"""
+
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dgpo_core.errors import UserError
 from dgpo_core.pictures import to_pil
 from dgpo_core.prompts import Prompt
 from dgpo_core.rewards.clip import CLIP_L, Clip
 from dgpo_core.rewards.detector import DETECTOR, Detector
-from dgpo_core.rewards.geneval_rules import COLORS, THRESHOLD, Detection, by_class, check_metadata, parts
+from dgpo_core.rewards.geneval_rules import (
+    COLORS,
+    MAX_OBJECTS,
+    THRESHOLD,
+    ColorsOf,
+    Detection,
+    by_class,
+    check_metadata,
+    correct,
+    training_score,
+)
 from dgpo_core.rewards.model import ModelReward
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 GREY = (0x99, 0x99, 0x99)  # what GenEval puts in the place of the background
 
 
-class GenEval(ModelReward):
-    """1 where the picture is right by GenEval's rules, else 0; with `graded`, the share of what was asked for.
+class _ByObjects(ModelReward):
+    """Judges what a detector finds, and CLIP says the colours of, by GenEval's metadata."""
 
-    Every prompt needs GenEval's metadata: "tag", "include", "exclude" (see `check_metadata`). The graded score is 1
-    exactly where the strict one is.
-
-    graded: partial credit, which a group of images learns from sooner. detector: folder or hub id of a transformers
-    detection model on COCO; clip: of a CLIPModel for the colours. dtype: of CLIP; the detector is float32.
-    Sources: https://github.com/djghosh13/geneval (rules, thresholds, colours), here without mmdet;
-    https://huggingface.co/facebook/mask2former-swin-small-coco-instance.
-    """
-
-    range = (0.0, 1.0)
+    name: ClassVar[str]
     licence = "MIT (GenEval, CLIP, Mask2Former's code); the detector's model card says: other"
     weights = (DETECTOR, CLIP_L)
-    shareable = (*ModelReward.shareable, "graded")
+    retired: ClassVar[Mapping[str, str]] = {
+        "graded": "leave it out; 'geneval' is GenEval's 0 or 1, and 'geneval_training' the partial credit to train on"
+    }
 
     def __init__(
-        self,
-        device: str = "cpu",
-        graded: bool = False,
-        detector: str = "",
-        clip: str = "",
-        dtype: str = "auto",
-        batch: int = 8,
+        self, device: str = "cpu", detector: str = "", clip: str = "", dtype: str = "auto", batch: int = 8
     ) -> None:
         super().__init__(device, dtype, batch)
-        if not isinstance(graded, bool):
-            raise UserError(f"The option graded of the reward 'geneval' must be true or false, not {graded!r}.")
-        self.graded = graded
-        self.detector = Detector(detector, "geneval")
-        self.clip = Clip(CLIP_L, clip, self.dtype, "geneval")
+        self.detector = Detector(detector, self.name)
+        self.clip = Clip(CLIP_L, clip, self.dtype, self.name)
         self.colors: dict[str, Tensor] = {}
+
+    @staticmethod
+    @abstractmethod
+    def judge(objects: Mapping[str, Sequence[Detection]], metadata: Mapping[str, Any], colors_of: ColorsOf) -> float:
+        """The score of a picture with these objects, by class."""
 
     def networks(self) -> Sequence[nn.Module]:
         return (self.detector.model, self.clip.model)
@@ -72,10 +74,8 @@ class GenEval(ModelReward):
 
     def _judge(self, image: Tensor, detections: Sequence[Detection], metadata: Mapping[str, Any]) -> float:
         picture = to_pil(image)
-        shares = parts(
-            by_class(detections, metadata["tag"]), metadata, lambda found, name: self.colors_of(picture, found, name)
-        )
-        return sum(shares) / len(shares) if self.graded else float(all(share == 1 for share in shares))
+        objects = by_class(detections, metadata["tag"])
+        return float(self.judge(objects, metadata, lambda found, name: self.colors_of(picture, found, name)))
 
     def colors_of(self, picture: Image.Image, found: Sequence[Detection], name: str) -> list[str]:
         """The colour of each object of the class `name`: the one whose sentences CLIP finds closest to the crop."""
@@ -89,6 +89,33 @@ class GenEval(ModelReward):
             embeddings = self.clip.texts(texts).view(len(COLORS), len(TEMPLATES), -1)
             self.colors[name] = normalize(embeddings.mean(dim=1), dim=-1).cpu()
         return self.colors[name].to(self.clip.model.device)
+
+
+class GenEval(_ByObjects):
+    """What GenEval reports: 1 where the picture is right by its rules, else 0. Too many objects are mostly right.
+
+    Every prompt needs GenEval's metadata: "tag", "include", "exclude" (see `check_metadata`).
+    detector: folder or hub id of a transformers detection model on COCO; clip: of a CLIPModel for the colours.
+    dtype: of CLIP; the detector is float32.
+    Sources: https://github.com/djghosh13/geneval (rules, thresholds, colours), here without mmdet;
+    https://huggingface.co/facebook/mask2former-swin-small-coco-instance.
+    """
+
+    name = "geneval"
+    range = (0.0, 1.0)
+    judge = staticmethod(correct)
+
+
+class GenEvalTraining(_ByObjects):
+    """What DGPO's authors train on for GenEval: partial credit, for exact counts (`training_score`); can be negative.
+
+    1 is right by GenEval's rules, too, but not the other way round: two dogs for "a dog" are right there, and 0 here.
+    Metadata and options are those of `GenEval`.
+    """
+
+    name = "geneval_training"
+    range = (1.0 - (MAX_OBJECTS - 1), 1.0)
+    judge = staticmethod(training_score)
 
 
 def crop(picture: Image.Image, detection: Detection) -> Image.Image:

@@ -1,5 +1,6 @@
 """GenEval's rules: from what a detector found in a picture to what is right in it. Pure functions.
 
+Two judgements, which differ: `correct` is what GenEval reports, `training_score` what DGPO's authors train on.
 Source: https://github.com/djghosh13/geneval, evaluation/evaluate_images.py (MIT), https://arxiv.org/abs/2310.11513.
 """
 
@@ -11,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from dgpo_core.errors import UserError
+from dgpo_core.reading import shown
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -45,7 +47,7 @@ def check_metadata(prompt: str, metadata: Mapping[str, Any], classes: Sequence[s
     """
     problem = _problem(metadata, classes)
     if problem:
-        raise UserError(f"The reward 'geneval' cannot judge the prompt {prompt!r}: {problem}.")
+        raise UserError(f"GenEval cannot judge the prompt {shown(repr(prompt))}: {shown(problem)}.")
 
 
 def _problem(metadata: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -83,29 +85,69 @@ def by_class(detections: Sequence[Detection], tag: str) -> dict[str, list[Detect
     return objects
 
 
-def parts(objects: Mapping[str, Sequence[Detection]], metadata: Mapping[str, Any], colors_of: ColorsOf) -> list[float]:
-    """How far each thing that was asked for is there, each 0 to 1; all are 1 exactly where GenEval says "correct".
+def correct(objects: Mapping[str, Sequence[Detection]], metadata: Mapping[str, Any], colors_of: ColorsOf) -> bool:
+    """Whether GenEval calls the picture "correct", which is what it reports the share of.
 
-    Per object of "include": the share of its count that was found; if a colour is asked for, the share of its count
-    that has it; if a position is, the share of pairs that stand so. Only the `count` best detections are looked at.
-    Per object of "exclude": 1 for fewer than its count, less 1 / count for each from there on.
+    Of each class of "include" at least its count must be there, and of each of "exclude" fewer than its count. Only the
+    `count` best detections are looked at: all must have the colour, and stand as asked to all of the earlier object.
     """
-    shares, groups = [], []
+    groups: list[Sequence[Detection]] = []
     for wish in metadata["include"]:
-        count = wish["count"]
-        found = list(objects.get(wish["class"], ()))[:count]
+        found = objects.get(wish["class"], ())[: wish["count"]]
         groups.append(found)
-        shares.append(len(found) / count)
-        if "color" in wish:
-            shares.append(list(colors_of(found, wish["class"])).count(wish["color"]) / count if found else 0.0)
-        if "position" in wish:
-            relation, target = wish["position"]
-            pairs = [relation in relations(a.box, b.box) for a in found for b in groups[target]]
-            shares.append(sum(pairs) / len(pairs) if pairs else 0.0)
-    for wish in metadata.get("exclude", ()):
-        over = len(objects.get(wish["class"], ())) - wish["count"] + 1
-        shares.append(min(1.0, max(0.0, 1 - over / wish["count"])))
-    return shares
+        if len(found) < wish["count"]:
+            return False
+        if "color" in wish and list(colors_of(found, wish["class"])).count(wish["color"]) < wish["count"]:
+            return False
+        if "position" in wish and not _stand(found, groups, wish["position"]):
+            return False
+    return all(len(objects.get(wish["class"], ())) < wish["count"] for wish in metadata.get("exclude", ()))
+
+
+def training_score(
+    objects: Mapping[str, Sequence[Detection]], metadata: Mapping[str, Any], colors_of: ColorsOf
+) -> float:
+    """What DGPO's authors train on: the mean of what each object of "include" earns. At most 1; "exclude" is not read.
+
+    An object of which `count` are asked and n found earns 1 - |n - count| / count, so that too many cost as much as too
+    few, without a floor. If a colour or a position is asked for and n is not `count`, it also earns a 0. Where n is
+    `count`, it earns the share of them that has the colour. Where also all have it, it earns for its position: 1 if all
+    stand so; 0 if the earlier object is not as asked; both a 0 and a 1 if they stand otherwise. (That 1 looks like an
+    oversight, but it is what their results were trained on; it makes a wrong position cost a half.)
+    Source: https://github.com/Luo-Yihong/DGPO, flow_grpo/gen_eval.py: the "score".
+    """
+    earned: list[float] = []
+    fulfilled: list[Sequence[Detection]] = []  # the objects of each wish; none where it is not as asked
+    for wish in metadata["include"]:
+        found = objects.get(wish["class"], ())
+        own = [_share(len(found), wish["count"])]
+        if own == [1]:
+            if "color" in wish:
+                own.append(_share(list(colors_of(found, wish["class"])).count(wish["color"]), wish["count"]))
+            if "position" in wish and own[-1] == 1:
+                own += _earned_by_position(found, fulfilled, wish["position"])
+        elif "color" in wish or "position" in wish:
+            own.append(0.0)
+        earned += own
+        fulfilled.append(found if all(part == 1 for part in own) else ())
+    return sum(earned) / len(earned)
+
+
+def _share(found: int, count: int) -> float:
+    return 1 - abs(found - count) / count
+
+
+def _earned_by_position(
+    found: Sequence[Detection], fulfilled: Sequence[Sequence[Detection]], position: Sequence[Any]
+) -> list[float]:
+    if not fulfilled[position[1]]:
+        return [0.0]
+    return [1.0] if _stand(found, fulfilled, position) else [0.0, 1.0]
+
+
+def _stand(found: Sequence[Detection], groups: Sequence[Sequence[Detection]], position: Sequence[Any]) -> bool:
+    relation, target = position
+    return all(relation in relations(a.box, b.box) for a in found for b in groups[target])
 
 
 def relations(a: Sequence[float], b: Sequence[float]) -> set[str]:
