@@ -41,6 +41,7 @@ PRIVATE = {
     "clip_score": {"path"},
     "aesthetic": {"path", "clip"},
     "geneval": {"detector", "clip"},
+    "geneval_training": {"detector", "clip"},
     "vlm_judge": {"url", "key_env", "pattern", "request"},
     "remote": {"url", "token_env"},
 }
