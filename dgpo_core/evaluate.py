@@ -1,29 +1,33 @@
-"""`python -m dgpo_core.evaluate --lora FILE ...`: measure adapters against their base again, from the files alone.
+"""`python -m dgpo_core.evaluate --lora FILE ...`: measure adapters against their base again, on the same noise.
 
-Model, held-out prompts, reward, solver and guidance are those that the (first) file says it was made with, unless
-options say otherwise; the seeds are the fixed ones of every evaluation, so all are compared on the same noise.
+A file that DGPO wrote says what it was measured by: on the embedded model it is enough by itself. It may be somebody
+else's, so that nothing but numbers and the names of what ships with DGPO is taken from it; all else comes from options
+or from settings of your own. What will be run is printed before it runs.
 """
 
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from dgpo_core import assemble, config_io
+from dgpo_core import assemble, config_io, origin, trust
 from dgpo_core.cli import command, parse
-from dgpo_core.config import Config, LoraConfig, Range
+from dgpo_core.config import EMBEDDED, Config, DataConfig, LoraConfig, Range, RewardTerm
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
 from dgpo_core.group import Group
 from dgpo_core.measure import Evaluation, evaluation_set, evaluation_weights, score_evaluation
+from dgpo_core.origin import Origin
 from dgpo_core.policy import Policy, lora_file
 from dgpo_core.prompts import Prompt
+from dgpo_core.reading import shown
 from dgpo_core.report import Column, Table, markdown, picture
-from dgpo_core.rewards import Reward, make_reward, refuse_files
+from dgpo_core.rewards import REWARDS, Reward, make_reward, refuse_files, reward_class
+from dgpo_core.rewards.web import ServerReward
 
 SHOWN_PROMPTS = 6  # rows of the picture
 
@@ -33,49 +37,75 @@ class EvaluateConfig:
     """What to measure."""
 
     lora: tuple[Path, ...] = ()
-    """The adapters, one or more .safetensors files; those that `dgpo_core.train` wrote know all that is needed."""
+    """The adapters, one or more .safetensors files."""
     json: Path | None = None
     """Write the result to this file, in the form of a run's summary.json, with the whole table."""
     report: Path | None = None
     """Write report.md and report.png, the same prompts and seeds side by side, into this folder."""
     images: Annotated[int, Range(2, 1_000_000)] = 512
     """Images of the base and of each adapter, at least 2."""
+    config: Path | None = None
+    """Settings of your own to measure by instead of the file's word, such as the config.yaml of a run."""
     model: str = ""
-    """The base model; empty is the one that the file names."""
+    """The base model; empty is that of --config, or the embedded one where the file names it."""
     prompts: str = ""
-    """A .txt or .jsonl file of prompts; empty is the held-out prompts that the file names."""
+    """A .txt or .jsonl file of prompts; empty is as --config says, or the embedded held-out prompts likewise."""
     reward: tuple[str, ...] = ()
-    """The rewards to measure, one or more; none is those that the files name."""
+    """The rewards to measure, one or more; none is as --config says, or the built-in ones that the files name."""
     steps: Annotated[int, Range(0, 1000)] = 0
-    """Solver steps; 0 is as the file says."""
+    """Solver steps; 0 is as --config or the file says."""
     cfg: Annotated[float, Range(0, 100)] = 0.0
-    """Guidance scale; 0 is as the file says, 1 is no guidance."""
+    """Guidance scale; 0 is as --config or the file says, 1 is no guidance."""
     device: str = "auto"
     """Where to run: cpu, cuda, cuda:1, mps; 'auto' takes the first accelerator there is."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA file. config: the settings it was trained with; None where it does not say."""
+    """A LoRA file. origin: what it says of its making; None where DGPO did not write it."""
 
     label: str
     file: lora_file.LoraFile
-    config: Config | None
+    origin: Origin | None
 
     @property
     def step(self) -> int:
-        return int(self.file.metadata.get("dgpo.step", 0))
+        return self.origin.step if self.origin else 0
 
     @property
     def settings(self) -> LoraConfig:
-        """The branches that it goes into."""
-        settings = self.config.lora if self.config else LoraConfig(self.file.rank, float(self.file.rank))
-        return replace(settings, init=str(self.file.path))
+        """The branches that it goes into: its own, at scale 1."""
+        return LoraConfig(self.file.rank, float(self.file.rank), init=str(self.file.path))
 
     def fits_as(self, other: "Adapter") -> bool:
         """Whether it can take the place of the other one on the same loaded model."""
-        same = replace(self.settings, init="") == replace(other.settings, init="")
-        return same and self.file.rank == other.file.rank and self.file.modules == other.file.modules
+        return self.file.rank == other.file.rank and self.file.modules == other.file.modules
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run. sources: for the model, the prompts and the rewards, where each was named."""
+
+    config: Config
+    columns: Sequence[Column]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        config, e = self.config, self.config.evaluation
+        prompts = config.data.held_out or "in the settings"
+        rewards = ", ".join(column.name for column in self.columns)
+        told = {"model": config.model.path, "prompts": prompts, "rewards": rewards}
+        drawn = f"  drawn    {e.solver or config.rollout.solver}, {e.steps} steps, guidance {e.cfg:g}"
+        lines = [f"  {what:8} {shown(value)} (from {shown(self.sources[what])})" for what, value in told.items()]
+        return "\n".join(["This will be run:", *lines, shown(drawn), *trust.uses(self._measuring)])
+
+    @property
+    def _measuring(self) -> Config:
+        """Settings whose only rewards are those that are measured."""
+        names = dict.fromkeys(name for column in self.columns for name in column.weights)
+        terms = tuple(RewardTerm(name, options=self.options.get(name, {})) for name in names)
+        return replace(self.config, reward=terms, watch=(), evaluation=replace(self.config.evaluation, reward=""))
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
@@ -86,67 +116,121 @@ def read_adapters(options: EvaluateConfig) -> list[Adapter]:
     if not options.lora:
         raise UserError("There is no LoRA to measure: give one or more files with --lora FILE.")
     files = [lora_file.read(path) for path in options.lora]
-    configs = [_config_of(file) for file in files]
-    known = [(file, config) for file, config in zip(files, configs, strict=True) if config]
-    plain = next((file for file, config in zip(files, configs, strict=True) if not config), None)
-    if plain and not known and not (options.model and options.prompts and options.reward):
+    found = [
+        Adapter(label, file, origin.read(file.path, file.metadata))
+        for label, file in zip(_labels(options.lora), files, strict=True)
+    ]
+    known = [adapter for adapter in found if adapter.origin]
+    if not known and not options.config and not (options.model and options.prompts and options.reward):
         raise UserError(
-            f"{plain.path} was not written by DGPO, so its metadata do not say how to measure it: give --model,"
-            " --prompts and --reward."
+            f"{shown(found[0].file.path)} was not written by DGPO, so its metadata do not say how to measure it: give"
+            " --model, --prompts and --reward."
         )
-    for file, config in known[1:]:
-        first, here = (Path(each.model.path).name for each in (known[0][1], config))
+    for adapter in known[1:]:
+        first, here = known[0].origin.base, adapter.origin.base
         if first != here and not options.model:
             raise UserError(
-                f"{file.path} was trained on {here}, {known[0][0].path} on {first}: compare adapters of one base model,"
-                " or give --model."
+                f"{shown(adapter.file.path)} was trained on {shown(here)}, {shown(known[0].file.path)} on"
+                f" {shown(first)}: compare adapters of one base model, or give --model."
             )
-    labels = _labels(options.lora)
-    return [Adapter(label, file, config) for label, file, config in zip(labels, files, configs, strict=True)]
-
-
-def _config_of(file: lora_file.LoraFile) -> Config | None:
-    text = file.metadata.get("dgpo.config")
-    return config_io.from_dict(json.loads(text), source=str(file.path)) if text else None
+    return found
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
     """Short names that differ: a run's name for its lora.safetensors, else the file's."""
-    names = [path.resolve().parent.name if path.stem == "lora" else path.stem for path in paths]
+    names = [shown(path.resolve().parent.name if path.stem == "lora" else path.stem, 60) for path in paths]
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, start=1)]
 
 
-def settings_of(adapters: Sequence[Adapter], options: EvaluateConfig) -> Config:
-    """How all of them are drawn: as the first file that says so, and as the options say."""
-    config = next((adapter.config for adapter in adapters if adapter.config), Config())
+def plan(adapters: Sequence[Adapter], options: EvaluateConfig) -> Plan:
+    """What is drawn and measured: as the options say, else the user's own settings, else the files.
+
+    Raises UserError where none of them says it, or a file names what is not run on a file's word.
+    """
+    known = next((adapter for adapter in adapters if adapter.origin), None)
+    own = config_io.load_yaml(options.config) if options.config else None
+    config = own or (known.origin.config if known else Config())
+    columns, rewards_from = _columns(adapters, own, options)
+    model, model_from = _model(known, own, options)
+    data, prompts_from = _prompts(known, own, options)
     e = config.evaluation
-    return replace(
+    config = replace(
         config,
-        model=replace(config.model, path=options.model or config.model.path, device=options.device),
-        data=replace(config.data, held_out=options.prompts, held_out_text="") if options.prompts else config.data,
+        model=replace(config.model, path=model, device=options.device),
+        data=data,
         evaluation=replace(e, steps=options.steps or e.steps, cfg=options.cfg or e.cfg),
+    )
+    terms = (*own.reward, *own.watch) if own else ()
+    config_io.validate(config)
+    return Plan(
+        config,
+        columns,
+        {term.name: term.options for term in terms},
+        {"model": model_from, "prompts": prompts_from, "rewards": rewards_from},
     )
 
 
-def columns_of(adapters: Sequence[Adapter], options: EvaluateConfig) -> list[Column]:
-    """What is measured: every reward that is asked for, or what the files measure their gain by."""
+def _model(known: Adapter | None, own: Config | None, options: EvaluateConfig) -> tuple[str, str]:
+    """The base model, and who named it."""
+    if options.model:
+        other = known and known.origin.base != origin.base_name(options.model)
+        return options.model, f"--model; {known.file.path} was trained on {known.origin.base}" if other else "--model"
+    if own:
+        return own.model.path, str(options.config)
+    if known and known.origin.base != EMBEDDED:
+        raise UserError(
+            f"{shown(known.file.path)} was trained on {shown(known.origin.base) or 'a model that it does not name'},"
+            " and does not say where that lies: give it with --model."
+        )
+    return EMBEDDED, str(known.file.path) if known else "--model"
+
+
+def _prompts(known: Adapter | None, own: Config | None, options: EvaluateConfig) -> tuple[DataConfig, str]:
+    """The held-out prompts, and who named them."""
+    if options.prompts:
+        return DataConfig(held_out=options.prompts), "--prompts"
+    if own:
+        return own.data, str(options.config)
+    if not known or not known.origin.embedded_prompts:
+        raise UserError("The file names no held-out prompts that ship with DGPO: give some with --prompts FILE.")
+    return DataConfig(held_out=EMBEDDED), str(known.file.path)
+
+
+def _columns(
+    adapters: Sequence[Adapter], own: Config | None, options: EvaluateConfig
+) -> tuple[list[Column], str]:
+    """What is measured, and who named it: a reward each, or a sum that a training's gain is told by."""
     names = [name for item in options.reward for name in item.split(",") if name]
     if names:
-        return [Column(name, {name: 1.0}) for name in dict.fromkeys(names)]
-    for adapter in adapters:
-        terms = adapter.config.reward if adapter.config else ()
-        chosen = [adapter.config.evaluation.reward] if adapter.config else []
-        refuse_files(
-            [*chosen, *(term.name for term in terms)], str(adapter.file.path), "name it with --reward to run it"
-        )
-    weights = [evaluation_weights(adapter.config) for adapter in adapters if adapter.config]
-    return list({"+".join(each): Column("+".join(each), each) for each in weights}.values())
+        return [Column(name, {name: 1.0}) for name in dict.fromkeys(names)], "--reward"
+    if own:
+        source = str(options.config)
+        named = [own.evaluation.reward, *(term.name for term in own.reward)]
+        refuse_files(named, shown(source), "name it with --reward to run it")  # before anything asks for its class
+        weights = [evaluation_weights(own)]
+    else:
+        known = [adapter for adapter in adapters if adapter.origin]
+        for adapter in known:
+            _require_local(adapter)
+        weights = [adapter.origin.measured for adapter in known]
+        source = ", ".join(str(adapter.file.path) for adapter in known)
+    if not all(weights):
+        raise UserError("The training was on what people said: give a reward that can measure it with --reward NAME.")
+    return list({"+".join(each): Column("+".join(each), each) for each in weights}.values()), source
 
 
-def make_judges(adapters: Sequence[Adapter], columns: Sequence[Column], device: str) -> dict[str, Reward]:
-    """The rewards of all columns, with the options that the files trained them with."""
-    terms = [term for adapter in adapters if adapter.config for term in (*adapter.config.reward, *adapter.config.watch)]
-    options = {term.name: term.options for term in terms}
+def _require_local(adapter: Adapter) -> None:
+    """Raises UserError for a reward that a file must not have run: code, a server, what is not DGPO's own."""
+    for name in adapter.origin.measured:
+        if name not in REWARDS or issubclass(reward_class(name), ServerReward):
+            raise UserError(
+                f"{shown(adapter.file.path)} names the reward {shown(name, 60)}, which is not run on a file's word: say"
+                " what to measure with --reward NAME, or with --config and settings of your own."
+            )
+
+
+def make_judges(columns: Sequence[Column], options: Mapping[str, Mapping[str, Any]], device: str) -> dict[str, Reward]:
+    """The rewards of all columns, with the options that the user's own settings give them."""
     names = dict.fromkeys(name for column in columns for name in column.weights)
     return {name: make_reward(name, options.get(name), device) for name in names}
 
@@ -158,14 +242,15 @@ def evaluate(options: EvaluateConfig) -> dict[str, Any]:
     """Measure base and adapters, print the table and write the report; returns what --json writes."""
     start = time.monotonic()
     adapters = read_adapters(options)
-    config, columns = settings_of(adapters, options), columns_of(adapters, options)
+    planned = plan(adapters, options)
+    config, columns = planned.config, planned.columns
     world = World(options.device)
+    if world.leads:
+        print(f"{planned}\n", flush=True)
     prompts = assemble.held_out_prompts(config)
     if not prompts:
-        raise UserError("The file names no held-out prompts: give some with --prompts FILE.")
-    if not all(column.weights for column in columns):
-        raise UserError("A file was trained on what people said: give a reward that can measure it with --reward NAME.")
-    judges = make_judges(adapters, columns, str(world.device))
+        raise UserError("There are no held-out prompts: give some with --prompts FILE.")
+    judges = make_judges(columns, planned.options, str(world.device))
     rows: dict[str, Evaluation] = {}
     pictures: dict[str, list[Group]] = {}
     for label, evaluation, groups in _measured(adapters, config, prompts, judges, options.images, world):

@@ -1,5 +1,6 @@
 """What `dgpo_core.evaluate` found, for people: a table, a Markdown report and a picture."""
 
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from dgpo_core.config import EMBEDDED, Config
 from dgpo_core.group import Group
 from dgpo_core.measure import Evaluation, Gain, Measurement, total
 from dgpo_core.pictures import comparison, png
+from dgpo_core.reading import shown
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Table:
                 for r in self.of(column)
                 for a, b, c, d in [r.cells()]
             ]
-            blocks.append("\n".join([column.name, head, *rows]))
+            blocks.append("\n".join([shown(column.name), head, *rows]))
         return "\n\n".join(blocks)
 
 
@@ -79,21 +81,33 @@ def _gain_json(gain: Gain | None) -> dict[str, Any]:
     return {"gain": gain.mean, "gain_ci95": list(gain.ci95)} if gain else {}
 
 
+def escaped(text: str) -> str:
+    """A text from outside as Markdown that shows it and does nothing: no HTML, link, picture or cell of a table."""
+    entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    return "".join(entities.get(c) or (f"\\{c}" if c in _MARKS else c) for c in shown(text))
+
+
+_MARKS = set(string.punctuation) - set("-,;/'")
+
+
 def markdown(table: Table, config: Config) -> str:
     """report.md: what was measured and how, a table per reward, and the picture beside it."""
     e, n = config.evaluation, len(next(iter(table.rows.values())))
-    prompts = "the embedded held-out prompts" if config.data.held_out == EMBEDDED else f"`{config.data.held_out}`"
-    base = "the embedded model" if config.model.path == EMBEDDED else f"`{config.model.path}`"
+    held_out = config.data.held_out or "the prompts in the settings"
+    prompts = "the embedded held-out prompts" if held_out == EMBEDDED else escaped(held_out)
+    base = "the embedded model" if config.model.path == EMBEDDED else escaped(config.model.path)
     lines = [
         "# Adapters against their base",
         "",
-        f"{n} images each of {prompts}, drawn by {base} from the same seeds with {e.solver or config.rollout.solver},"
-        f" {e.steps} steps, guidance {e.cfg:g}. A gain is the mean difference to the base, image by image.",
+        f"{n} images each of {prompts}, drawn by {base} from the same seeds with"
+        f" {escaped(e.solver or config.rollout.solver)}, {e.steps} steps, guidance {e.cfg:g}."
+        " A gain is the mean difference to the base, image by image.",
     ]
+    head = ["| | mean | 95 % interval | gain | 95 % interval |", "| --- " * 5 + "|"]
     for column in table.columns:
-        lines += ["", f"## {column.name}", "", "| | mean | 95 % interval | gain | 95 % interval |", "| --- " * 5 + "|"]
-        lines += [f"| {row.label} | {' | '.join(row.cells())} |" for row in table.of(column)]
-    lines += ["", "## The same prompts and seeds", "", f"Under each picture its {table.columns[0].name}.", ""]
+        lines += ["", f"## {escaped(column.name)}", "", *head]
+        lines += [f"| {escaped(row.label)} | {' | '.join(row.cells())} |" for row in table.of(column)]
+    lines += ["", "## The same prompts and seeds", "", f"Under each picture its {escaped(table.columns[0].name)}.", ""]
     return "\n".join([*lines, "![The same prompts and seeds side by side](report.png)", ""])
 
 

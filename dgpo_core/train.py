@@ -4,7 +4,6 @@ The run folder is written as it goes: config.yaml, metrics.jsonl, reward.png, sa
 lora.safetensors and summary.json.
 """
 
-import json
 import signal
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dgpo_core import assemble, config_io, trust
+from dgpo_core import assemble, config_io, origin, trust
 from dgpo_core.checkpoint import (
     best_checkpoint,
     checkpoint_path,
@@ -321,7 +320,7 @@ def _finish(session: Session, run: Run | None) -> None:
         after = evaluator.at(trainer.step, session.adapter, config.evaluation.final_images or config.evaluation.images)
     if not run:
         return
-    session.policy.save_lora(run.lora_path, lora_metadata(config, trainer.step), session.adapter)
+    session.policy.save_lora(run.lora_path, origin.describe(config, trainer.step), session.adapter)
     summary = {"seconds": session.elapsed(), "iterations": made}
     summary |= {"stopped_at": made, "iterations": trainer.step} if stopped else {}
     _conclude(run, evaluator, after if after and after.iteration == trainer.step else None, summary)
@@ -378,16 +377,6 @@ def _load(session: Session, path: Path) -> bool:
     except UserError:
         return False
     return True
-
-
-def lora_metadata(config: Config, step: int) -> dict[str, str]:
-    """What the adapter's file says of its making; `dgpo.config` is enough to measure it again."""
-    return {
-        "dgpo.base": config.model.path,
-        "dgpo.rewards": config_io.show_rewards(config.reward),
-        "dgpo.step": str(step),
-        "dgpo.config": json.dumps(config_io.to_dict(config)),
-    }
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
 from dgpo_core.errors import UserError
-from dgpo_core.policy import lora_keys
+from dgpo_core.policy import lora_file, lora_keys, lora_report
+from dgpo_core.reading import shown
 
 from . import lora_model
 
@@ -133,6 +134,7 @@ def apply_lora(
 
     Raises UserError where no module of the LoRA fits. name: of the LoRA, for the messages.
     """
+    lora_file.check(name, lora)
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
     weights = model.model.state_dict()
     if clip is not None:
@@ -141,19 +143,59 @@ def apply_lora(
     state = comfy.lora_convert.convert_lora(dict(lora))
     shapes = {key: w.shape for key, w in weights.items() if w.is_floating_point()}  # integers: packed weights
     found = lora_keys.match(state, key_map, shapes)
-    state = lora_keys.without(state, found.misfits)
-    patches = comfy.lora.load_lora(state, {**key_map, **found.targets}, log_missing=False)
+    state = lora_keys.without(state, found.left_out)
+    patches, unread = _patches(state, {**key_map, **found.targets})
 
     metadata = getattr(lora, "metadata", {})
     model, of_model = _patched(model, patches, strength_model)
     clip, of_clip = _patched(clip, patches, strength_clip)
+    unread = {module: key for module, key in unread.items() if module in found.targets}
+    parts = {m: keys for m, keys in lora_keys.modules(state).items() if m in found.targets and m not in unread}
     used = of_model | of_clip
-    if not used:
-        raise UserError(lora_keys.nothing_fits(name, found, metadata, clip is not None))
-    applied = sum(target in used for target in found.targets.values())
-    info = lora_keys.report(found, applied, metadata, clip is not None)
-    _log.log(logging.INFO if applied == found.total else logging.WARNING, "LoRA %s: %s", name, info)
+    applied = sum(_changed(found.targets[module], keys) <= used for module, keys in parts.items())
+    if not applied:
+        raise UserError(lora_report.nothing_fits(name, found, unread, metadata, clip is not None))
+    info = lora_report.report(found, applied, unread, metadata, clip is not None)
+    _log.log(logging.INFO if applied == found.total else logging.WARNING, "LoRA %s: %s", shown(name), info)
     return model, clip, info
+
+
+class _Read(dict[str, Any]):
+    """A LoRA's tensors that notes which of them ComfyUI takes."""
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        super().__init__(state)
+        self.taken: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.taken.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.taken.add(key)
+        return super().get(key, default)
+
+
+def _patches(state: Mapping[str, Any], targets: Mapping[str, Any]) -> tuple[Mapping[Any, Any], dict[str, str]]:
+    """ComfyUI's patches of the modules that it takes whole, and a key that it leaves of each of the others.
+
+    A DoRA without its magnitudes or a layer without its bias would be another one than was trained.
+    """
+    read = _Read(state)
+    patches = comfy.lora.load_lora(read, targets, log_missing=False)
+    left = [(module, key) for module, parts in lora_keys.modules(state).items() for key in parts]
+    unread = {module: key for module, key in left if key not in read.taken}
+    if unread:
+        patches = comfy.lora.load_lora(lora_keys.without(state, unread), targets, log_missing=False)
+    return patches, unread
+
+
+def _changed(target: lora_keys.Target, keys: Iterable[str]) -> set[Any]:
+    """The targets of the patches that a module with these keys must have."""
+    biases = [key for key in keys if key.endswith((".diff_b", ".b_norm"))]
+    others = [key for key in keys if key not in biases and not lora_keys.is_alpha(key)]
+    bias = f"{str(target).removesuffix('.weight')}.bias"
+    return {*([target] if others else []), *([bias] if biases else [])}
 
 
 def save_lora(lora: Mapping[str, Any], name: str, extra: Mapping[str, str]) -> str:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dgpo_core.errors import UserError
@@ -28,22 +27,19 @@ class LoraModel(dict[str, Tensor]):
 
 
 def read(path: str | Path) -> LoraModel:
-    """The LoRA in a .safetensors file; UserError where it is missing, of another kind or damaged."""
-    path = Path(path)
-    check_kind(path.name)
-    if not path.is_file():
-        raise UserError(f"There is no LoRA file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return LoraModel({key: file.get_tensor(key) for key in file.keys()}, file.metadata())  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a readable .safetensors file ({error}): download or save it again.") from None
+    """The LoRA in a .safetensors file, each module's scale in its `.alpha`; UserError as `lora_file.load`."""
+    check_kind(Path(path).name)
+    return LoraModel(*lora_file.load(path))
 
 
 def write(path: Path, lora: Mapping[str, Tensor], extra: Mapping[str, str]) -> None:
-    """Writes a LoRA with its metadata and `extra`, whole or not at all; UserError where it is empty or has no room."""
+    """Writes a LoRA with its metadata and `extra`, whole or not at all.
+
+    UserError where it is empty, holds numbers that cannot be, or has no room.
+    """
     if not lora:
         raise UserError("The LORA_MODEL is empty, so there is nothing to save.")
+    lora_file.check("to save", lora)
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in lora.items()}
     lora_file.write(path, tensors, {**getattr(lora, "metadata", {}), **extra})
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from dgpo_core.errors import UserError
 from dgpo_core.policy import lora_file, lora_keys
+from dgpo_core.policy.lora_report import PLAIN
+from dgpo_core.reading import shown
 
 from . import lora_model
 
@@ -36,13 +38,13 @@ def read(path: str | Path, model: Any) -> lora_file.LoraFile:
     parts: dict[str, list[Part]] = {}
     for module, target in found.targets.items():
         pair = lora_keys.low_rank(modules[module])
-        if pair is None or not _is_place(target):
-            raise UserError(f"The LoRA {path} is of a kind that cannot be continued ({module}): give a plain one.")
+        if pair is None or pair[0].ndim > 2 or not _is_place(target):
+            raise UserError(_not_continued(path, module, lora_keys.form(modules[module])))
         key = target if isinstance(target, str) else target[0]
         parts.setdefault(key.removeprefix(_PREFIX).removesuffix(_SUFFIX), []).append((target, *pair))
     shapes = {name: weight.shape for name, weight in model.model.diffusion_model.named_parameters()}
     weights = {name: _joined(shapes[name + _SUFFIX], of_it) for name, of_it in parts.items()}
-    return lora_file.LoraFile(Path(path), _PREFIX.removesuffix("."), weights, lora.metadata)
+    return lora_file.LoraFile(Path(path), weights, lora.metadata)
 
 
 def apply(model: Any, lora: Mapping[str, Tensor]) -> Any:
@@ -52,12 +54,23 @@ def apply(model: Any, lora: Mapping[str, Tensor]) -> Any:
 
 
 def _require_all(path: str | Path, found: lora_keys.Matches) -> None:
+    name = shown(path)
     if lora_keys.of_text_encoder(found.missing):
-        raise UserError(f"The LoRA {path} also changes the text encoder, which is not trained: give one without it.")
-    if not found.targets:
-        raise UserError(f"The LoRA {path} is for another model: no layer of this one has the names in it.")
+        raise UserError(f"The LoRA {name} also changes the text encoder, which is not trained: give one without it.")
+    if not found.targets and not found.left_out:
+        raise UserError(f"The LoRA {name} is for another model: no layer of this one has the names in it.")
     if found.missing:
-        raise UserError(f"The LoRA {path} changes {found.missing[0]}, which this model lacks: give one of this model.")
+        lost = shown(found.missing[0])
+        raise UserError(f"The LoRA {name} changes {lost}, which this model lacks: give one of this model.")
+    if found.twice:
+        raise UserError(f"The LoRA {name} changes {shown(found.twice[0])} twice, under two names: give one with one.")
+    if found.left_out:
+        raise UserError(f"The LoRA {name} is incomplete: A and B of {shown(found.left_out[0])} do not belong together.")
+
+
+def _not_continued(path: str | Path, module: str, form: str) -> str:
+    what = {"LoRA": "a convolution", "": "of a form that is not known"}.get(form, f"of the form {form}")
+    return f"The LoRA {shown(path)} cannot be continued: {shown(module)} is {what}; {PLAIN}."
 
 
 def _is_place(target: lora_keys.Target) -> bool:

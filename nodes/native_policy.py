@@ -263,7 +263,7 @@ class NativePolicy(Policy):
         """
         layers = frozenset(name for name, _ in self.patcher.model.diffusion_model.named_modules())
         state = self.adapter_state("current")
-        self.adapters.load(lora_file.fit(lora, NETWORK, state, self.adapters.scale, layers))
+        self.adapters.load(lora_file.fit(lora, state, self.adapters.scale, layers))
 
     def lora_tensors(self, name: AdapterName = "current") -> dict[str, Tensor]:
         """Under the names that ComfyUI's own loader knows for every family: `diffusion_model.<module>`."""

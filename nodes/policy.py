@@ -32,7 +32,7 @@ class LoadPolicy(io.ComfyNode):
                 *fields.run_widgets(),
                 *fields.widgets(LoraConfig, "rank", "alpha", "dropout", "targets"),
                 io.Combo.Input(
-                    "start_from", options=host.lora_choices(), tooltip="A LoRA in diffusers format to continue from."
+                    "start_from", options=host.lora_choices(), tooltip="A plain LoRA of any trainer to continue from."
                 ),
                 *fields.widgets(ModelConfig, "dtype"),
                 *fields.widgets(MemoryConfig, "gradient_checkpointing", "offload"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dgpo_core import origin
 from dgpo_core.config import Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
 from dgpo_core.config_io import check_timesteps
 from dgpo_core.errors import UserError
@@ -23,7 +24,6 @@ from dgpo_core.group import Group
 from dgpo_core.measure import Evaluation, draw_evaluation, evaluation_set
 from dgpo_core.policy import AdapterName, Policy, lora_file
 from dgpo_core.prompts import Prompt
-from dgpo_core.train import lora_metadata
 from dgpo_core.trainer import Trainer
 
 from . import host
@@ -173,9 +173,7 @@ def lora(
     with host.engine():
         live = _load(handle.spec)
         _restore(live, state, weights)
-        # what a file that is given away says of the base: its name, not where it lay
-        model = replace(config.model, path=Path(config.model.path).name)
-        told = lora_metadata(replace(config, reward=tuple(terms), model=model), handle.step)
+        told = origin.describe(replace(config, reward=tuple(terms)), handle.step)
         metadata = live.policy.lora_metadata(told)
         return LoraModel(lora_file.for_comfyui(live.policy.lora_tensors(weights)), metadata)
 

@@ -52,7 +52,7 @@ def test_a_lora_with_q_k_and_v_apart_is_gone_on_from(found: dict[str, Any]) -> N
         ("other", "is for another model"),
         ("text", "also changes the text encoder"),
         ("shape", "joint_blocks.0.x_block.attn.proj is (128, 128) in the model and (8, 8) in the file"),
-        ("dora", "is of a kind that cannot be continued"),
+        ("dora", "joint_blocks.0.x_block.attn.proj is of the form DoRA; apply it in ComfyUI"),
     ],
 )
 def test_a_lora_that_does_not_fit_is_told(found: dict[str, Any], file: str, sentence: str) -> None:

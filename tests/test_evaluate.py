@@ -31,7 +31,8 @@ def trained(here: Path, model: Path, name: str, reward: str = "bright", **change
 
 
 def measured(here: Path, *argv: str) -> dict:
-    assert evaluate.main([*argv, "--images", "6", "--json", "found.json"]) == 0
+    """What the command finds, by the settings that the last training was started with."""
+    assert evaluate.main(["--config", "quick.yaml", *argv, "--images", "6", "--json", "found.json"]) == 0
     return json.loads((here / "found.json").read_text())
 
 
@@ -91,7 +92,9 @@ def _check_report(folder: Path, rows: dict) -> None:
 
 def test_without_rewards_named_it_measures_what_the_files_were_trained_on(here: Path, sd3_folder: Path) -> None:
     a, b = trained(here, sd3_folder, "a"), trained(here, sd3_folder, "b", reward="red")
-    found = measured(here, "--lora", a, b)
+    argv = ["--lora", a, b, "--model", str(sd3_folder), "--prompts", "held_out.txt", "--images", "6"]
+    assert evaluate.main([*argv, "--json", "found.json"]) == 0
+    found = json.loads((here / "found.json").read_text())
     assert [row["reward"] for row in found["table"]] == ["bright"] * 3 + ["red"] * 3
     assert found["reward"] == "bright"
 
@@ -106,7 +109,8 @@ def test_an_adapter_of_another_base_is_told(here: Path, sd3_folder: Path, capsys
         " base model, or give --model.\n"
     )
     assert not (here / "out").exists()
-    assert evaluate.main(["--lora", b, a, "--model", str(sd3_folder), "--images", "2"]) == 2  # nor by force
+    by_force = ["--model", str(sd3_folder), "--prompts", "held_out.txt", "--images", "2"]
+    assert evaluate.main(["--lora", b, a, *by_force]) == 2
     assert "is for another model" in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.policy import lora_file, lora_keys
+from dgpo_core.policy import lora_file, lora_keys, lora_report
 
 REPO = Path(__file__).resolve().parents[1]
 QKV = "diffusion_model.blocks.0.qkv.weight"
@@ -111,9 +111,54 @@ def test_modules_that_do_not_fit_are_told_apart() -> None:
 def test_shapes_are_asked_only_of_plain_products_on_known_weights() -> None:
     padded = {**pair("unet.blocks.0.attn.to_q", rows=9), "unet.blocks.0.attn.to_q.reshape_weight": torch.tensor([9, 8])}
     packed = pair("last", rows=77)  # no shape is known
-    loha = {f"unet.blocks.0.attn.to_q.hada_w{i}_{ab}": torch.ones(3, 3) for i in (1, 2) for ab in "ab"}
-    for state in (padded, packed, loha):
+    for state in (padded, packed):
         assert not lora_keys.match(state, KEY_MAP, SHAPES).misfits
+
+
+def hadamard(rows: int, columns: int, rank: int = 2) -> dict[str, tuple[int, ...]]:
+    return {f"hada_w{i}_{ab}": (rows, rank) if ab == "a" else (rank, columns) for i in (1, 2) for ab in "ab"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "fits"),
+    [
+        (hadamard(8, 8), True),
+        (hadamard(8, 9), False),
+        ({"lokr_w1": (2, 4), "lokr_w2_a": (4, 1), "lokr_w2_b": (1, 2)}, True),
+        ({"lokr_w1": (2, 4), "lokr_w2": (4, 4)}, False),
+        ({"diff": (8, 8)}, True),
+        ({"diff": (8,)}, False),
+        ({"lora_A.weight": (2, 8), "lora_B.weight": (8, 3)}, False),
+        ({"lora_A.weight": (8,), "lora_B.weight": (8, 1)}, False),
+        ({"lora_A.weight": (2, 8), "lora_B.weight": (8, 2), "dora_scale": (8, 1)}, True),
+        ({"lora_A.weight": (2, 8), "lora_B.weight": (8, 2), "dora_scale": (3, 1)}, False),
+    ],
+)
+def test_a_change_of_another_size_than_the_weight_is_told_in_every_form(
+    parts: dict[str, tuple[int, ...]], fits: bool
+) -> None:
+    module = "unet.blocks.0.attn.to_q"
+    state = {f"{module}.{end}": torch.ones(shape) for end, shape in parts.items()}
+    found = lora_keys.match(state, KEY_MAP, SHAPES)
+    assert (list(found.targets), list(found.misfits)) == (([module], []) if fits else ([], [module]))
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [("lora_A.weight",), ("lora_up.weight", "alpha"), ("hada_w1_a", "hada_w1_b", "hada_w2_a"), ("lokr_w1", "lokr_w2_a"),
+     ("a1.weight", "a2.weight"), ("dora_scale",), ("alpha",), (*hadamard(8, 8), "hada_t1"),
+     ("lora_magnitude_vector", "alpha")],
+)  # fmt: skip
+def test_a_module_of_which_a_tensor_is_missing_is_told(ends: tuple[str, ...]) -> None:
+    module = "unet.blocks.0.attn.to_q"
+    found = lora_keys.match({f"{module}.{end}": torch.ones(8, 8) for end in ends}, KEY_MAP, SHAPES)
+    assert found.incomplete == (module,)
+
+
+def test_a_weight_that_two_names_change_is_told() -> None:
+    first, second = "unet.blocks.0.attn.to_q", "lora_unet_blocks_0_attn_to_q"
+    found = lora_keys.match({**pair(first), **pair(second)}, KEY_MAP, SHAPES)
+    assert (list(found.targets), found.twice) == ([first], (second,))
 
 
 def test_convolutions_count_all_their_numbers() -> None:
@@ -142,9 +187,8 @@ def test_a_plain_product_is_read_at_scale_one(names: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [{"m.dora_scale": (6,)}, {"m.lora_mid.weight": (2, 2)}, {"m.lora_up.weight": (6, 3)},
-     {"m.lora_down.weight": (2, 8, 3, 3)}],
-)  # fmt: skip
+    [{"m.dora_scale": (6,)}, {"m.lora_mid.weight": (2, 2)}, {"m.lora_up.weight": (6, 3)}, {"m.lora_up.bias": (6,)}],
+)
 def test_what_is_no_plain_product_is_not_read(more: dict[str, tuple[int, ...]]) -> None:
     parts = {"m.lora_down.weight": torch.ones(2, 8), "m.lora_up.weight": torch.ones(6, 2)}
     assert lora_keys.low_rank({**parts, **{key: torch.ones(shape) for key, shape in more.items()}}) is None
@@ -152,33 +196,48 @@ def test_what_is_no_plain_product_is_not_read(more: dict[str, tuple[int, ...]]) 
 
 def test_the_header_in_one_line() -> None:
     own = "DGPO step 60, rewards shapes_graded=1, base embedded, made for stable-diffusion-3, rank 4"
-    assert lora_keys.summary(METADATA) == own
-    assert lora_keys.summary({"ss_base_model_version": "sdxl_base_v1-0"}) == "made for sdxl_base_v1-0"
-    assert lora_keys.summary({}) == ""
+    assert lora_report.summary(METADATA) == own
+    assert lora_report.summary({"ss_base_model_version": "sdxl_base_v1-0"}) == "made for sdxl_base_v1-0"
+    assert lora_report.summary({}) == ""
 
 
 def test_the_report_says_what_became_of_every_module() -> None:
-    found = lora_keys.Matches({"a": "1", "b": "2"}, ("lora_te1_x", "gone"), ("wide",))
-    assert lora_keys.report(found, 1, {}, with_clip=False) == (
-        "1 of 5 modules applied; 1 of the text encoder left out: no CLIP is connected; 1 not in this model, such as "
-        "gone; 1 of other shapes than this model's, such as wide; 1 in a form that ComfyUI does not know"
+    targets = {"a": "1", "b": "2", "c": "3", "d": "4"}
+    found = lora_keys.Matches(targets, ("lora_te1_x", "gone"), ("wide",), ("half",), ("again",))
+    unread = {"b": "b.lora_B.bias", "c": "c.lora_magnitude_vector", "d": "d.on_input"}
+    assert lora_report.report(found, 1, unread, {}, with_clip=False) == (
+        "1 of 9 modules applied; 1 of the text encoder left out: no CLIP is connected; 1 not in this model, such as "
+        "gone; 1 of other shapes than this model's, such as wide; 1 incomplete, such as half; 1 given twice under two "
+        "names, such as again; 1 in a form that ComfyUI does not know (LoRA with a bias), such as b; 1 in a form that "
+        "ComfyUI does not know (DoRA), such as c; 1 in a form that ComfyUI does not know (IA3), such as d"
     )
-    assert "2 not in this model" in lora_keys.report(found, 2, {}, with_clip=True)
-    whole = lora_keys.Matches({"a": "1"}, (), ())
-    assert lora_keys.report(whole, 1, {"ss_network_dim": "4"}, with_clip=False) == "1 of 1 modules applied; rank 4"
+    assert "2 not in this model" in lora_report.report(found, 2, {}, {}, with_clip=True)
+    whole = lora_keys.Matches({"a": "1"})
+    told = lora_report.report(whole, 1, {}, {"ss_network_dim": "4"}, with_clip=False)
+    assert told == "1 of 1 modules applied; rank 4"
+
+
+def test_what_a_header_says_is_shown_in_one_line_without_control_codes() -> None:
+    told = lora_report.summary({"dgpo.base": "\x1b[2Jx\ny" + "z" * 500, "ss_network_dim": "\u202e4"})
+    assert told.isprintable()
+    assert len(told) < 300
 
 
 @pytest.mark.parametrize(
-    ("found", "with_clip", "sentence"),
+    ("found", "unread", "with_clip", "sentence"),
     [
-        (lora_keys.Matches({}, ("gone",), ()), True, "has no layer of this model: it was made for stable-diffusion-3"),
-        (lora_keys.Matches({}, ("text_encoder.x",), ()), False, "changes only the text encoder: connect a CLIP"),
-        (lora_keys.Matches({}, ("text_encoder.x",), ()), True, "has no layer of this model"),
-        (lora_keys.Matches({"a": "1"}, (), ()), True, "in a form that ComfyUI does not know"),
+        (lora_keys.Matches({}, ("gone",)), {}, True, "has no layer of this model: it was made for stable-diffusion-3"),
+        (lora_keys.Matches({}, ("text_encoder.x",)), {}, False, "changes only the text encoder: connect a CLIP"),
+        (lora_keys.Matches({}, ("text_encoder.x",)), {}, True, "has no layer of this model"),
+        (lora_keys.Matches({"a": "1"}), {"a": "a.on_input"}, True, "does not know (IA3, in a): convert it"),
+        (lora_keys.Matches({}, (), ("a",)), {}, True, "a has other shapes than this model's"),
+        (lora_keys.Matches({}, (), (), ("a",)), {}, True, "a has tensors that do not belong together"),
     ],
 )
-def test_the_sentence_where_nothing_fits(found: lora_keys.Matches, with_clip: bool, sentence: str) -> None:
-    assert sentence in lora_keys.nothing_fits("x", found, METADATA, with_clip)
+def test_the_sentence_where_nothing_fits(
+    found: lora_keys.Matches, unread: dict[str, str], with_clip: bool, sentence: str
+) -> None:
+    assert sentence in lora_report.nothing_fits("x", found, unread, METADATA, with_clip)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -186,7 +245,7 @@ def test_the_sentence_where_nothing_fits(found: lora_keys.Matches, with_clip: bo
 
 def test_a_lora_keeps_its_tensors_and_metadata_through_a_file(lora_model: ModuleType, tmp_path: Path) -> None:
     shared = torch.arange(12.0).view(3, 4)
-    lora = lora_model.LoraModel({"a": shared[:, :2], "b": shared.t().half()}, {"dgpo.step": 60})
+    lora = lora_model.LoraModel({"a.lora_A": shared[:, :2], "a.lora_B": shared.t().half()}, {"dgpo.step": 60})
     lora_model.write(tmp_path / "x.safetensors", lora, {"note": "n"})
     again = lora_model.read(tmp_path / "x.safetensors")
     assert again.metadata == {"dgpo.step": "60", "note": "n", "format": "pt"}
@@ -252,7 +311,8 @@ def test_the_engines_own_file_is_matched(lora_model: ModuleType, tmp_path: Path)
     tiny.shared("sd15").save_lora(tmp_path / "x.safetensors")
     lora = lora_model.read(tmp_path / "x.safetensors")
     names = lora_file.read(tmp_path / "x.safetensors").modules
-    key_map = {f"lora_unet_{name.replace('.', '_')}": f"diffusion_model.{i}.weight" for i, name in enumerate(names)}
+    flat = [name.removeprefix("unet.").replace(".", "_") for name in names]
+    key_map = {f"lora_unet_{name}": f"diffusion_model.{i}.weight" for i, name in enumerate(flat)}
     found = lora_keys.match(lora, key_map, {})
     assert len(found.targets) == found.total == len(names) > 0
-    assert lora_keys.made_for(lora.metadata) == "sd_v1"
+    assert lora_report.made_for(lora.metadata) == "sd_v1"

@@ -51,7 +51,8 @@ def test_a_run_leaves_what_it_promises_and_its_gain_can_be_measured_again(
     assert "lora.safetensors" in output.out
     assert str(Path("runs/test")) in output.out
 
-    assert evaluate.main(["--lora", "runs/test/lora.safetensors", "--json", "again.json", "--images", "6"]) == 0
+    found = ["--lora", "runs/test/lora.safetensors", "--config", "runs/test/config.yaml"]
+    assert evaluate.main([*found, "--json", "again.json", "--images", "6"]) == 0
     again = json.loads((here / "again.json").read_text())
     assert {row["model"] for row in again.pop("table")} == {"base", "test"}  # what is more than in the summary
     _check_summary(again)

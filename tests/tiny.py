@@ -114,7 +114,8 @@ def sd3(folder: Path, **scheduler: Any) -> StableDiffusion3Pipeline:
     )
 
 
-def _unet(sdxl: bool) -> UNet2DConditionModel:
+def unet(sdxl: bool, layers_per_block: int = 1) -> UNet2DConditionModel:
+    """The tiny UNet of SD1.5 or SDXL; the published ones have two layers per block."""
     extra: dict[str, Any] = {}
     if sdxl:
         extra = {
@@ -127,7 +128,7 @@ def _unet(sdxl: bool) -> UNet2DConditionModel:
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        layers_per_block=1,
+        layers_per_block=layers_per_block,
         block_out_channels=(8, 16),
         norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -146,7 +147,7 @@ def sd15(folder: Path, **scheduler: Any) -> StableDiffusionPipeline:
     torch.manual_seed(0)
     tok = tokenizer(folder / "tok")
     return StableDiffusionPipeline(
-        unet=_unet(sdxl=False),
+        unet=unet(sdxl=False),
         scheduler=DDIMScheduler(**{**_BETAS, "clip_sample": False, "set_alpha_to_one": False, **scheduler}),
         vae=_vae(4),
         text_encoder=_clip(tok),
@@ -162,7 +163,7 @@ def sdxl(folder: Path, **scheduler: Any) -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     tok = tokenizer(folder / "tok")
     return StableDiffusionXLPipeline(
-        unet=_unet(sdxl=True),
+        unet=unet(sdxl=True),
         scheduler=EulerDiscreteScheduler(**{**_BETAS, "timestep_spacing": "leading", **scheduler}),
         vae=_vae(4),
         text_encoder=_clip(tok),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dgpo_core.errors import UserError
-from dgpo_core.policy import lora_file
+from dgpo_core.policy import lora_file, lora_names
 from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.folder import MODEL_INDEX, open_folder
 from dgpo_core.policy.libraries import first_line, quiet
@@ -54,7 +54,7 @@ def load_policy(
     family: a name in FAMILIES; None or "auto" reads it from the model.
     rank, alpha, dropout, targets: the LoRA (alpha / rank is its scale). Left out: the rank of `init_lora` at scale 1,
     else rank 32 and alpha 64; no targets are the family's default and what `init_lora` changes.
-    init_lora: a LoRA in diffusers format that all three adapters start from; the reference stays the base without it.
+    init_lora: a plain LoRA of any trainer that all three adapters start from; the reference stays the base without it.
     dtype: of the frozen base; "auto" is bfloat16 on an accelerator and float32 on a CPU. The LoRA is float32 always.
     seed: of the LoRA's start. guidance: embedded guidance scale (Flux dev).
     offload: text encoders and VAE are on the device only while they work.
@@ -75,8 +75,9 @@ def load_policy(
             if isinstance(module, nn.Module):
                 refuse_missing(module, name, f"The model {shown(path)}")
                 refuse_not_finite(module, name, f"The model {shown(path)}", dtype)
-        if not targets:
-            targets = [*cls.targets, *(_dotted(lora.modules) if lora and lora.network == cls.network_name else [])]
+        if lora is not None:
+            lora = lora_names.resolve(lora, getattr(pipe, cls.network_name))
+        targets = targets or [*cls.targets, *(lora.modules if lora else [])]
         policy = cls(
             pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=dtype, device=device, seed=seed,
             guidance=guidance, offload=offload,
@@ -84,11 +85,6 @@ def load_policy(
     if lora is not None:
         policy.load_lora(lora)
     return policy
-
-
-def _dotted(modules: Sequence[str]) -> list[str]:
-    """Without the names in kohya's form, which say nothing before the network is known."""
-    return [name for name in modules if "." in name]
 
 
 def _open(

@@ -1,4 +1,4 @@
-"""LoRA files in diffusers format: keys `<network>.<module>.lora_A.weight` and `.lora_B.weight`, safetensors, metadata.
+"""LoRA files: read from any trainer, written in diffusers' format (`<network>.<module>.lora_A.weight`, `.lora_B...`).
 
 The scale alpha / rank is multiplied into B when a file is written, so that every loader applies the same update:
 diffusers takes alpha from a JSON entry in the header, ComfyUI from `.alpha` keys that diffusers refuses for SD3, and
@@ -9,35 +9,39 @@ rounding.
 from __future__ import annotations
 
 import json
-import re
+import math
+import os
+import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.files import write_atomic
+from dgpo_core.files import reason, write_atomic
+from dgpo_core.policy import lora_keys, lora_scale
+from dgpo_core.policy.lora_report import PLAIN
+from dgpo_core.reading import shown
 
-_NETWORKS = ("transformer", "unet")
-_KEY = re.compile(r"(?P<network>\w+?)\.(?P<module>.+)\.(?P<part>lora_A|lora_B|lora\.down|lora\.up)\.weight")
-_KOHYA = re.compile(r"lora_unet_(?P<module>\w+)\.(?P<part>lora_down|lora_up)\.weight")
-_PARTS = {"lora_A": 0, "lora.down": 0, "lora_down": 0, "lora_B": 1, "lora.up": 1, "lora_up": 1}
+_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+
+MOST_RANK = 4096
+"""Of a LoRA that is read; published ones have up to 1024."""
 
 
 @dataclass(frozen=True)
 class LoraFile:
     """What a LoRA file holds, at scale 1.
 
-    network: "transformer" or "unet"; weights: per module A [r, in] and B [out, r], float32 on the CPU; metadata: the
-    header's strings.
+    weights: per module A [r, in] (of a convolution [r, in, height, width]) and B [out, r], float32 on the CPU, under
+    the names of the file or, after `lora_names.resolve`, of a network's own modules; metadata: the header's strings.
     """
 
     path: Path
-    network: str
     weights: Mapping[str, tuple[Tensor, Tensor]]
     metadata: Mapping[str, str]
 
@@ -50,6 +54,9 @@ class LoraFile:
     def modules(self) -> list[str]:
         """The names of the modules that it changes, sorted."""
         return sorted(self.weights)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def tensors(network: str, state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -112,58 +119,123 @@ def describe(
     return {**own, **extra}
 
 
-def read(path: str | Path) -> LoraFile:
-    """Reads a LoRA in diffusers format, or what `for_comfyui` named, whose modules keep their "_" until `fit`.
+def _sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with the header in one fixed order: the library writes the metadata in a random one."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
-    Raises UserError if the file is missing, damaged or something else.
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header's strings of a LoRA of any trainer, each module's scale in its `.alpha`.
+
+    Raises UserError where the file is missing, damaged or no LoRA, and for numbers that cannot be (see `check`).
     """
     path = Path(path)
-    tensors, metadata = _load(path)
-    config = _adapter_config(metadata)
-    networks, pairs, alphas = set(), {}, {}
-    for key, tensor in tensors.items():
-        match, kohya = _KEY.fullmatch(key), _KOHYA.fullmatch(key)
-        if kohya is not None and tensor.ndim == 2:
-            networks.add("unet")
-            pairs.setdefault(kohya["module"], [None, None])[_PARTS[kohya["part"]]] = tensor.float()
-        elif match is not None and match["network"] in _NETWORKS and tensor.ndim == 2:
-            networks.add(match["network"])
-            pairs.setdefault(match["module"], [None, None])[_PARTS[match["part"]]] = tensor.float()
-        elif key.startswith("lora_unet_") and key.endswith(".alpha"):
-            alphas[key.removesuffix(".alpha").removeprefix("lora_unet_")] = float(tensor)
-        elif key.endswith(".alpha") and key.split(".")[0] in _NETWORKS:
-            alphas[key.removesuffix(".alpha").split(".", 1)[1]] = float(tensor)
-        else:
-            raise UserError(_not_a_lora(path, key))
-    if len(networks) != 1:
-        raise UserError(f"{path} is not a LoRA of one diffusion network in diffusers format: give another file.")
-    network = networks.pop()
-    weights = {}
-    for module, (a, b) in pairs.items():
-        if a is None or b is None or a.shape[0] != b.shape[1]:
-            raise UserError(f"The LoRA {path} is incomplete: A and B of {module} do not belong together.")
-        weights[module] = (a, b * _scale(module, a.shape[0], alphas, config.get(network, {})))
-    return LoraFile(path, network, weights, metadata)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"The LoRA {shown(path)} is no ordinary file: give a .safetensors file.")
+        with safe_open(path, framework="pt") as file:
+            keys, metadata = list(file.keys()), dict(file.metadata() or {})
+            _require_lora(path, keys)
+            # cloned: what safe_open returns may be a view of the mapped file
+            state = {key: file.get_tensor(key).clone() for key in keys}
+    except FileNotFoundError:
+        raise UserError(f"There is no LoRA file {shown(path)}.") from None
+    except UserError:
+        raise
+    except Exception as error:  # also numbers of a type that torch does not have
+        why = shown(reason(error))
+        raise UserError(f"{shown(path)} is not a readable .safetensors file ({why}): give another file.") from None
+    check(path, state)
+    return lora_scale.with_alphas(path, state, metadata), metadata
 
 
-def fit(
-    lora: LoraFile, network: str, state: Mapping[str, Tensor], scale: float, layers: frozenset[str]
-) -> dict[str, Tensor]:
+def check(name: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Raises UserError, naming the module, for a LoRA whose numbers cannot be.
+
+    NaN and infinite ones, whole ones for weights, empty tensors, an alpha that is no number, a rank beyond all reason.
+    """
+    for module, parts in lora_keys.modules(state).items():
+        where = f"The LoRA {shown(name)} cannot be used: {shown(module)}"
+        for key, tensor in parts.items():
+            is_alpha = lora_keys.is_alpha(key)
+            if tensor.numel() == 0:
+                raise UserError(f"{where} has an empty tensor.")
+            if tensor.dtype not in _FLOATS and not is_alpha and not key.endswith(".reshape_weight"):
+                raise UserError(f"{where} holds numbers of the type {str(tensor.dtype).removeprefix('torch.')}.")
+            if not torch.isfinite(tensor.float()).all():
+                raise UserError(f"{where} holds numbers that are not finite (NaN or infinite): take an earlier file.")
+            if is_alpha and tensor.numel() != 1:
+                raise UserError(f"{where} has an alpha of {tensor.numel()} numbers, and must have one.")
+            if lora_keys.is_first(key) and tensor.shape[:1].numel() > MOST_RANK:
+                raise UserError(f"{where} has rank {tensor.shape[0]}, and none above {MOST_RANK} is read.")
+
+
+def read(path: str | Path) -> LoraFile:
+    """The plain LoRA in a file, at scale 1 and under the names of the file.
+
+    Raises UserError if the file is missing, damaged or no LoRA, and, with the form's name, if it is none that training
+    can go on from.
+    """
+    path = Path(path)
+    state, metadata = load(path)
+    modules = lora_keys.modules(state)
+    if lora_keys.of_text_encoder(modules):
+        raise UserError(
+            f"The LoRA {shown(path)} also changes the text encoder, which DGPO does not train: give one without it."
+        )
+    return LoraFile(path, {module: _plain(path, module, parts) for module, parts in modules.items()}, metadata)
+
+
+def _plain(path: Path, module: str, parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """A and B of one module."""
+    form = lora_keys.form(parts)
+    if form not in ("LoRA", ""):
+        raise UserError(
+            f"The LoRA {shown(path)} is no plain one, and training goes on from no other: {shown(module)} is of the"
+            f" form {form}; {PLAIN}."
+        )
+    pair = lora_keys.low_rank(parts)
+    if pair is None:
+        raise UserError(f"The LoRA {shown(path)} is incomplete: A and B of {shown(module)} do not belong together.")
+    return pair
+
+
+def _require_lora(path: Path, keys: list[str]) -> None:
+    """Raises UserError for a file without a tensor, and for one with none of a LoRA's, before they are loaded."""
+    if not keys:
+        raise UserError(f"{shown(path)} has no tensors in it, so it is no LoRA: give another file.")
+    if not any(lora_keys.form([key]) for key in keys):
+        what = "a whole model" if any(map(_of_a_model, keys)) else "no LoRA in any known format"
+        raise UserError(f"{shown(path)} is {what} (it has {shown(keys[0])}): give a LoRA.")
+
+
+def _of_a_model(key: str) -> bool:
+    return key.startswith(("model.diffusion_model.", "first_stage_model.", "double_blocks.", "joint_blocks."))
+
+
+# --- into an adapter -------------------------------------------------------------------------------------------------
+
+
+def fit(lora: LoraFile, state: Mapping[str, Tensor], scale: float, layers: frozenset[str]) -> dict[str, Tensor]:
     """The file as an adapter's state: the keys and shapes of `state`, for branches that are scaled by `scale`.
 
     A lower rank than the adapter's is filled up with zeros in B and the adapter's own start in A, so that it can learn;
     modules that the file leaves alone keep `state`. layers: names of all modules of the network, for the messages.
-    Raises UserError if the file is for another family, changes modules that have no adapter, or has other shapes.
+    Raises UserError if the file changes modules that have no adapter, or has other shapes.
     """
-    dotted = {layer.replace(".", "_"): layer for layer in layers}
-    lora = replace(lora, weights={m if m in layers else dotted.get(m, m): w for m, w in lora.weights.items()})
     known = [m for m in lora.weights if f"{m}.lora_A.weight" in state]
-    if lora.network != network or not any(m in layers for m in lora.weights):
-        raise UserError(f"The LoRA {lora.path} is for another model: no layer of this one has the names in it.")
     if len(known) != len(lora.weights):
         name = sorted(set(lora.weights) - set(known))[0]
         advice = "add it to the LoRA targets" if name in layers else "give one of this model"
-        raise UserError(f"The LoRA {lora.path} changes {name}, which has no adapter here: {advice}.")
+        raise UserError(f"The LoRA {shown(lora.path)} changes {shown(name)}, which has no adapter here: {advice}.")
     fitted = {key: value.detach().to("cpu", torch.float32, copy=True) for key, value in state.items()}
     for module in known:
         _put(lora, module, fitted, scale)
@@ -176,65 +248,19 @@ def _put(lora: LoraFile, module: str, state: dict[str, Tensor], scale: float) ->
     to_a, to_b = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
     rank = a.shape[0]
     if rank > to_a.shape[0]:
-        raise UserError(f"The LoRA {lora.path} has rank {rank}: set the rank to at least that, not {to_a.shape[0]}.")
-    if a.shape[1] != to_a.shape[1] or b.shape[0] != to_b.shape[0]:
-        here, there = (to_b.shape[0], to_a.shape[1]), (b.shape[0], a.shape[1])
-        raise UserError(f"The LoRA {lora.path} does not fit: {module} is {here} in the model and {there} in the file.")
-    to_a[:rank] = a
-    to_b.zero_()
-    to_b[:, :rank] = b / scale
-
-
-def _scale(module: str, rank: int, alphas: Mapping[str, float], config: Mapping[str, object]) -> float:
-    """alpha / rank of one module: from its `.alpha` key, else from diffusers' JSON, else 1."""
-    if module in alphas:
-        return alphas[module] / rank
-    if "lora_alpha" not in config:
-        return 1.0
-    if config.get("alpha_pattern") or config.get("use_dora") or config.get("use_rslora"):
-        raise UserError("The LoRA uses alpha patterns, DoRA or rank-stabilised scaling, which are not supported.")
-    return float(str(config["lora_alpha"])) / rank
-
-
-def _adapter_config(metadata: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """diffusers' `lora_adapter_metadata`, split by network: {"transformer": {"lora_alpha": 8, ...}}."""
-    try:
-        flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return {}
-    config: dict[str, dict[str, object]] = {}
-    for key, value in flat.items():
-        network, _, name = key.partition(".")
-        config.setdefault(network, {})[name] = value
-    return config
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise UserError(f"There is no LoRA file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            # cloned: what safe_open returns may be a view of the mapped file
-            return {key: file.get_tensor(key).clone() for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path} is not a readable .safetensors file ({error}): give a LoRA in diffusers format."
-        ) from None
+            f"The LoRA {shown(lora.path)} has rank {rank}: set the rank to at least that, not {to_a.shape[0]}."
+        )
+    if _inner(a) != _inner(to_a) or b.shape[0] != to_b.shape[0]:
+        here, there = (to_b.shape[0], *_inner(to_a)), (b.shape[0], *_inner(a))
+        raise UserError(
+            f"The LoRA {shown(lora.path)} does not fit: {module} is {here} in the model and {there} in the file."
+        )
+    to_a[:rank] = a.reshape(rank, *to_a.shape[1:])
+    to_b.zero_()
+    to_b[:, :rank] = (b / scale).reshape(-1, rank, *to_b.shape[2:])
 
 
-def _not_a_lora(path: Path, key: str) -> str:
-    if key.startswith("text_encoder"):
-        return f"The LoRA {path} also changes the text encoder, which DGPO does not train: give one without it."
-    if key.startswith(("lora_unet_", "lora_te", "lora_transformer_", "diffusion_model.")):
-        return f"The LoRA {path} is not in diffusers format (it has {key}): convert it first."
-    return f"{path} is not a LoRA in diffusers format (it has {key}): give another file."
-
-
-def _sorted_header(data: bytes) -> bytes:
-    """The same safetensors file with the header in one fixed order: the library writes the metadata in a random one."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the tensors stay aligned
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+def _inner(a: Tensor) -> tuple[int, ...]:
+    """What A takes in: the size of its input, and of its kernel where that is larger than 1 x 1."""
+    return tuple(a.shape[1:2]) if math.prod(a.shape[2:]) == 1 else tuple(a.shape[1:])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from dgpo_core.errors import UserError
-from dgpo_core.policy import lora_file
+from dgpo_core.policy import lora_file, lora_names
 from dgpo_core.policy.adapters import Adapters
 from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import AdapterName, Check, Cond, Policy, guided
@@ -278,12 +278,12 @@ class DiffusersPolicy(Policy):
         return self.adapters.alpha / self.adapters.rank
 
     def load_lora(self, lora: str | Path | lora_file.LoraFile) -> None:
-        """Starts all three adapters from a LoRA in diffusers format; UserError if it does not fit."""
-        if not isinstance(lora, lora_file.LoraFile):
-            lora = lora_file.read(lora)
+        """Starts all three adapters from a plain LoRA of any trainer; UserError if it does not fit."""
+        found = lora if isinstance(lora, lora_file.LoraFile) else lora_file.read(lora)
         layers = frozenset(name for name, _ in self.network.named_modules())
         state = self.adapters.state("current")
-        self.adapters.load(lora_file.fit(lora, self.network_name, state, self.lora_scale, layers))
+        named = lora_names.resolve(found, self.network)
+        self.adapters.load(lora_file.fit(named, state, self.lora_scale, layers))
 
     def lora_tensors(self, name: AdapterName = "current") -> dict[str, Tensor]:
         return lora_file.tensors(self.network_name, self.adapter_state(name), self.lora_scale)
