@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import pytest
 import single_file
 import tiny
@@ -79,6 +80,29 @@ def test_a_checkpoint_without_configs_is_told_where_to_put_them(
     assert recognise(read_header(path)) == family
     with pytest.raises(UserError, match="put a diffusers folder"):
         load_policy(path, rank=2)
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_a_model_of_the_hubs_cache_is_looked_into_like_a_folder(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--owner--model"
+    snapshot = checkpoints.copy("sdxl", cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    for path in snapshot.rglob("*.safetensors"):
+        path.rename(path.with_suffix(f"{variant}.safetensors"))
+    policy = load_policy("owner/model", rank=2)
+    with torch.no_grad():
+        assert torch.equal(policy.predict(*inputs(policy)), tiny.shared("sdxl").predict(*inputs(tiny.shared("sdxl"))))
+    config = snapshot / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({"_class_name": "EDMEulerScheduler"}))
+    with pytest.raises(UserError, match="predicts EDM"):
+        load_policy("owner/model", rank=2)
 
 
 def test_models_that_cannot_be_loaded_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dgpo_core.errors import UserError
-from dgpo_core.policy import Cond, load_policy
+from dgpo_core.policy import Cond, load_policy, single_file
+from dgpo_core.policy.folder import Folder
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
 FP8 = torch.float8_e4m3fn
@@ -151,6 +152,24 @@ def test_an_sdxl_without_text_projection_is_told(tmp_path: Path) -> None:
     checkpoints.write(path, changed)
     with pytest.raises(UserError, match="no whole text_encoder_2"):
         load_policy(path, rank=2)
+
+
+def test_the_encoders_of_flux_in_one_file_are_those_of_its_folder() -> None:
+    folder, pipe = Folder(str(tiny.folder("flux"))), tiny.shared("flux").pipe
+    clip = {f"text_model.{key.removeprefix('text_model.')}": v for key, v in pipe.text_encoder.state_dict().items()}
+    t5 = {key: v for key, v in pipe.text_encoder_2.state_dict().items() if key != "encoder.embed_tokens.weight"}
+    state = {f"text_encoders.clip_l.transformer.{key}": v for key, v in clip.items()}
+    state |= {f"text_encoders.t5xxl.transformer.{key}": v for key, v in t5.items()}
+    for name in ("text_encoder", "text_encoder_2"):
+        found, expected = single_file._component(folder, name, state, torch.float32, "It"), getattr(pipe, name)
+        pairs = zip(found.state_dict().values(), expected.state_dict().values(), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize(("spread", "expected"), [(0.2, "v"), (0.02, "epsilon")])
+def test_sd2_without_a_sign_is_told_apart_by_the_spread_of_a_bias(spread: float, expected: str) -> None:
+    bias = spread * torch.linspace(-1.7, 1.7, 320)
+    assert single_file._sd2_prediction({single_file._SD2_V_MARK: bias}) == expected
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------

@@ -124,17 +124,33 @@ def open_folder(
         raise UserError(f"{what} is of family {found}, not {family}: set the family to {found} or auto.")
     cls = FAMILIES[found]
     _refuse_configs(folder, cls, what)
+    config, name = folder.scheduler()
+    predicts.settle(what, predicts.Evidence(), config, name, kinds=cls.kinds, asked=prediction)  # before a download
+    folder = _here(folder, what)
     _refuse_absent(folder, what)
-    headers = [read_header(file) for file in _weight_files(Path(path))]
+    headers = [read_header(file) for file in _weight_files(Path(folder.path))]
     own = [predicts.of_header(h, cls.kinds) for h in headers if h.path.parent.name == cls.network_name]
     _refuse_weights(headers)
-    config, name = folder.scheduler()
     scheduler = predicts.settle(what, predicts.together(own), config, name, kinds=cls.kinds, asked=prediction)
-    variant = _variant(Path(path))
+    variant = _variant(Path(folder.path))
     with user_errors(f"{what} cannot be loaded"):
         pipe = folder.build(cls, dtype, scheduler=scheduler, **({"variant": variant} if variant else {}))
     _refuse_missing(pipe, headers, what)
     return cls, pipe
+
+
+def _here(folder: Folder, what: str) -> Folder:
+    """The folder on this machine: that of the hub is downloaded, or found in the cache."""
+    from diffusers import DiffusionPipeline
+
+    if Path(folder.path).is_dir():
+        return folder
+    options = {"use_safetensors": True, "local_files_only": local_only()}
+    with user_errors(f"{what} cannot be loaded"):
+        try:
+            return Folder(str(DiffusionPipeline.download(folder.path, **options)))
+        except (OSError, ValueError):  # what it says where there are fp16 files alone
+            return Folder(str(DiffusionPipeline.download(folder.path, variant="fp16", **options)))
 
 
 def holds_weights(folder: Path, component: str) -> bool:
