@@ -158,7 +158,7 @@ def test_a_group_that_one_process_skips_is_skipped_as_by_one(sd3_folder: Path, t
     changes = {**CHANGES, "reward": "picky.py:Picky", "on_bad_score": "skip", "data": {"groups_per_iteration": 3}}
     codes = {}
     for name, processes in (("one", 1), ("many", 2)):
-        argv = write_quick(tmp_path / name, sd3_folder, **changes)
+        argv = [*write_quick(tmp_path / name, sd3_folder, **changes), "--trust-code"]
         (tmp_path / name / "picky.py").write_text(PICKY)
         codes[name] = train_together(tmp_path / name, argv, processes)
     assert codes == {"one": [0], "many": [0, 0]}, (tmp_path / "many" / "output-0.txt").read_text()

@@ -39,7 +39,7 @@ def failing(folder: Path, model: Path, rank: int, what: str, calls: int = 2, **c
     """The arguments of a training whose reward does something to one process, in the third iteration."""
     argv = write_quick(folder, model, **{**CHANGES, **changes}, reward="failing.py:Failing")
     (folder / "failing.py").write_text(FAILING.format(rank=rank, what=what, calls=calls))
-    return argv
+    return [*argv, "--trust-code"]
 
 
 def together(folder: Path, argv: list[str], size: int, fault: str = "") -> tuple[list[int], list[str]]:
