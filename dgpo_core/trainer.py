@@ -265,7 +265,7 @@ class Trainer:
 
         def accumulate(micro_batch: int) -> Tally:
             self.optimizer.zero_grad(set_to_none=False)
-            # nothing here draws from torch's own generator; for plug-ins that do, it is a function of seed and step, too
+            # for plug-ins that draw from torch's own generator: it is a function of seed and step, too
             torch.manual_seed(derive_seed(self.config.seed, "torch", self.step, self.world.rank))
             return update.accumulate(tasks, total, micro_batch)
 
