@@ -101,7 +101,7 @@ def test_a_plug_in_that_misbehaves_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     changes = {"iterations": 3, "evaluation": {"every": 0, "final_images": 0}, "checkpoint": {"every": 100}}
-    argv = write_quick(tmp_path, sd3_folder, **changes, reward=f"{tmp_path}/odd.py:Odd")
+    argv = [*write_quick(tmp_path, sd3_folder, **changes, reward=f"{tmp_path}/odd.py:Odd"), "--trust-code"]
     (tmp_path / "odd.py").write_text(source)
     assert main(argv) == 2
     told = capsys.readouterr().err
@@ -117,6 +117,7 @@ def test_the_users_own_ctrl_c_in_a_plug_in_is_ctrl_c(
     sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    argv = write_quick(tmp_path, sd3_folder, reward=f"{tmp_path}/odd.py:Odd", evaluation={"final_images": 0})
+    settings = write_quick(tmp_path, sd3_folder, reward=f"{tmp_path}/odd.py:Odd", evaluation={"final_images": 0})
+    argv = [*settings, "--trust-code"]
     (tmp_path / "odd.py").write_text(late("raise KeyboardInterrupt"))
     assert main(argv) == 130

@@ -118,9 +118,10 @@ def test_a_run_with_a_file_trains_resumes_and_is_measured_again(
     assert all(f"reward/{name}" in r for r in records if "loss" in r)
     lora = str(tmp_path / "runs/test/lora.safetensors")
     # a file that somebody gives away must not say which code runs here
-    assert evaluate.main(["--lora", lora, "--images", "2"]) == 2
-    assert f"names the Python file of a reward ({name}), which is not run" in capsys.readouterr().err
-    assert evaluate.main(["--lora", lora, "--images", "2", "--reward", name]) == 0
+    own = ["--lora", lora, "--images", "2", "--model", str(sd3_folder), "--prompts", str(tmp_path / "held_out.txt")]
+    assert evaluate.main(own) == 2
+    assert "names the reward other, which is not run on a file's word" in capsys.readouterr().err
+    assert evaluate.main([*own, "--reward", name]) == 0
 
 
 def test_a_workflow_runs_no_file(file: str, tmp_path: Path) -> None:
