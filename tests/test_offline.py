@@ -153,9 +153,11 @@ def test_a_folder_trains_from_the_command_line(
     assert summary.keys() == {"reward", "seconds", "iterations"}  # ratings measure nothing
     assert summary["reward"] == "ratings"
     assert len(list((tmp_path / "runs/test/samples").iterdir())) == 3
-    assert evaluate.main(["--lora", "runs/test/lora.safetensors", "--images", "4"]) == 2
-    assert "trained on what people said: give a reward that can measure it with --reward" in capsys.readouterr().err
-    assert evaluate.main(["--lora", "runs/test/lora.safetensors", "--images", "4", "--reward", "brightness"]) == 0
+    measure = ["--lora", "runs/test/lora.safetensors", "--images", "4", "--model", str(sd3_folder)]
+    measure += ["--prompts", "held_out.txt"]
+    assert evaluate.main(measure) == 2
+    assert "was on what people said: give a reward that can measure it with --reward" in capsys.readouterr().err
+    assert evaluate.main([*measure, "--reward", "brightness"]) == 0
     before = contents(tmp_path / "runs/test")
     table = folder / "ratings.csv"
     table.write_text(table.read_text().replace("1-0.png,0", "1-0.png,9"))
