@@ -28,7 +28,7 @@ from dgpo_core.errors import UserError
 from dgpo_core.files import write_atomic
 from dgpo_core.policy import Cond, Policy
 from dgpo_core.trainer import Trainer
-from dgpo_core.update import OLD, References
+from dgpo_core.update import OLD, Reference, References
 
 PRESETS = {"sd35m": "sd35m-pickscore-curve", "sdxl": "sdxl-pickscore", "flux": "flux-pickscore"}
 """The preset that a random model is timed with where none is given."""
@@ -215,12 +215,19 @@ class Bare:
         self.shape = self.policy.latent_shape(*trainer.size)
 
     def run(self, informative: float) -> None:
-        """Draw and decode `samples` samples, and train on the share of them whose groups are informative."""
+        """Draw and decode `samples` samples, and train on them: on the share whose groups are informative with all that
+        they are compared with, on the others with what the KL term needs, where there is one."""
         for size in sizes(self.samples, self.rollout_batch):
             self.draw(size)
         # whole groups go together where they fit
-        for size in sizes(round(self.samples * informative) * self.settings.timesteps, self.micro_batch):
-            self.train(size)
+        told = round(self.samples * informative)
+        references = References.of(self.settings)
+        compared = {references.logit, references.kl, OLD if self.settings.clip > 0 else None} - {None}
+        for size in sizes(told * self.settings.timesteps, self.micro_batch):
+            self.train(size, compared)
+        if references.kl:
+            for size in sizes((self.samples - told) * self.settings.timesteps, self.micro_batch):
+                self.train(size, {references.kl})
 
     def inputs(self, size: int) -> tuple[torch.Tensor, torch.Tensor, Cond]:
         """x_t, t and cond of `size` rows."""
@@ -236,11 +243,9 @@ class Bare:
                 self.policy.predict(x, t, cond)
         self.policy.decode(x[:size])
 
-    def train(self, size: int) -> None:
-        """Reference, old policy, and forward and backward of the current one."""
+    def train(self, size: int, compared: set[Reference]) -> None:
+        """The policies that are compared with, and forward and backward of the current one."""
         x, t, cond = self.inputs(size)
-        references = References.of(self.settings)
-        compared = {references.logit, references.kl, OLD if self.settings.clip > 0 else None} - {None}
         with torch.no_grad():
             for reference in compared:
                 with self.policy.using(reference.adapter):

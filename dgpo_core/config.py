@@ -140,7 +140,7 @@ class RolloutConfig:
     negative_prompt: str = ""
     """Prompt of the unguided branch where cfg > 1."""
     on_policy_steps: CountOrZero = 200
-    """Optimiser steps after which the fast EMA draws instead of the current weights (GenEval: 500)."""
+    """The fast EMA draws instead of the current weights once more than this many steps are done (GenEval: 500)."""
     scheduler: str = ""
     """Noise levels, by the name of one of ComfyUI's schedulers, for native policies; empty: the model's own."""
 
@@ -239,7 +239,7 @@ class HumanConfig:
     mode: Literal["rank", "thumbs"] = "rank"
     """Put images in order, best first, or mark them as good or bad."""
     timeout: Annotated[float, Range(0, 10_000_000)] = 0.0
-    """Seconds to wait for an answer; then the iteration trains nothing and the run goes on; 0 waits for ever."""
+    """Seconds to wait for an answer; then the iteration has the KL term alone and the run goes on; 0 waits for ever."""
 
 
 @dataclass(frozen=True)

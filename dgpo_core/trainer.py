@@ -261,7 +261,9 @@ class Trainer:
         """Accumulate the gradient over all tasks and processes, then one clipped optimiser step."""
         t = self.config.training
         uncond = self.policy.encode([self.config.rollout.negative_prompt])[0] if t.kl_cfg != 1.0 else None
-        update = Update(self.policy, t, uncond=uncond, old_is_current=self.old_is_current, check=self.check)
+        # an old policy of the same weights still predicts otherwise where the current one has dropout: it has none
+        same = self.old_is_current and not self.config.lora.dropout
+        update = Update(self.policy, t, uncond=uncond, old_is_current=same, check=self.check)
 
         def accumulate(micro_batch: int) -> Tally:
             self.optimizer.zero_grad(set_to_none=False)

@@ -113,7 +113,8 @@ def draw_timesteps(candidates: Tensor, settings: TrainingConfig, prediction: Pre
     with a table of noise levels, over the table's entries)."""
     generator = torch.Generator().manual_seed(seed)
     if settings.timestep_source == "rollout":
-        return candidates[torch.randperm(len(candidates), generator=generator)[: settings.timesteps]].tolist()
+        drawn = candidates[torch.randperm(len(candidates), generator=generator)[: settings.timesteps]]
+        return prediction.nearest(drawn).tolist()  # some solvers step between the entries of a table
     top = float(prediction.num_train_timesteps)
     low = settings.t_min * top if settings.t_min < 1 else float(candidates[-1])
     t = low + (top - low) * torch.rand(settings.timesteps, generator=generator)
@@ -274,8 +275,10 @@ class Update:
         self.check()
         with self.policy.using(reference.adapter):
             c = self.policy.predict(rows.x_t, rows.t, rows.cond)
-            if reference.cfg == 1.0 or self.uncond is None:
+            if reference.cfg == 1.0:
                 return c
+            if self.uncond is None:
+                raise ValueError("a guided reference needs `uncond`")
             self.check()
             u = self.policy.predict(rows.x_t, rows.t, self.uncond.expand(len(rows)))
         return u + reference.cfg * (c - u)

@@ -145,7 +145,10 @@ class NativePolicy(Policy):
         known = {text: self._conditioning(text) for text in texts.unique().tolist()}  # may make room for the CLIP
         together = native_texts.together(texts, sigma, known)
         with self._running(x):
-            parts = [self._denoised(x[rows], sigma[rows], given) for rows, given in together]
+            parts = []
+            for rows, given in together:
+                with self.adapters.dropout.dropping_rows(rows.tolist()):
+                    parts.append(self._denoised(x[rows], sigma[rows], given))
         x0 = torch.cat(parts)[torch.cat([rows for rows, _ in together]).argsort()]
         return native_sampling.from_denoised(self.prediction, x_t, x0, t).float()
 

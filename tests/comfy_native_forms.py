@@ -32,7 +32,7 @@ from torch import Tensor
 
 import nodes as core
 from dgpo_core.config import RolloutConfig
-from dgpo_core.policy import load_policy
+from dgpo_core.policy import Cond, load_policy
 from dgpo_core.prompts import Prompt
 
 values = importlib.import_module("pack.values")
@@ -55,6 +55,8 @@ def dropout(case: Case) -> dict[str, float | bool]:
             with policy.dropping([seed, 10 + seed, 20 + seed]):
                 found.append(case.gradients(policy)[:2])
         off = bool(torch.equal(case.gradients(policy)[0], plain))
+        if not checkpointing:
+            texts, alone = beside_others(case, policy)
         policy.to("cpu")
     (y, grads), again, other, (y_checkpointed, grads_checkpointed), *_ = found
     return {
@@ -64,7 +66,23 @@ def dropout(case: Case) -> dict[str, float | bool]:
         "checkpointed": difference(y_checkpointed, y),
         "gradient": worst(grads_checkpointed, grads),
         "off": off,
+        "texts": difference(texts, alone),
     }
+
+
+def beside_others(case: Case, policy: Any) -> tuple[Tensor, Tensor]:
+    """Rows of two texts in one batch, and the same rows one at a time, each with its own seed."""
+    x, t, _ = case.inputs()
+    cond = Cond.cat(policy.encode(["red", "blue", "red"]))
+    seeds, parts = (3, 4, 5), []
+    with torch.no_grad():
+        with policy.dropping(seeds):
+            together = policy.predict(x, t, cond)
+        for i, seed in enumerate(seeds):
+            row = slice(i, i + 1)
+            with policy.dropping([seed]):
+                parts.append(policy.predict(x[row], t[row], cond.select(row)))
+    return together, torch.cat(parts)
 
 
 # --- start_from ------------------------------------------------------------------------------------------------------

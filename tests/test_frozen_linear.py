@@ -170,6 +170,10 @@ def test_dropout_is_on_current_while_it_trains_and_a_rows_seed_decides_its_mask(
     torch.testing.assert_close(dropped, 2 * low.sum(1, keepdim=True).expand(40, 6))  # as peft: before A
     with adapters.dropout.dropping(seeds[20:]):
         torch.testing.assert_close(adapters.add("a.to_q", x[20:], y[20:]), dropped[20:])
+    with adapters.dropout.dropping(seeds), adapters.dropout.dropping_rows([7, 3]):
+        torch.testing.assert_close(adapters.add("a.to_q", x[[7, 3]], y[[7, 3]]), dropped[[7, 3]])
+        with pytest.raises(UserError, match=r"a\.to_q mixes the images of a batch"):  # 1 row for 2 seeds
+            adapters.add("a.to_q", x[:1], y[:1])
     assert torch.equal(adapters.add("a.to_q", x, y), plain)
 
 

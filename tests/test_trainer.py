@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from dgpo_core import trainer as trainer_module
 from dgpo_core.distributed import World
 from dgpo_core.errors import UserError
 from dgpo_core.measure import draw_evaluation, evaluation_set
+from dgpo_core.policy import load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.prompts import Prompt
 from dgpo_core.trainer import NOTHING_TO_LEARN, Trainer
@@ -105,6 +107,16 @@ def test_the_old_policy_is_asked_only_once_it_differs(policy: DiffusersPolicy, m
     trainer.iterate()
     assert calls.adapters() == {"current", None, "old"}
     assert calls.rows("old") == 2 * 2 * 4  # groups x timesteps x samples
+
+
+def test_under_dropout_the_old_policy_is_always_asked(sd3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none, so it predicts otherwise than the current policy also where their weights are equal."""
+    dropping = load_policy(sd3_folder, rank=4, alpha=8.0, dropout=0.3)
+    trainer = make_trainer(dropping, quick(lora={"dropout": 0.3}))
+    assert trainer.old_is_current
+    calls = Calls(dropping, monkeypatch)
+    trainer.iterate()
+    assert calls.adapters() == {"current", None, "old"}
 
 
 def test_the_old_policy_is_never_asked_where_it_follows_at_once(

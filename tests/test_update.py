@@ -337,6 +337,16 @@ def test_a_model_with_a_table_of_noise_levels_is_told_the_level_that_it_was_give
     assert any(level != round(level) for level in draw_timesteps(LEVELS, t, FLOW, seed=3))
 
 
+def test_a_solvers_timesteps_between_the_entries_of_a_noise_table_are_not_trained_at() -> None:
+    """Euler, evenly spaced, steps between them. Noise is added by the table: the network would hear of another."""
+    levels = torch.linspace(999, 0, 8)
+    assert any(level % 1 for level in levels.tolist())
+    t, table = settings(timesteps=5), Epsilon(1000, torch.linspace(0.999, 0.01, 1000))
+    draws = [[x for seed in range(50) for x in draw_timesteps(levels, t, p, seed)] for p in (table, FLOW)]
+    assert all(x % 1 == 0 and 0 <= x <= 999 for x in draws[0])
+    assert any(x % 1 for x in draws[1])  # a flow model takes any
+
+
 def test_uniform_timesteps_lie_between_t_min_and_the_top() -> None:
     t = settings(timesteps=50, timestep_source="uniform", t_min=0.3)
     draws = [x for seed in range(20) for x in draw_timesteps(LEVELS, t, FLOW, seed)]

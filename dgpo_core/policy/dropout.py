@@ -7,12 +7,13 @@ another process, or is computed again for the backward, sees the masks that it w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dgpo_core.errors import UserError
 from dgpo_core.seeds import derive_seed
 
 
@@ -35,6 +36,10 @@ class Dropout:
         finally:
             self._seeds = before
 
+    def dropping_rows(self, rows: Sequence[int]) -> AbstractContextManager[None]:
+        """Inside the block the batches that come are of these rows alone, of those that there are seeds for."""
+        return self.dropping([self._seeds[i] for i in rows] if self._seeds else ())
+
     def remembering(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function under the seeds of now, whenever it is called: for what a backward computes again."""
         seeds = self._seeds
@@ -49,10 +54,12 @@ class Dropout:
         """x [B, ...] as the layer's branch sees it.
 
         B is the number of seeds, or a multiple where an engine puts several conditionings of the same rows, one after
-        the other, into one batch: a sample has the same mask under all of them.
+        the other, into one batch: a sample has the same mask under all of them. Raises UserError for another B.
         """
         if not self._seeds or self.p == 0:
             return x
+        if not len(x) or len(x) % len(self._seeds):
+            raise UserError(f"The layer {layer} mixes the images of a batch: set the LoRA dropout to 0.")
         masks = torch.stack([self._mask(x, derive_seed(seed, layer)) for seed in self._seeds])
         return x * masks.repeat(len(x) // len(masks), *[1] * (x.ndim - 1))
 
