@@ -69,7 +69,7 @@ def workflow(name: str) -> Graph:
 def pictures(comfy: ComfyServer) -> None:
     """One that is liked and one that is not, larger than the model's."""
     for name, colour in (("dgpo_liked.png", "red"), ("dgpo_disliked.png", "blue")):
-        Image.new("RGB", (640, 480), colour).save(comfy.base / "input" / name)
+        Image.new("RGB", (640, 600), colour).save(comfy.base / "input" / name)
 
 
 def checkpoint(comfy: ComfyServer) -> None:
