@@ -19,16 +19,16 @@ from typing import Any, Literal
 
 import torch
 
-from dgpo_core import assemble
 from dgpo_core.cli import command, parse
-from dgpo_core.config import EMBEDDED, Config, Count, CountOrZero, RewardTerm
-from dgpo_core.config_io import load_preset, read_rewards, validate
-from dgpo_core.distributed import World
-from dgpo_core.errors import UserError
-from dgpo_core.files import write_atomic
+from dgpo_core.common.distributed import World
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.files import write_atomic
+from dgpo_core.method.trainer import Trainer
+from dgpo_core.method.update import OLD, Reference, References
 from dgpo_core.policy import Cond, Policy
-from dgpo_core.trainer import Trainer
-from dgpo_core.update import OLD, Reference, References
+from dgpo_core.runs import assemble
+from dgpo_core.settings.config import EMBEDDED, Config, Count, CountOrZero, RewardTerm
+from dgpo_core.settings.config_io import load_preset, read_rewards, validate
 
 PRESETS = {"sd35m": "sd35m-pickscore-curve", "sdxl": "sdxl-pickscore", "flux": "flux-pickscore"}
 """The preset that a random model is timed with where none is given."""
@@ -123,7 +123,7 @@ class Bench:
 
     def random_model(self) -> tuple[Policy, tuple[int, int]]:
         """What `assemble.load_model` gives, with random weights."""
-        from dgpo_core.policy.random_model import random_policy  # imported late: it takes seconds
+        from dgpo_core.benchmark.random_model import random_policy  # imported late: it takes seconds
 
         model, lora = self.config.model, self.config.lora
         policy = random_policy(

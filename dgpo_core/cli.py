@@ -15,11 +15,12 @@ from typing import Annotated, Literal, NoReturn, TypeVar
 
 import tyro
 
-from dgpo_core import config_io, trust
-from dgpo_core.config import DEMO_REWARDS, EMBEDDED, HUMAN, RATINGS, Config, RewardTerm
-from dgpo_core.errors import Elsewhere, Interrupted, UserError, out_of_memory
-from dgpo_core.reading import bounded, shown
-from dgpo_core.workflow import load_workflow
+from dgpo_core.comfy.workflow import load_workflow
+from dgpo_core.common.errors import Elsewhere, Interrupted, UserError, out_of_memory
+from dgpo_core.common.reading import bounded, shown
+from dgpo_core.rewards import trust
+from dgpo_core.settings import config_io
+from dgpo_core.settings.config import DEMO_REWARDS, EMBEDDED, HUMAN, RATINGS, Config, RewardTerm
 
 Settings = TypeVar("Settings")
 

@@ -13,21 +13,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from dgpo_core import assemble, config_io, origin, trust
 from dgpo_core.cli import command, parse
-from dgpo_core.config import EMBEDDED, Config, DataConfig, LoraConfig, Range, RewardTerm
-from dgpo_core.distributed import World
-from dgpo_core.errors import UserError
-from dgpo_core.files import write_atomic
-from dgpo_core.group import Group
-from dgpo_core.measure import Evaluation, evaluation_set, evaluation_weights, score_evaluation
-from dgpo_core.origin import Origin
-from dgpo_core.policy import Policy, lora_file
-from dgpo_core.prompts import Prompt
-from dgpo_core.reading import shown
-from dgpo_core.report import Column, Table, markdown, picture
-from dgpo_core.rewards import REWARDS, Reward, make_reward, refuse_files, reward_class
-from dgpo_core.rewards.web import ServerReward
+from dgpo_core.common.distributed import World
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.files import write_atomic
+from dgpo_core.common.group import Group
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.reading import shown
+from dgpo_core.evaluation.report import Column, Table, markdown, picture
+from dgpo_core.evaluation.scores import Evaluation, evaluation_set, evaluation_weights, score_evaluation
+from dgpo_core.policy import Policy
+from dgpo_core.policy.lora import file as lora_file
+from dgpo_core.rewards import REWARDS, Reward, make_reward, refuse_files, reward_class, trust
+from dgpo_core.rewards.network.web import ServerReward
+from dgpo_core.runs import assemble, origin
+from dgpo_core.runs.origin import Origin
+from dgpo_core.settings import config_io
+from dgpo_core.settings.config import EMBEDDED, Config, DataConfig, LoraConfig, Range, RewardTerm
 
 SHOWN_PROMPTS = 6  # rows of the picture
 

@@ -1,134 +1,137 @@
-"""Prompt files, and which prompts an iteration trains on."""
+"""Writes prompts for the rewards that check facts: seeded, own sets to train on and to measure with.
 
-import functools
+    python -m dgpo_core.prompts geneval --count 150 --out held_out.jsonl
+    python -m dgpo_core.prompts geneval --count 700 --exclude held_out.jsonl --out train.jsonl
+
+`geneval`: for the rewards geneval and geneval_training. `ocr`: for the reward ocr.
+"""
+
+import json
+import os
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dgpo_core.errors import UserError
-from dgpo_core.prompt_syntax import is_infotext_line
-from dgpo_core.reading import parse_json, read_bytes, shown
-from dgpo_core.seeds import derive_seed
+from dgpo_core.cli import parse
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.files import write_atomic
+from dgpo_core.common.prompts import Prompt, load_prompts
+from dgpo_core.common.reading import shown
+from dgpo_core.common.seeds import derive_seed
+from dgpo_core.rewards.geneval import prompts as geneval_prompts
+from dgpo_core.rewards.ocr import prompts as ocr_prompts
+
+PROGRAM = "python -m dgpo_core.prompts"
+MOST = 1_000_000
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What the model is asked to draw, and what a verifying reward needs to know about it.
+class GenEvalSet:
+    """Writes prompts of GenEval's six tasks over COCO's objects, with the facts that the rewards check."""
 
-    where: file and line that it is from, for messages; "" where it is from none.
-    """
-
-    text: str
-    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    where: str = field(default="", compare=False)
-
-
-def load_prompts(path: str | Path) -> list[Prompt]:
-    """The prompts of a .txt file (one per line) or a .jsonl file (`{"prompt": ..., metadata...}` per line).
-
-    Blank lines, and in .txt lines that start with #, are skipped. Raises UserError naming the file, and the line, for
-    whatever is wrong with it.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in (".txt", ".jsonl"):
-        raise UserError(f"The prompt file {shown(path)} must be a .txt or .jsonl file.")
-    read = _read_json if path.suffix.lower() == ".jsonl" else _read_text
-    found = _read_lines(_text_of(path).split("\n"), read, f"{path}:")
-    if not found:
-        raise UserError(f"The prompt file {shown(path)} has no prompts in it.")
-    return found
+    count: int
+    """How many: to about 850 over all files in the proportions of Flow-GRPO; beyond that, counting runs out."""
+    out: str
+    """The .jsonl file to write; there must be none of this name."""
+    seed: int = 0
+    """The same seed gives the same prompts."""
+    exclude: tuple[str, ...] = ()
+    """Prompt files (.txt, .jsonl): nothing that they ask for is asked for, in other words or another order either."""
 
 
-def read_prompts(text: str) -> list[Prompt]:
-    """The prompts of a text, one per line; as in a .txt file. Raises UserError naming the line."""
-    found = _read_lines(text.splitlines(), _read_text, "line ")
-    if not found:
-        raise UserError("There are no prompts in the text: write one per line.")
-    return found
+@dataclass(frozen=True)
+class OcrSet:
+    """Writes prompts that quote a text, for the reward ocr."""
+
+    count: int
+    """How many."""
+    out: str
+    """The .jsonl file to write; there must be none of this name."""
+    letters: tuple[int, int] = (4, 24)
+    """Shortest and longest text, in letters without spaces, 3 to 60."""
+    seed: int = 0
+    """The same seed gives the same prompts."""
+    exclude: tuple[str, ...] = ()
+    """Prompt files (.txt, .jsonl): no text that they quote is quoted."""
 
 
-def _read_lines(lines: Sequence[str], read: Callable[[str, str], Prompt | None], where: str) -> list[Prompt]:
-    """The prompts of those lines that hold one. where: what a line's number stands behind."""
-    prompts = [read(line.strip(), f"{where}{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    found = [prompt for prompt in prompts if prompt is not None]
-    for prompt in found:
-        refuse_foreign(prompt)
-    return found
+def write_geneval(options: GenEvalSet) -> str:
+    """Writes the set; returns what was written, in one line."""
+    _check(options.count, options.out)
+    free = _unlike(options.exclude, geneval_prompts.meaning)
+    prompts = geneval_prompts.draw(options.count, _generator("geneval", options.seed), free)
+    _write(options.out, prompts)
+    tasks = Counter(prompt.metadata["tag"] for prompt in prompts)
+    return f"{options.out}: {len(prompts)} prompts ({', '.join(f'{n} {tag}' for tag, n in tasks.most_common())})"
 
 
-def refuse_foreign(prompt: Prompt) -> None:
-    """Raises UserError for what cannot be a prompt that somebody has written."""
-    where = shown(prompt.where, 1000) or "the prompt"
-    where = where[:1].upper() + where[1:] if where.startswith(("line ", "the ")) else where
-    lines = prompt.text.splitlines()
-    if any(not character.isprintable() and ord(character) < 32 for line in lines for character in line.expandtabs()):
-        raise UserError(f"{where}: holds a control character: save the prompts as UTF-8 text.")
-    foreign = next((line for line in lines if is_infotext_line(line)), None)
-    if foreign is not None:
-        raise UserError(
-            f"{where}: {shown(foreign, 60)!r} is no prompt but a part of generation data that were copied: keep the"
-            " prompts alone, one per line."
-        )
+def write_ocr(options: OcrSet) -> str:
+    """Writes the set; returns what was written, in one line."""
+    _check(options.count, options.out)
+    free = _unlike(options.exclude, ocr_prompts.meaning)
+    prompts = ocr_prompts.draw(options.count, options.letters, _generator("ocr", options.seed), free)
+    _write(options.out, prompts)
+    low, high = options.letters
+    return f"{options.out}: {len(prompts)} prompts with texts of {low} to {high} letters"
 
 
-def _text_of(path: Path) -> str:
-    if not path.exists():
-        raise UserError(f"There is no prompt file {shown(path, 1000)}.")
-    content = read_bytes(path, "The prompt file")
+def _check(count: int, out: str) -> None:
+    if not 1 <= count <= MOST:
+        raise UserError(f"--count must be 1 to {MOST:,}, not {count:,}.")
+    if Path(out).suffix.lower() != ".jsonl":
+        raise UserError(f"--out must name a .jsonl file, not {shown(repr(out))}.")
+    if os.path.lexists(out):
+        raise UserError(f"There is already a file {shown(out)}: give another name to --out, or delete it.")
+
+
+def _unlike(files: Sequence[str], meaning: Callable[[Prompt], Hashable]) -> Callable[[Prompt], bool]:
+    """Whether a prompt is none of those in the files, neither by its words nor by what it asks for."""
+    others = [prompt for file in files for prompt in load_prompts(file)]
+    words = {_words(prompt) for prompt in others}
+    meanings = {meaning(prompt) for prompt in others}
+    return lambda prompt: _words(prompt) not in words and meaning(prompt) not in meanings
+
+
+def _words(prompt: Prompt) -> str:
+    return " ".join(prompt.text.casefold().split())
+
+
+def _generator(kind: str, seed: int) -> random.Random:
+    return random.Random(derive_seed("prompt sets", kind, seed))
+
+
+def _write(path: str, prompts: Sequence[Prompt]) -> None:
+    lines = [json.dumps({"prompt": prompt.text, **prompt.metadata}, ensure_ascii=False) + "\n" for prompt in prompts]
+    write_atomic(path, "".join(lines))
+
+
+def run(argv: Sequence[str]) -> str:
+    """What the arguments ask for; returns the line to print. Raises UserError for anything wrong with them."""
+    kind, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if kind == "geneval":
+        return write_geneval(parse(GenEvalSet, rest, f"{PROGRAM} geneval", GenEvalSet.__doc__))
+    if kind == "ocr":
+        return write_ocr(parse(OcrSet, rest, f"{PROGRAM} ocr", OcrSet.__doc__))
+    if kind in ("-h", "--help"):
+        return f"{__doc__.strip()}\n\n{PROGRAM} geneval --help and {PROGRAM} ocr --help say more."
+    asked = f"There are no prompts for {shown(repr(kind))}" if kind else "Nothing says for which reward"
+    raise UserError(f"{asked}: begin with geneval or ocr, as in {PROGRAM} geneval --count 500 --out prompts.jsonl.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, or 2 after a user's mistake."""
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{shown(path)}:{line}: not UTF-8 text; save the file as UTF-8.") from None
-
-
-def _read_text(line: str, where: str) -> Prompt | None:
-    return None if line.startswith("#") else Prompt(line, where=where)
-
-
-def _read_json(line: str, where: str) -> Prompt:
-    record = parse_json(line, f"{where}: the line")
-    if not isinstance(record, dict):
-        raise UserError(f'{where}: must be an object such as {{"prompt": "a red circle"}}.')
-    text = record.pop("prompt", None)
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f'{where}: "prompt" must be there and hold text.')
-    return Prompt(text.strip(), record, where)
-
-
-class PromptStream:
-    """The prompts of each iteration: all of them in random order, then again in another order, without end.
-
-    No prompt comes twice within one round. What `at` answers depends only on its argument and on what the stream was
-    made from, so a resumed run needs no state. The order of the last rounds asked for is remembered: an iteration costs
-    what its own prompts cost, however many there are in all.
-    """
-
-    def __init__(self, prompts: Sequence[Prompt], per_iteration: int, seed: int) -> None:
-        self.prompts = tuple(prompts)
-        self.per_iteration = per_iteration
-        self.seed = seed
-
-    def at(self, iteration: int) -> list[Prompt]:
-        """The `per_iteration` prompts of `iteration`, counted from 0."""
-        first, count = iteration * self.per_iteration, len(self.prompts)
-        places = [divmod(position, count) for position in range(first, first + self.per_iteration)]
-        return [self.prompts[_order(count, self.seed, epoch)[place]] for epoch, place in places]
-
-
-@functools.lru_cache(maxsize=4)  # of a million prompts, 8 MB each
-def _order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of `count` prompts in round `epoch`."""
-    order = list(range(count))
-    random.Random(derive_seed(seed, "prompts", epoch)).shuffle(order)
-    return order
+        print(run(list(sys.argv[1:] if argv is None else argv)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    import sys
-
-    from dgpo_core.prompt_sets import main  # here, as prompt sets know rewards, and rewards know prompts
-
     sys.exit(main())

@@ -16,8 +16,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dgpo_core import assemble, config_io, origin, trust
-from dgpo_core.checkpoint import (
+from dgpo_core.cli import command, parse_args
+from dgpo_core.common.distributed import World, together
+from dgpo_core.common.errors import Interrupted, UserError
+from dgpo_core.common.files import write_atomic
+from dgpo_core.common.pictures import reward_curve
+from dgpo_core.common.prompt_syntax import syntax_warning
+from dgpo_core.common.terminal import say
+from dgpo_core.evaluation.evaluator import Evaluator, read_evaluations, side_by_side
+from dgpo_core.evaluation.scores import Evaluation, Measurement, evaluation_solver
+from dgpo_core.method.offline import RatedGroups
+from dgpo_core.method.trainer import Iteration, Trainer
+from dgpo_core.policy import AdapterName, Policy
+from dgpo_core.rewards import guard, trust
+from dgpo_core.runs import assemble, origin
+from dgpo_core.runs.checkpoint import (
     best_checkpoint,
     checkpoint_path,
     checkpoints,
@@ -27,21 +40,9 @@ from dgpo_core.checkpoint import (
     save_checkpoint,
     step_of,
 )
-from dgpo_core.cli import command, parse_args
-from dgpo_core.config import Config
-from dgpo_core.distributed import World, together
-from dgpo_core.errors import Interrupted, UserError
-from dgpo_core.evaluation import Evaluator, read_evaluations, side_by_side
-from dgpo_core.files import write_atomic
-from dgpo_core.measure import Evaluation, Measurement, evaluation_solver
-from dgpo_core.offline import RatedGroups
-from dgpo_core.pictures import reward_curve
-from dgpo_core.policy import AdapterName, Policy
-from dgpo_core.prompt_syntax import syntax_warning
-from dgpo_core.rewards import guard
-from dgpo_core.run import Run
-from dgpo_core.terminal import say
-from dgpo_core.trainer import Iteration, Trainer
+from dgpo_core.runs.run import Run
+from dgpo_core.settings import config_io
+from dgpo_core.settings.config import Config
 
 ECHO = 5.0  # seconds in which a second signal is still the first one, passed on by `accelerate launch` or `torchrun`
 

@@ -11,17 +11,18 @@ import comfy.samplers
 import torch
 from comfy_api.v0_0_2 import io, ui
 
-from dgpo_core.config import EvalConfig, RewardTerm
-from dgpo_core.errors import UserError
-from dgpo_core.group import Group
-from dgpo_core.measure import total
-from dgpo_core.pictures import grid
-from dgpo_core.prompts import Prompt
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.group import Group
+from dgpo_core.common.pictures import grid
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.evaluation.scores import total
 from dgpo_core.rewards import weights_of
+from dgpo_core.settings.config import EvalConfig, RewardTerm
 
-from . import fields, host, scoring, sessions
-from .native_sampling import SAMPLERS
-from .values import PolicyHandle, Prompts, Sampler
+from .common import fields, host
+from .common.values import PolicyHandle, Prompts, Sampler
+from .on_model.sampling import SAMPLERS
+from .runs import scoring, sessions
 
 
 class BeforeAfter(io.ComfyNode):

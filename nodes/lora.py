@@ -13,11 +13,13 @@ import comfy.lora_convert
 import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
-from dgpo_core.errors import UserError
-from dgpo_core.policy import lora_file, lora_keys, lora_report
-from dgpo_core.reading import shown
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.reading import shown
+from dgpo_core.policy.lora import file as lora_file
+from dgpo_core.policy.lora import keys as lora_keys
+from dgpo_core.policy.lora import report as lora_report
 
-from . import lora_model
+from .common import lora_model
 
 NONE = "none"
 _log = logging.getLogger(__name__)

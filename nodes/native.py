@@ -6,12 +6,15 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.config import LoraConfig, MemoryConfig, ModelConfig
-from dgpo_core.errors import UserError
-from dgpo_core.prompts import Prompt
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.settings.config import LoraConfig, MemoryConfig, ModelConfig
 
-from . import fields, host, native_models, native_texts, sessions
-from .values import Conditionings, PolicyHandle, PolicySpec, Prompts
+from .common import fields, host
+from .common.values import Conditionings, PolicyHandle, PolicySpec, Prompts
+from .on_model import models as native_models
+from .on_model import texts as native_texts
+from .runs import sessions
 
 
 class _NativePolicy(io.ComfyNode):

@@ -6,11 +6,12 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.config import EMBEDDED, LoraConfig, MemoryConfig, ModelConfig
-from dgpo_core.errors import UserError
+from dgpo_core.common.errors import UserError
+from dgpo_core.settings.config import EMBEDDED, LoraConfig, MemoryConfig, ModelConfig
 
-from . import fields, host, sessions
-from .values import PolicyHandle, PolicySpec
+from .common import fields, host
+from .common.values import PolicyHandle, PolicySpec
+from .runs import sessions
 
 
 class LoadPolicy(io.ComfyNode):

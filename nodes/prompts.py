@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.assemble import DEMO
-from dgpo_core.errors import UserError
-from dgpo_core.prompts import Prompt, load_prompts, read_prompts
-from dgpo_core.workflow import SHIPPED, TEXT
+from dgpo_core.comfy.workflow import SHIPPED, TEXT
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt, load_prompts, read_prompts
+from dgpo_core.runs.assemble import DEMO
 
-from . import fields, host
-from .values import Prompts
+from .common import fields, host
+from .common.values import Prompts
 
 
 class PromptList(io.ComfyNode):

@@ -11,17 +11,18 @@ from comfy_api.v0_0_2 import io
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from dgpo_core.config import HUMAN, RewardTerm
-from dgpo_core.errors import UserError
-from dgpo_core.human.ask import FOLDER, ask
-from dgpo_core.human.questions import MODES, OPENED, Answer, Questions
-from dgpo_core.measure import total
-from dgpo_core.preferences import parse_preset, preset_answers
+from dgpo_core.common.errors import UserError
+from dgpo_core.evaluation.scores import total
+from dgpo_core.people.ask import FOLDER, ask
+from dgpo_core.people.preferences import parse_preset, preset_answers
+from dgpo_core.people.questions import MODES, OPENED, Answer, Questions
 from dgpo_core.rewards import weights_of
+from dgpo_core.settings.config import HUMAN, RewardTerm
 
-from . import fields, host, scoring, sessions
-from .questions import add_routes
-from .values import Groups, with_scores
+from .common import fields, host
+from .common.values import Groups, with_scores
+from .runs import scoring, sessions
+from .runs.questions import add_routes
 
 SKIP, REWARD, CANCEL = "skip the update", "use a reward", "cancel"
 WEEK = 7 * 24 * 3600

@@ -6,26 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.v0_0_2 import io, ui
-from torch import Tensor
 
-from dgpo_core import advantage as adv
-from dgpo_core import endpoints
-from dgpo_core.config import RewardTerm
-from dgpo_core.errors import UserError
-from dgpo_core.gate import Gate, counted
-from dgpo_core.group import Group
-from dgpo_core.pictures import grid
-from dgpo_core.prompts import Prompt, refuse_foreign
-from dgpo_core.reading import parse_json
-from dgpo_core.rewards import known_rewards, require_reward, weights_of
-from dgpo_core.rewards.weights import look_in
-from dgpo_core.trust import check_shared
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt, refuse_foreign
+from dgpo_core.common.reading import parse_json
+from dgpo_core.rewards import known_rewards, require_reward
+from dgpo_core.rewards.network import endpoints
+from dgpo_core.rewards.trust import check_shared
+from dgpo_core.rewards.weight_files import look_in
+from dgpo_core.settings.config import RewardTerm
+from dgpo_core.settings.gates import Gate
 
-from . import fields, host, sessions, warn
-from .numbers import numbers_in
-from .values import Groups, PolicyHandle, Sampler, with_scores
-
-SHEET_ROWS, SHEET_TILE = 8, 256  # groups on a contact sheet; pixels of an image's longer side on it
+from .common import fields, host, warn
+from .common.contact_sheet import combined, contact_sheet
+from .common.numbers import numbers_in
+from .common.values import Groups, PolicyHandle, Sampler, with_scores
+from .runs import sessions
 
 
 class Reward(io.ComfyNode):
@@ -129,24 +125,8 @@ class RewardScorer(io.ComfyNode):
 def scored_output(cls: type, scored: Groups) -> io.NodeOutput:
     """Groups, score of each image, contact sheet (shown on the node, too)."""
     sheet = host.to_image(contact_sheet(scored))
-    scores = [value for group in scored.groups for value in _counted(group, scored).tolist()]
+    scores = [value for group in scored.groups for value in combined(group, scored).tolist()]
     return io.NodeOutput(scored, scores, sheet, ui=ui.PreviewImage(sheet, cls=cls))
-
-
-def contact_sheet(scored: Groups, title: str = "") -> Any:
-    """A picture of the first groups with their scores and the two halves."""
-    few = scored.groups[:SHEET_ROWS]
-    scores = [_counted(group, scored) for group in few]
-    advantages = [adv.group_advantage(r[None])[0] for r in scores]
-    names = ", ".join(term.name for term in scored.terms)
-    return grid(few, title or f"iteration {scored.iteration}: {names}", scores, advantages, most=SHEET_TILE)
-
-
-def _counted(group: Group, scored: Groups) -> Tensor:
-    """What the images of a group are trained by, [G]: the weighted sum, with conditions."""
-    weights = weights_of(scored.terms)
-    terms = [(weights[term.name], counted(group.scores, term, weights[term.name])) for term in scored.terms]
-    return adv.weighted_sum(terms)
 
 
 class ScoresFromGraph(io.ComfyNode):

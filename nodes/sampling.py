@@ -9,14 +9,15 @@ from typing import Any
 import comfy.samplers
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.config import ModelConfig, RolloutConfig
-from dgpo_core.errors import UserError
-from dgpo_core.solvers import SOLVERS, choose, find
-from dgpo_core.workflow import MODELS_OWN
+from dgpo_core.comfy.workflow import MODELS_OWN
+from dgpo_core.common.errors import UserError
+from dgpo_core.diffusion.solvers import SOLVERS, choose, find
+from dgpo_core.settings.config import ModelConfig, RolloutConfig
 
-from . import fields, host, sessions, warn
-from .native_sampling import SAMPLERS, check_scheduler
-from .values import PolicyHandle, Prompts, Sampler
+from .common import fields, host, warn
+from .common.values import PolicyHandle, Prompts, Sampler
+from .on_model.sampling import SAMPLERS, check_scheduler
+from .runs import sessions
 
 _OF_ENGINE = dict.fromkeys(name for names in SOLVERS.values() for name in names)
 SOLVER_NAMES = [*SAMPLERS, *(name for name in _OF_ENGINE if not find(name, SAMPLERS))]

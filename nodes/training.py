@@ -8,14 +8,15 @@ from typing import Any
 from comfy_api.v0_0_2 import io, ui
 from server import PromptServer
 
-from dgpo_core.config import Config, RewardTerm, TrainingConfig
-from dgpo_core.config_io import MODES, apply_mode, load_preset, preset_names
-from dgpo_core.errors import UserError
+from dgpo_core.common.errors import UserError
+from dgpo_core.settings.config import Config, RewardTerm, TrainingConfig
+from dgpo_core.settings.config_io import MODES, apply_mode, load_preset, preset_names
 
-from . import fields, host, loop, presets, sessions, warn
-from .states import State
-from .values import Groups, PolicyHandle, Prompts, Sampler, Training
-from .watching import Log, Watching
+from .common import fields, host, presets, warn
+from .common.values import Groups, PolicyHandle, Prompts, Sampler, Training
+from .runs import loop, sessions
+from .runs.states import State
+from .runs.watching import Log, Watching
 
 AS_BELOW = "as set below"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_core.config import Config
 from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.settings.config import Config
 
 pytest_plugins = ("comfy_fixtures",)
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import CLIPTokenizer
 
+from dgpo_core.common.files import write_atomic
+from dgpo_core.common.seeds import derive_seed
 from dgpo_core.demo import world
 from dgpo_core.demo.code import code
 from dgpo_core.demo.text import make_text_encoder, make_tokenizer
-from dgpo_core.files import write_atomic
-from dgpo_core.seeds import derive_seed
 
 LATENT_SHIFT, LATENT_SCALE = 0.0609, 1.5305  # SD3's: the model sees (z - shift) * scale
 LATENT_NOISE = 0.3  # in normalised latents

@@ -17,18 +17,19 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from dgpo_core import assemble, config_io
 from dgpo_core.cli import command, parse
-from dgpo_core.config import Config, CountOrZero, NotNegative, Positive, Range, RewardTerm
-from dgpo_core.distributed import World
-from dgpo_core.files import write_atomic
-from dgpo_core.group import Group
-from dgpo_core.measure import measure
-from dgpo_core.preferences import scores_from
+from dgpo_core.common.distributed import World
+from dgpo_core.common.files import write_atomic
+from dgpo_core.common.group import Group
+from dgpo_core.common.seeds import derive_seed, noise
+from dgpo_core.evaluation.scores import measure
+from dgpo_core.method.trainer import Trainer
+from dgpo_core.people.preferences import scores_from
 from dgpo_core.rewards.base import GroupReward
 from dgpo_core.rewards.shapes import ShapesGraded
-from dgpo_core.seeds import derive_seed, noise
-from dgpo_core.trainer import Trainer
+from dgpo_core.runs import assemble
+from dgpo_core.settings import config_io
+from dgpo_core.settings.config import Config, CountOrZero, NotNegative, Positive, Range, RewardTerm
 
 Mode = Literal["full", "best", "thumbs"]
 MODES: tuple[Mode, ...] = ("full", "best", "thumbs")

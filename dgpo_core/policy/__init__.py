@@ -2,6 +2,6 @@
 
 from dgpo_core.policy.base import AdapterName, Cond, Policy, guided
 from dgpo_core.policy.families import FAMILIES
-from dgpo_core.policy.load import load_policy
+from dgpo_core.policy.loading.load import load_policy
 
 __all__ = ["FAMILIES", "AdapterName", "Cond", "Policy", "guided", "load_policy"]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from dgpo_core.errors import UserError
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.seeds import derive_seed, noise
 from dgpo_core.policy.base import AdapterName
 from dgpo_core.policy.branch import lora_branch
 from dgpo_core.policy.dropout import Dropout, LayerDropout
-from dgpo_core.seeds import derive_seed, noise
 
 NAMES: tuple[AdapterName, ...] = ("current", "old", "ema")
 

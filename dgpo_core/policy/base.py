@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from dgpo_core.policy import lora_file
-from dgpo_core.prediction import Prediction
-from dgpo_core.solvers import Solver
+from dgpo_core.diffusion.prediction import Prediction
+from dgpo_core.diffusion.solvers import Solver
+from dgpo_core.policy.lora import file as lora_file
 
 AdapterName = Literal["current", "old", "ema"]
 Check = Callable[[], None]  # called before every forward; raises to stop

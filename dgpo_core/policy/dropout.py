@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgpo_core.errors import UserError
-from dgpo_core.seeds import derive_seed
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.seeds import derive_seed
 
 
 class Dropout:

@@ -15,11 +15,11 @@ import torch
 from torch import Size, Tensor
 from torch.nn import Parameter
 
+from dgpo_core.common.seeds import derive_seed, noise
 from dgpo_core.policy.adapters import NAMES, check_settings
 from dgpo_core.policy.base import AdapterName
 from dgpo_core.policy.branch import lora_branch
 from dgpo_core.policy.dropout import Dropout
-from dgpo_core.seeds import derive_seed, noise
 
 Forward = Callable[[Tensor], Tensor]
 Lend = Callable[[], AbstractContextManager[Tensor]]  # a frozen weight for a moment, as the gradient's dtype and device

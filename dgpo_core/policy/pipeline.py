@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from dgpo_core.errors import UserError
-from dgpo_core.policy import lora_file, lora_names
+from dgpo_core.common.errors import UserError
+from dgpo_core.diffusion.prediction import Prediction
+from dgpo_core.diffusion.solvers import SchedulerSolver, make_solver
 from dgpo_core.policy.adapters import Adapters
 from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import AdapterName, Check, Cond, Policy, guided
-from dgpo_core.prediction import Prediction
-from dgpo_core.solvers import SchedulerSolver, make_solver
+from dgpo_core.policy.lora import file as lora_file
+from dgpo_core.policy.lora import names as lora_names
 
 # Images decoded or encoded at once hold at most this many pixels (8 of 512 x 512): the VAE's peak memory is bounded.
 _VAE_PIXELS = 8 * 512 * 512

@@ -14,12 +14,12 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from dgpo_core.config import RewardTerm
-from dgpo_core.errors import UserError
-from dgpo_core.rewards import weights
+from dgpo_core.common.errors import UserError
+from dgpo_core.rewards import weight_files as weights
 from dgpo_core.rewards.base import Reward, need_packages
 from dgpo_core.rewards.guard import described, guarded
 from dgpo_core.rewards.scoring import Scoring, score_groups
+from dgpo_core.settings.config import RewardTerm
 
 REWARDS: dict[str, str] = {
     "shapes": "dgpo_core.rewards.shapes:Shapes",
@@ -29,9 +29,9 @@ REWARDS: dict[str, str] = {
     "hpsv2": "dgpo_core.rewards.hpsv2:HpsV2",
     "image_reward": "dgpo_core.rewards.image_reward:ImageReward",
     "aesthetic": "dgpo_core.rewards.aesthetic:Aesthetic",
-    "ocr": "dgpo_core.rewards.ocr:Ocr",
-    "geneval": "dgpo_core.rewards.geneval:GenEval",
-    "geneval_training": "dgpo_core.rewards.geneval:GenEvalTraining",
+    "ocr": "dgpo_core.rewards.ocr.reward:Ocr",
+    "geneval": "dgpo_core.rewards.geneval.reward:GenEval",
+    "geneval_training": "dgpo_core.rewards.geneval.reward:GenEvalTraining",
     "jpeg_size": "dgpo_core.rewards.statistics:JpegSize",
     "edge_density": "dgpo_core.rewards.statistics:EdgeDensity",
     "entropy": "dgpo_core.rewards.statistics:Entropy",

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgpo_core.errors import UserError
-from dgpo_core.pictures import to_pil
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.pictures import to_pil
 from dgpo_core.rewards.clip import CLIP_L, Clip
 from dgpo_core.rewards.model import ModelReward
-from dgpo_core.rewards.weights import Weights, find_file, load_tensors
+from dgpo_core.rewards.weight_files import Weights, find_file, load_tensors
 
 # The hub's copy of what the LAION repository calls sac+logos+ava1-l14-linearMSE.pth
 PREDICTOR = Weights(

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dgpo_core.errors import UserError
-from dgpo_core.group import Group
-from dgpo_core.prompts import Prompt
-from dgpo_core.rewards.weights import Weights
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.group import Group
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.rewards.weight_files import Weights
 
 
 class Reward(ABC):

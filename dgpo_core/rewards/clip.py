@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from dgpo_core.pictures import to_pil
-from dgpo_core.rewards.weights import Weights, load_helper, load_network
+from dgpo_core.common.pictures import to_pil
+from dgpo_core.rewards.weight_files import Weights, load_helper, load_network
 
 CLIP_L = Weights("openai/clip-vit-large-patch14", "1.7 GB", option="clip")
 # OpenAI's normalisation; the LAION models in OpenCLIP's and transformers' format have the same

@@ -6,9 +6,9 @@ Also `sys.exit`, which would end the run as if all were done, in the middle of a
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from dgpo_core.errors import UserError
-from dgpo_core.prompts import Prompt
-from dgpo_core.reading import shown
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.reading import shown
 from dgpo_core.rewards.base import Reward
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize, pad
 
-from dgpo_core.errors import UserError
+from dgpo_core.common.errors import UserError
 from dgpo_core.rewards.base import need_packages
 from dgpo_core.rewards.clip import MEAN, STD
 from dgpo_core.rewards.model import ModelReward
-from dgpo_core.rewards.weights import Weights, find_file, load_tensors
+from dgpo_core.rewards.weight_files import Weights, find_file, load_tensors
 
 WEIGHTS = Weights("xswu/HPSv2", "3.9 GB", file="HPS_v2.1_compressed.pt")
 VISION_HEAD, TEXT_HEAD = 80, 64  # numbers per attention head in ViT-H-14, which the weights do not say

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from dgpo_core.errors import UserError
-from dgpo_core.pictures import to_pil
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.pictures import to_pil
 from dgpo_core.rewards.aesthetic import Predictor
 from dgpo_core.rewards.clip import preprocess
 from dgpo_core.rewards.model import ModelReward
-from dgpo_core.rewards.weights import Weights, find_file, load_helper, load_tensors
+from dgpo_core.rewards.weight_files import Weights, find_file, load_helper, load_tensors
 
 WEIGHTS = Weights("zai-org/ImageReward", "1.8 GB", file="ImageReward.pt")
 TOKENIZER = Weights("google-bert/bert-base-uncased", "its tokenizer, 1 MB", option="tokenizer")

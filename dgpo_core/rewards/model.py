@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgpo_core.errors import UserError
+from dgpo_core.common.errors import UserError
 from dgpo_core.rewards.base import Reward
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

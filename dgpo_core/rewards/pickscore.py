@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dgpo_core.errors import UserError
+from dgpo_core.common.errors import UserError
 from dgpo_core.rewards.clip import Clip
 from dgpo_core.rewards.model import ModelReward
-from dgpo_core.rewards.weights import Weights, find
+from dgpo_core.rewards.weight_files import Weights, find
 
 MODEL = Weights("yuvalkirstain/PickScore_v1", "3.9 GB")
 PROCESSOR = Weights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "its tokenizer, 4 MB", option="processor")

@@ -6,18 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgpo_core.errors import UserError
-from dgpo_core.reading import parse_json
-from dgpo_core.rewards import wire
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.reading import parse_json
 from dgpo_core.rewards.base import runs
-from dgpo_core.rewards.web import Refused, Server, ServerReward, whole
+from dgpo_core.rewards.network import wire
+from dgpo_core.rewards.network.web import Refused, Server, ServerReward, whole
 
 
 class Remote(ServerReward):
     """The scores of a reward server; in the range of its reward.
 
     Images travel with 8 bits per channel: scores are those of the images rounded to whole 255ths, as in a PNG.
-    endpoint: the name of the server in the file of endpoints (see `dgpo_core.endpoints`). Instead of it, from the
+    endpoint: the name of the server in the file of endpoints (see `rewards.network.endpoints`). Instead of it, from the
     machine's own user alone: url, the server's address, such as http://127.0.0.1:8000, and token_env, the name of the
     environment variable that holds its token, never the token. batch: images per request; more only where one group has
     more, as groups stay whole. timeout, retries, backoff: see `web.Server`. Neither token nor images are encrypted on

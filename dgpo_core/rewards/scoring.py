@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgpo_core.errors import UserError
-from dgpo_core.group import Group
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.group import Group
 from dgpo_core.rewards.base import GroupReward, Reward
 from dgpo_core.rewards.guard import described, guarded, overlap
 

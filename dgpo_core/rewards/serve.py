@@ -19,15 +19,16 @@ from http import HTTPStatus
 from typing import Any
 
 from dgpo_core.cli import command, parse
-from dgpo_core.distributed import World
-from dgpo_core.errors import UserError
-from dgpo_core.files import reason
-from dgpo_core.local_server import JsonHandler, LocalServer
-from dgpo_core.reading import parse_json, shown
-from dgpo_core.rewards import Reward, make_reward, wire
+from dgpo_core.common.distributed import World
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.files import reason
+from dgpo_core.common.local_server import JsonHandler, LocalServer
+from dgpo_core.common.reading import parse_json, shown
+from dgpo_core.common.terminal import note
+from dgpo_core.rewards import Reward, make_reward
+from dgpo_core.rewards.network import wire
+from dgpo_core.rewards.network.web import secret
 from dgpo_core.rewards.scoring import checked
-from dgpo_core.rewards.web import secret
-from dgpo_core.terminal import note
 
 WRONG_HOST = "Ask this machine by the name localhost or 127.0.0.1, or start the server with a token (--token_env)."
 

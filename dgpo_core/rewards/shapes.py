@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
 from dgpo_core.demo.verifier import check
 from dgpo_core.demo.world import SIZE
-from dgpo_core.errors import UserError
-from dgpo_core.prompts import Prompt
 from dgpo_core.rewards.base import Reward
 
 

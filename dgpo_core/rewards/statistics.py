@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgpo_core.errors import UserError
-from dgpo_core.pictures import to_pil
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.pictures import to_pil
 from dgpo_core.rewards.base import Reward, runs
 
 LUMA = (0.299, 0.587, 0.114)

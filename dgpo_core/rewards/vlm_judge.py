@@ -14,10 +14,10 @@ import regex
 import torch
 from torch import Tensor
 
-from dgpo_core.errors import UserError
-from dgpo_core.pictures import to_pil
-from dgpo_core.reading import parse_json, shown
-from dgpo_core.rewards.web import Refused, Server, ServerReward, whole
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.pictures import to_pil
+from dgpo_core.common.reading import parse_json, shown
+from dgpo_core.rewards.network.web import Refused, Server, ServerReward, whole
 
 TEMPLATE = """This image was made for the following prompt:
 {prompt}
@@ -37,7 +37,7 @@ PATTERN_S = 1.0
 class VlmJudge(ServerReward):
     """The score that a vision-language model writes, from `low` to `high`, scaled to [0, 1].
 
-    endpoint: the name of the server in the file of endpoints (see `dgpo_core.endpoints`). Instead of it, from the
+    endpoint: the name of the server in the file of endpoints (see `rewards.network.endpoints`). Instead of it, from the
     machine's own user alone: url, the server's address up to and without "/chat/completions", such as
     http://127.0.0.1:8000/v1, and key_env, the name of the environment variable that holds the API key, never the key.
     model: its name there; an endpoint that names one is for that one alone. template: the question; {prompt} in it

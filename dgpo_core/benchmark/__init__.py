@@ -1,0 +1,1 @@
+"""What only measures the engine."""

@@ -1,0 +1,231 @@
+"""Real-size models with random weights: what an iteration costs does not depend on what the weights are.
+
+Nothing is downloaded. Backbone and VAE have the published configurations in full. The text encoders have the real
+output widths and token counts, but one small layer and a vocabulary of letters: a prompt is encoded once per run, so
+they are no part of what is timed (nor, with offloading, of the accelerator's memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.demo.text import make_tokenizer
+from dgpo_core.policy.families import FAMILIES
+from dgpo_core.policy.loading.libraries import quiet
+from dgpo_core.policy.loading.load import _dtype
+from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.settings.config_io import suggest
+
+_SD35M = {  # huggingface.co/stabilityai/stable-diffusion-3.5-medium, transformer/config.json
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
+
+_SDXL = {  # huggingface.co/stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+_FLUX = {  # huggingface.co/black-forest-labs/FLUX.1-dev, transformer/config.json
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}
+
+
+def random_policy(
+    name: str,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: tuple[str, ...] | None,
+    dtype: str,
+    device: torch.device,
+    seed: int,
+    offload: bool,
+) -> DiffusersPolicy:
+    """The model `name` of RANDOM_MODELS with random weights and fresh adapters; otherwise as `load_policy` gives it.
+
+    dtype: a name in `load.DTYPES`; "auto" is bfloat16 on an accelerator and float32 on a CPU. seed: of the weights and
+    of the adapters' start. Raises UserError for an unknown name.
+    """
+    if name not in RANDOM_MODELS:
+        raise UserError(f"There is no random model {name}{suggest(name, RANDOM_MODELS)}")
+    number = _dtype(dtype, device)
+    torch.manual_seed(seed)
+    with quiet():
+        pipe = RANDOM_MODELS[name](number, device)
+        cls = next(c for c in FAMILIES.values() if type(pipe).__name__ in c.pipeline_classes)
+        return cls(
+            pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=number, device=device, seed=seed,
+            offload=offload,
+        )  # fmt: skip
+
+
+# --- the models ------------------------------------------------------------------------------------------------------
+# Each takes the number type, the backbone's device, and what to change in the backbone's config, for a smaller one. The
+# other modules are made on the CPU, where `offload` wants them; the policy moves them where it does not.
+
+
+def sd35m(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> StableDiffusion3Pipeline:
+    """SD3.5-Medium: a transformer of 2.24 billion parameters."""
+    return StableDiffusion3Pipeline(
+        transformer=_backbone(SD3Transformer2DModel, _SD35M | overrides, dtype, device),
+        # scheduler/scheduler_config.json of the same model card, as for the two below
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(dtype, 16, scale=1.5305, shift=0.0609),
+        text_encoder=_clip(CLIPTextModelWithProjection, 768, dtype),
+        tokenizer=_tokenizer(77),
+        text_encoder_2=_clip(CLIPTextModelWithProjection, 1280, dtype),
+        tokenizer_2=_tokenizer(77),
+        text_encoder_3=_t5(dtype),
+        tokenizer_3=_tokenizer(512),
+    )
+
+
+def sdxl(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> StableDiffusionXLPipeline:
+    """SDXL base 1.0: a UNet of 2.57 billion parameters."""
+    return StableDiffusionXLPipeline(
+        unet=_backbone(UNet2DConditionModel, _SDXL | overrides, dtype, device),
+        scheduler=EulerDiscreteScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            prediction_type="epsilon",
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+        vae=_vae(dtype, 4, scale=0.13025),
+        text_encoder=_clip(CLIPTextModel, 768, dtype),
+        tokenizer=_tokenizer(77),
+        text_encoder_2=_clip(CLIPTextModelWithProjection, 1280, dtype),
+        tokenizer_2=_tokenizer(77),
+        add_watermarker=False,
+    )
+
+
+def flux(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> FluxPipeline:
+    """FLUX.1-dev: a transformer of 11.9 billion parameters, with embedded guidance."""
+    return FluxPipeline(
+        transformer=_backbone(FluxTransformer2DModel, _FLUX | overrides, dtype, device),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
+        vae=_vae(dtype, 16, scale=0.3611, shift=0.1159),
+        text_encoder=_clip(CLIPTextModel, 768, dtype),
+        tokenizer=_tokenizer(77),
+        text_encoder_2=_t5(dtype),
+        tokenizer_2=_tokenizer(512),
+    )
+
+
+RANDOM_MODELS: dict[str, Callable[..., Any]] = {"sd35m": sd35m, "sdxl": sdxl, "flux": flux}
+"""Name -> builder of a diffusers pipeline from (dtype, device, **overrides of the backbone's config)."""
+
+
+# --- their parts -----------------------------------------------------------------------------------------------------
+
+
+def _backbone(cls: type, config: dict[str, Any], dtype: torch.dtype, device: torch.device | str) -> Any:
+    """`cls` with torch's own initialisation, whose forwards stay finite through all layers.
+
+    It is made on `device` in `dtype`: Flux in float32 would be 48 GB of host memory.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return cls(**config).to(dtype)  # SD3 makes its table of positions in float32 whatever the default
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _vae(dtype: torch.dtype, channels: int, scale: float, shift: float | None = None) -> AutoencoderKL:
+    """The VAE of 84 million parameters that all three have, but for its latents: vae/config.json of the model cards."""
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=channels,
+        use_quant_conv=channels == 4,  # those of 16 channels have none
+        use_post_quant_conv=channels == 4,
+        sample_size=1024,
+        scaling_factor=scale,
+        shift_factor=shift,
+        force_upcast=True,
+    ).to(dtype)
+
+
+def _tokenizer(length: int) -> Any:
+    """A tokenizer that knows letters and two words and pads to `length` tokens; CLIP's kind stands in for T5's."""
+    tokenizer = make_tokenizer(["a picture"])
+    tokenizer.model_max_length = length
+    return tokenizer
+
+
+def _clip(cls: type, width: int, dtype: torch.dtype) -> Any:
+    """A CLIP text encoder of one layer: width 768 in place of CLIP-L, 1280 in place of CLIP-G."""
+    tokenizer = _tokenizer(77)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width,
+        projection_dim=width,
+        num_hidden_layers=1,
+        num_attention_heads=width // 64,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return cls(config).to(dtype)
+
+
+def _t5(dtype: torch.dtype) -> T5EncoderModel:
+    """A T5 encoder of T5-XXL's width with one layer of one head."""
+    config = T5Config(vocab_size=len(_tokenizer(512)), d_model=4096, d_ff=64, d_kv=64, num_heads=1, num_layers=1)
+    return T5EncoderModel(config).to(dtype)

@@ -1,0 +1,128 @@
+"""One process or many: whole groups stay on one process, and only gradients and a few numbers cross.
+
+Processes are started by `accelerate launch` or `torchrun`; without them everything here is free. What crosses goes
+through the processors (gloo), also between accelerators: it is some megabytes an iteration, and a process that dies
+ends all others at once, where NCCL would wait for it.
+"""
+
+import atexit
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor
+
+from dgpo_core.common.errors import Elsewhere, UserError
+from dgpo_core.common.peers import FOR_EVER, Peers
+
+T = TypeVar("T")
+
+
+class World:
+    """The processes of this run. rank in [0, size); `device` is this process's own."""
+
+    def __init__(self, device: str = "auto") -> None:
+        try:
+            chosen = None if device == "auto" else torch.device(device)
+        except RuntimeError:
+            raise UserError(f"Unknown device {device!r}: use auto, cpu, cuda, cuda:1 or mps.") from None
+        several = {"backend": "gloo"} if int(os.environ.get("WORLD_SIZE", 1)) > 1 else {}
+        self._state = PartialState(cpu=device == "cpu", **several)
+        self.rank: int = self._state.process_index
+        self.size: int = self._state.num_processes
+        self.device: torch.device = chosen or self._state.device
+        self._group = dist.new_group(backend="gloo", timeout=FOR_EVER) if self.size > 1 else None
+        self._peers = Peers(self.rank, self.size) if self.size > 1 else None
+        if self._peers:
+            atexit.register(self.close)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process tells the user of an error: the first one, and once that is gone the next."""
+        return self._peers is None or self._peers.speaks
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of a list that every process has: every size-th item."""
+        return list(items[self.rank :: self.size])
+
+    def gather(self, mine: Sequence[T]) -> list[T]:
+        """What all processes have, on every process, taken from each in turn; so it is the inverse of `share`."""
+        if self.size == 1:
+            return list(mine)
+        parts: list[Any] = [None] * self.size
+        with self._talking():
+            dist.all_gather_object(parts, list(mine), group=self._group)
+        missing = object()  # parts may be of any lengths
+        rows = itertools.zip_longest(*parts, fillvalue=missing)
+        return [item for row in rows for item in row if item is not missing]
+
+    def add_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes; one message in all."""
+        tensors = list(tensors)
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([t.detach().flatten() for t in tensors]).cpu()
+        with self._talking():
+            dist.all_reduce(flat, group=self._group)
+        for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            t.detach().copy_(part.view_as(t))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any process."""
+        if self.size == 1:
+            return flag
+        return any(self.gather([flag]))
+
+    def check(self) -> None:
+        """Raises UserError once another process has failed or is gone, and Interrupted once one was stopped.
+
+        On all processes but the one that talks to the user, the UserError is `Elsewhere`.
+        """
+        if self._peers:
+            self._peers.check()
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Tell the others at once that this process leaves, and by what error. Only the first call counts."""
+        if self._peers:
+            self._peers.leave(error)
+
+    def close(self) -> None:
+        """Leave the process group, without waiting for processes that may have failed."""
+        if self._peers and dist.is_initialized():
+            self._peers.close()
+            dist.destroy_process_group()
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Around a message to all: where it fails, another process has left, and what it says is raised."""
+        self.check()
+        try:
+            yield
+        except RuntimeError:
+            self._peers.explain()
+            raise
+
+
+@contextmanager
+def together(device: str = "auto") -> Iterator[World]:
+    """The processes of this run. An error that ends one of them ends all, and one of them tells the user."""
+    world = World(device)
+    try:
+        yield world
+    except BaseException as error:
+        world.leave(error)
+        if isinstance(error, UserError) and not world.speaks:
+            raise Elsewhere(str(error)) from error
+        raise
+    finally:
+        world.close()

@@ -1,0 +1,126 @@
+"""Prompt files, and which prompts an iteration trains on."""
+
+import functools
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompt_syntax import is_infotext_line
+from dgpo_core.common.reading import parse_json, read_bytes, shown
+from dgpo_core.common.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is asked to draw, and what a verifying reward needs to know about it.
+
+    where: file and line that it is from, for messages; "" where it is from none.
+    """
+
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    where: str = field(default="", compare=False)
+
+
+def load_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts of a .txt file (one per line) or a .jsonl file (`{"prompt": ..., metadata...}` per line).
+
+    Blank lines, and in .txt lines that start with #, are skipped. Raises UserError naming the file, and the line, for
+    whatever is wrong with it.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".txt", ".jsonl"):
+        raise UserError(f"The prompt file {shown(path)} must be a .txt or .jsonl file.")
+    read = _read_json if path.suffix.lower() == ".jsonl" else _read_text
+    found = _read_lines(_text_of(path).split("\n"), read, f"{path}:")
+    if not found:
+        raise UserError(f"The prompt file {shown(path)} has no prompts in it.")
+    return found
+
+
+def read_prompts(text: str) -> list[Prompt]:
+    """The prompts of a text, one per line; as in a .txt file. Raises UserError naming the line."""
+    found = _read_lines(text.splitlines(), _read_text, "line ")
+    if not found:
+        raise UserError("There are no prompts in the text: write one per line.")
+    return found
+
+
+def _read_lines(lines: Sequence[str], read: Callable[[str, str], Prompt | None], where: str) -> list[Prompt]:
+    """The prompts of those lines that hold one. where: what a line's number stands behind."""
+    prompts = [read(line.strip(), f"{where}{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    found = [prompt for prompt in prompts if prompt is not None]
+    for prompt in found:
+        refuse_foreign(prompt)
+    return found
+
+
+def refuse_foreign(prompt: Prompt) -> None:
+    """Raises UserError for what cannot be a prompt that somebody has written."""
+    where = shown(prompt.where, 1000) or "the prompt"
+    where = where[:1].upper() + where[1:] if where.startswith(("line ", "the ")) else where
+    lines = prompt.text.splitlines()
+    if any(not character.isprintable() and ord(character) < 32 for line in lines for character in line.expandtabs()):
+        raise UserError(f"{where}: holds a control character: save the prompts as UTF-8 text.")
+    foreign = next((line for line in lines if is_infotext_line(line)), None)
+    if foreign is not None:
+        raise UserError(
+            f"{where}: {shown(foreign, 60)!r} is no prompt but a part of generation data that were copied: keep the"
+            " prompts alone, one per line."
+        )
+
+
+def _text_of(path: Path) -> str:
+    if not path.exists():
+        raise UserError(f"There is no prompt file {shown(path, 1000)}.")
+    content = read_bytes(path, "The prompt file")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{shown(path)}:{line}: not UTF-8 text; save the file as UTF-8.") from None
+
+
+def _read_text(line: str, where: str) -> Prompt | None:
+    return None if line.startswith("#") else Prompt(line, where=where)
+
+
+def _read_json(line: str, where: str) -> Prompt:
+    record = parse_json(line, f"{where}: the line")
+    if not isinstance(record, dict):
+        raise UserError(f'{where}: must be an object such as {{"prompt": "a red circle"}}.')
+    text = record.pop("prompt", None)
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f'{where}: "prompt" must be there and hold text.')
+    return Prompt(text.strip(), record, where)
+
+
+class PromptStream:
+    """The prompts of each iteration: all of them in random order, then again in another order, without end.
+
+    No prompt comes twice within one round. What `at` answers depends only on its argument and on what the stream was
+    made from, so a resumed run needs no state. The order of the last rounds asked for is remembered: an iteration costs
+    what its own prompts cost, however many there are in all.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], per_iteration: int, seed: int) -> None:
+        self.prompts = tuple(prompts)
+        self.per_iteration = per_iteration
+        self.seed = seed
+
+    def at(self, iteration: int) -> list[Prompt]:
+        """The `per_iteration` prompts of `iteration`, counted from 0."""
+        first, count = iteration * self.per_iteration, len(self.prompts)
+        places = [divmod(position, count) for position in range(first, first + self.per_iteration)]
+        return [self.prompts[_order(count, self.seed, epoch)[place]] for epoch, place in places]
+
+
+@functools.lru_cache(maxsize=4)  # of a million prompts, 8 MB each
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of `count` prompts in round `epoch`."""
+    order = list(range(count))
+    random.Random(derive_seed(seed, "prompts", epoch)).shuffle(order)
+    return order

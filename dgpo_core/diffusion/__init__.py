@@ -1,0 +1,1 @@
+"""What a network predicts, and the deterministic solvers that draw with it."""

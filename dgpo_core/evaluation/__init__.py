@@ -1,0 +1,1 @@
+"""How good an adapter is: scores of held-out prompts, the alarm, reports."""

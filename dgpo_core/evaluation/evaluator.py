@@ -1,0 +1,179 @@
+"""The evaluations of a training: held-out prompts and the same seeds each time, in-domain and watched side by side."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dgpo_core.common.distributed import World
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.group import Group
+from dgpo_core.common.pictures import grid, png
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.evaluation import alarm
+from dgpo_core.evaluation.alarm import Alarm
+from dgpo_core.evaluation.scores import (
+    Evaluation,
+    Gain,
+    Measurement,
+    draw_evaluation,
+    evaluation_set,
+    evaluation_weights,
+    score_evaluation,
+    total,
+    trained_weights,
+    watched,
+)
+from dgpo_core.method.rollout import Check
+from dgpo_core.policy import AdapterName, Policy
+from dgpo_core.rewards import Reward, score_groups
+from dgpo_core.settings.config import Config
+
+SAMPLE_PROMPTS, SAMPLES_EACH = 6, 6  # rows and columns of the pictures in samples/
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Which scores say what. Weights by reward.
+
+    measured: what the gain is told by; in_domain: what is trained; names: what is scored and never trained on.
+    """
+
+    measured: Mapping[str, float]
+    in_domain: Mapping[str, float]
+    names: Sequence[str]
+
+    @property
+    def title(self) -> str:
+        """What is trained, in a word."""
+        return "+".join(self.in_domain)
+
+    @staticmethod
+    def of(config: Config, judges: Collection[str]) -> "Watch":
+        """What the settings ask for. A trained reward that `judges` lack (a person) has the measured one stand in."""
+        measured, trained = evaluation_weights(config), trained_weights(config)
+        in_domain = trained if trained.keys() <= set(judges) else measured
+        return Watch(measured, in_domain, [name for name in watched(config) if name not in in_domain])
+
+    def measure(self, evaluation: Evaluation) -> Measurement:
+        """The reward that tells the gain."""
+        return Measurement.of(evaluation.total(self.measured))
+
+    def alarms(self, history: Sequence[Evaluation]) -> list[Alarm]:
+        """What has gone off so far, see `alarm.alarms`."""
+        return alarm.alarms(history, self.in_domain, self.names)
+
+    def best(self, history: Sequence[Evaluation]) -> Evaluation:
+        """The best evaluation so far, see `alarm.best`."""
+        return alarm.best(history, self.in_domain, self.names)
+
+    def record(self, history: Sequence[Evaluation]) -> dict[str, Any]:
+        """The last evaluation as a line of metrics.jsonl: measured, in-domain, all that is watched, and the alarms.
+
+        Of each: mean, standard error, and after the first evaluation the gain over it, image by image.
+        """
+        base, now = history[0], history[-1]
+        held_out = self.measure(now)
+        found: dict[str, Any] = {
+            "iteration": now.iteration,
+            "held_out": held_out.mean,
+            "held_out_ci95": list(held_out.ci95),
+            "n": held_out.n,
+            "in_domain": _numbers(base, now, self.in_domain),
+            **{f"watch/{name}": _numbers(base, now, {name: 1.0}) for name in self.names},
+        }
+        raised = {one.name: str(one) for one in self.alarms(history) if one.iteration == now.iteration}
+        return found | ({"alarms": raised} if raised else {})
+
+
+def _numbers(base: Evaluation, now: Evaluation, weights: Mapping[str, float]) -> dict[str, float]:
+    values = now.total(weights)
+    found = {"mean": values.mean().item(), "sem": Gain.of(values, now.places[:, 0]).sem}
+    if now is base:
+        return found
+    gain = now.gain(base, weights)
+    return found | {"gain": gain.mean, "gain_sem": gain.sem}
+
+
+def side_by_side(record: Mapping[str, Any]) -> str:
+    """A record in one line: in-domain, and all that is watched, each with its change since the first evaluation."""
+    rows = {"in-domain": record["in_domain"]}
+    rows |= {name.removeprefix("watch/"): row for name, row in record.items() if name.startswith("watch/")}
+    changes = [f" ({row['gain']:+.3f})" if "gain" in row else "" for row in rows.values()]
+    told = [f"{name} {row['mean']:.3f}{change}" for (name, row), change in zip(rows.items(), changes, strict=True)]
+    return f"{told[0]} | watched: {', '.join(told[1:])}"
+
+
+def read_evaluations(folder: Path, until: int, names: Collection[str]) -> tuple[list[Evaluation], int]:
+    """Those of a run's folder up to an iteration that hold the scores of all `names`, oldest first; the run goes on
+    without the others, and how many these are."""
+    found, lost = [], 0
+    for path in folder.glob("iteration_*.safetensors"):
+        try:
+            evaluation = Evaluation.load(path)
+        except UserError:
+            lost += 1
+            continue
+        if evaluation.scores.keys() >= set(names):
+            found.append(evaluation)
+        else:
+            lost += 1
+    return sorted((e for e in found if e.iteration <= until), key=lambda e: e.iteration), lost
+
+
+@dataclass
+class Evaluator:
+    """Measures a policy again and again, and remembers what it found.
+
+    judges: the rewards that score, by name. within_memory: `Trainer.within_memory`. batch: images per forward, as
+    memory allows. history: the evaluations so far, oldest first.
+    """
+
+    config: Config
+    policy: Policy
+    prompts: Sequence[Prompt]
+    judges: Mapping[str, Reward]
+    size: tuple[int, int]
+    world: World
+    check: Check
+    within_memory: Callable[[Callable[[int], Any], int, int], tuple[Any, int]]
+    batch: int = 0
+    history: list[Evaluation] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch.of(self.config, self.judges)
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is anything to measure: held-out prompts, and a reward that is not a person's."""
+        return bool(self.prompts and self.watch.measured)
+
+    def at(self, iteration: int, adapter: AdapterName | None, images: int) -> Evaluation:
+        """Draw and score `images` images of held-out prompts; not yet part of the history."""
+
+        def work(batch: int) -> Evaluation:
+            config, world = self._in_batches(batch), self.world
+            return score_evaluation(
+                self.policy, adapter, self.prompts, self.judges, config, self.size, images, world, self.check, iteration
+            )
+
+        found, self.batch = self.within_memory(work, self.batch, images)
+        return found
+
+    def samples(self, iteration: int, adapter: AdapterName | None, prompts: Sequence[Prompt]) -> bytes:
+        """The same prompts and seeds at every call, as one labelled picture, a PNG."""
+        few = prompts[:: max(1, len(prompts) // SAMPLE_PROMPTS)][:SAMPLE_PROMPTS]
+        rows = evaluation_set(few, SAMPLES_EACH * len(few))
+        weights = self.watch.measured
+
+        def work(batch: int) -> list[Group]:
+            return draw_evaluation(self.policy, adapter, rows, self._in_batches(batch), self.size, self.check)
+
+        groups, self.batch = self.within_memory(work, self.batch, SAMPLES_EACH * len(few))
+        groups = score_groups(groups, {name: self.judges[name] for name in weights})
+        scores = [total(group, weights) for group in groups] if weights else None
+        return png(grid(groups, f"iteration {iteration}", scores))
+
+    def _in_batches(self, batch: int) -> Config:
+        """The settings with this many images per forward."""
+        return replace(self.config, evaluation=replace(self.config.evaluation, batch=batch))

@@ -1,1 +1,0 @@
-"""A person as the reward: questions that wait for an answer, the page that asks them, and the reward `human`."""

@@ -1,0 +1,315 @@
+"""One DGPO update: from scored groups to the gradient of the adapter.
+
+Gradients accumulate over all groups and all training timesteps of an iteration; the caller then takes the one optimiser
+step. The noise is shared by the samples of a group and drawn anew at each timestep.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dgpo_core.common.group import Group
+from dgpo_core.common.seeds import derive_seed, noise
+from dgpo_core.diffusion.prediction import Prediction
+from dgpo_core.method import loss as L
+from dgpo_core.method.rollout import Check
+from dgpo_core.policy.base import AdapterName, Cond, Policy
+from dgpo_core.settings.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Task:
+    """One group at one training timestep.
+
+    A: advantages [G]; of a group whose rewards are all equal, exact zeros. t: the model's timestep; noise_seed: of the
+    noise that the whole group shares, and of the LoRA dropout's masks.
+    """
+
+    group: Group
+    A: Tensor
+    cond: Cond
+    t: float
+    noise_seed: int
+
+    @property
+    def prefers(self) -> bool:
+        """Whether the group says which samples are better; else only the KL term has a gradient."""
+        return bool(self.A.any())
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A prediction that the current policy is compared with: whose, and with how much guidance (1: none)."""
+
+    adapter: AdapterName | None
+    cfg: float
+
+
+@dataclass(frozen=True)
+class References:
+    """The two references of the objective. What a mode means is decided here and nowhere else.
+
+    logit: gives d_ref of the group logit s_g. kl: f_base of the KL term, always the frozen base; None without one.
+    """
+
+    logit: Reference
+    kl: Reference | None
+
+    @staticmethod
+    def of(settings: TrainingConfig) -> "References":
+        """A frozen reference is the base with the guidance `kl_cfg`, in the logit and in the KL term alike (modes 1 and
+        2a); a moving one is the old policy without guidance, in the logit alone (mode 2b)."""
+        base = Reference(None, settings.kl_cfg)
+        logit = base if settings.reference == "frozen" else OLD
+        return References(logit, base if settings.kl_weight > 0 else None)
+
+
+OLD = Reference("old", 1.0)
+"""The old policy: of the clip, and of the logit where the reference moves."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What an update saw, summed over samples, so that parts add up.
+
+    compared: samples that were held against the old policy; anchored: those whose distance to the base is known.
+    """
+
+    samples: int = 0
+    compared: int = 0
+    clipped: int = 0
+    loss: float = 0.0
+    anchored: int = 0
+    kl: float = 0.0
+    error: float = 0.0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def means(self) -> dict[str, float]:
+        """Means over samples: loss (surrogate and KL term), denoising error, share of clipped samples, and, where the
+        base was asked, the KL term's distance to it."""
+        n = max(self.samples, 1)
+        means = {"loss": self.loss / n, "error": self.error / n, "clip_fraction": self.clipped / max(self.compared, 1)}
+        return {**means, "kl": self.kl / self.anchored} if self.anchored else means
+
+
+def candidate_timesteps(levels: Tensor, prediction: Prediction, t_min: float) -> Tensor:
+    """The roll-out's timesteps that may be trained: [n] descending in, the noisier part of it out.
+
+    t_min < 1 is a noise level, nothing below it is kept; t_min >= 1 keeps the first so many; 0 keeps all. Few-step ODE
+    images carry blur and artefacts at low noise: training there would teach them.
+    """
+    if t_min >= 1:
+        return levels[: int(t_min)]
+    return levels[prediction.level(levels) >= t_min]
+
+
+def draw_timesteps(candidates: Tensor, settings: TrainingConfig, prediction: Prediction, seed: int) -> list[float]:
+    """M training timesteps: from the candidates without replacement, or uniform over the span they leave (of models
+    with a table of noise levels, over the table's entries)."""
+    generator = torch.Generator().manual_seed(seed)
+    if settings.timestep_source == "rollout":
+        drawn = candidates[torch.randperm(len(candidates), generator=generator)[: settings.timesteps]]
+        return prediction.nearest(drawn).tolist()  # some solvers step between the entries of a table
+    top = float(prediction.num_train_timesteps)
+    low = settings.t_min * top if settings.t_min < 1 else float(candidates[-1])
+    t = low + (top - low) * torch.rand(settings.timesteps, generator=generator)
+    return prediction.nearest(t).tolist()
+
+
+def whole_groups(tasks: Sequence[Task], micro_batch: int) -> Iterator[list[Task]]:
+    """The tasks, as many at once as are of one kind and group size and fit into a micro-batch; at least one.
+
+    Those that prefer something come first, else they keep their order.
+    """
+
+    def kind(task: Task) -> tuple[bool, int]:
+        return not task.prefers, len(task.group)
+
+    tasks = sorted(tasks, key=lambda task: not task.prefers)
+    for (_, size), run in itertools.groupby(tasks, key=kind):
+        same, at_once = list(run), max(1, micro_batch // size)
+        yield from (same[i : i + at_once] for i in range(0, len(same), at_once))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """K tasks stacked: K groups of G samples as B = K G rows, each group at its own timestep with its own noise.
+
+    seeds: B seeds, each of one row's dropout masks; they depend on nothing that cuts or groups rows.
+    """
+
+    x_t: Tensor
+    target: Tensor
+    t: Tensor
+    cond: Cond
+    A: Tensor
+    seeds: tuple[int, ...]
+    group_size: int
+
+    @staticmethod
+    def of(tasks: Sequence[Task], policy: Policy) -> "Rows":
+        """The noisy latents and targets of the tasks, whose groups are all of one size."""
+        G = len(tasks[0].group)
+        x0 = torch.cat([task.group.latents for task in tasks])
+        eps = torch.stack([noise(task.noise_seed, tuple(x0.shape[1:])) for task in tasks])
+        eps = eps.to(x0.device).repeat_interleave(G, dim=0)
+        t = torch.tensor([task.t for task in tasks], device=x0.device).repeat_interleave(G)
+        return Rows(
+            x_t=policy.prediction.add_noise(x0, eps, t),
+            target=policy.prediction.target(x0, eps, t),
+            t=t,
+            cond=Cond.cat([task.cond.expand(G) for task in tasks]),
+            A=torch.cat([task.A for task in tasks]).to(x0.device),
+            seeds=tuple(derive_seed(task.noise_seed, "dropout", i) for task in tasks for i in range(G)),
+            group_size=G,
+        )
+
+    def __len__(self) -> int:
+        return len(self.A)
+
+    def split(self, size: int) -> list["Rows"]:
+        """Parts of at most `size` rows."""
+        if len(self) <= size:
+            return [self]
+        cuts = [slice(i, i + size) for i in range(0, len(self), size)]
+        return [self._rows(cut) for cut in cuts]
+
+    def _rows(self, c: slice) -> "Rows":
+        return Rows(
+            self.x_t[c], self.target[c], self.t[c], self.cond.select(c), self.A[c], self.seeds[c], self.group_size
+        )
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What an update compares with, [B, ...] each: the base's prediction for the KL term, and the errors of the logit's
+    reference and of the old policy; None where they are not needed or equal the current policy's."""
+
+    f_base: Tensor | None = None
+    d_ref: Tensor | None = None
+    d_old: Tensor | None = None
+
+
+class Update:
+    """Accumulates the gradient of one iteration.
+
+    old_is_current: the old policy equals the current one, so no forward of it is needed.
+    uncond: the conditioning of a guided reference's other branch, where `kl_cfg` is not 1.
+    """
+
+    def __init__(
+        self, policy: Policy, settings: TrainingConfig, *, uncond: Cond | None, old_is_current: bool, check: Check
+    ) -> None:
+        self.policy, self.settings, self.uncond, self.check = policy, settings, uncond, check
+        self.references = References.of(settings)
+        self.old_is_current = old_is_current
+
+    def accumulate(self, tasks: Sequence[Task], total: int, micro_batch: int) -> Tally:
+        """Adds the gradient of `tasks` to the adapter's, each task, of however many samples, weighing 1 / total.
+
+        As many whole groups as fit into a micro-batch go through together; a group that does not fit is cut.
+        """
+        tally = Tally()
+        for part in whole_groups(tasks, micro_batch):
+            rows, share = Rows.of(part, self.policy), len(part) / total
+            if part[0].prefers:
+                tally += self._compare(rows, micro_batch, share)
+            elif self.references.kl:
+                tally += self._anchor(rows, micro_batch, share)
+        return tally
+
+    def _compare(self, rows: Rows, micro_batch: int, share: float) -> Tally:
+        """Whole groups: in one pass, or, cut into parts, with their logit found beforehand without gradients."""
+        parts = rows.split(micro_batch)
+        fixed = [self._fixed(part) for part in parts]
+        weights: list[Tensor | None] = [None]
+        if len(parts) > 1:
+            d = torch.cat([self._current_error(part) for part in parts])
+            known = [part.d_ref for part in fixed if part.d_ref is not None]
+            d_ref = torch.cat(known) if known else d
+            weights = list(self._weights(rows.A, d, d_ref, rows.group_size).split(micro_batch))
+        tally = Tally()
+        for part, compared, weight in zip(parts, fixed, weights, strict=True):
+            tally += self._backward(part, compared, weight, share * len(part) / len(rows))
+        return tally
+
+    def _anchor(self, rows: Rows, micro_batch: int, share: float) -> Tally:
+        """Whole groups that prefer nothing: the KL term's gradient alone."""
+        tally = Tally()
+        for part in rows.split(micro_batch):
+            with torch.no_grad():
+                fixed = Fixed(f_base=self._predict(self.references.kl, part))
+            tally += self._backward(part, fixed, torch.zeros_like(part.A), share * len(part) / len(rows))
+        return tally
+
+    def _weights(self, A: Tensor, d: Tensor, d_ref: Tensor, G: int) -> Tensor:
+        """Each sample's gradient weight, [K G], for rows of whole groups."""
+        A, d, d_ref = A.view(-1, G), d.view(-1, G), d_ref.view(-1, G)
+        s = L.group_logit(A, d, d_ref, self.settings.beta)
+        return L.gradient_weight(s, A, self.settings.beta, self.settings.logit_scaling).flatten()
+
+    @torch.no_grad()
+    def _current_error(self, rows: Rows) -> Tensor:
+        self.check()
+        with self.policy.using("current"), self.policy.dropping(rows.seeds):
+            return L.denoising_error(self.policy.predict(rows.x_t, rows.t, rows.cond), rows.target)
+
+    @torch.no_grad()
+    def _fixed(self, rows: Rows) -> Fixed:
+        """The forwards without gradients, none of them twice: the references, and the old policy for the clip."""
+        asked = [self.references.logit, self.references.kl, OLD if self.settings.clip > 0 else None]
+        needed = [reference for reference in asked if reference and not (reference == OLD and self.old_is_current)]
+        f = {reference: self._predict(reference, rows) for reference in dict.fromkeys(needed)}
+        d = {reference: L.denoising_error(answer, rows.target) for reference, answer in f.items()}
+        # without a KL term the distance to the base is still told where the logit asks the base
+        f_base = next((answer for reference, answer in f.items() if reference.adapter is None), None)
+        return Fixed(f_base, d.get(self.references.logit), d.get(OLD))
+
+    def _predict(self, reference: Reference, rows: Rows) -> Tensor:
+        """u + cfg (c - u), or c where the reference is not guided; u and c one after the other, for the memory."""
+        self.check()
+        with self.policy.using(reference.adapter):
+            c = self.policy.predict(rows.x_t, rows.t, rows.cond)
+            if reference.cfg == 1.0:
+                return c
+            if self.uncond is None:
+                raise ValueError("a guided reference needs `uncond`")
+            self.check()
+            u = self.policy.predict(rows.x_t, rows.t, self.uncond.expand(len(rows)))
+        return u + reference.cfg * (c - u)
+
+    def _backward(self, rows: Rows, fixed: Fixed, weight: Tensor | None, share: float) -> Tally:
+        """Forward and backward of the current policy. The loss is the surrogate plus the KL term, times `share`.
+
+        What the clip stops keeps its KL gradient.
+        """
+        self.check()
+        with self.policy.using("current"), self.policy.dropping(rows.seeds):
+            f = self.policy.predict(rows.x_t, rows.t, rows.cond)
+            d = L.denoising_error(f, rows.target)
+            still = d.detach()
+            if weight is None:
+                d_ref = still if fixed.d_ref is None else fixed.d_ref
+                weight = self._weights(rows.A, still, d_ref, rows.group_size)
+            keep = torch.ones_like(still, dtype=torch.bool)
+            if self.settings.clip > 0 and fixed.d_old is not None:
+                keep = L.unclipped(rows.A, still, fixed.d_old, self.settings.clip)
+            loss = L.surrogate(weight * keep, d)
+            kl = torch.zeros_like(loss) if fixed.f_base is None else L.denoising_error(f, fixed.f_base).mean()
+            if self.references.kl:
+                loss = loss + self.settings.kl_weight * kl
+            (loss * share).backward()
+        return Tally(
+            samples=len(rows),
+            compared=0 if fixed.d_old is None else len(rows),
+            clipped=int((~keep).sum()),
+            loss=loss.item() * len(rows),
+            anchored=0 if fixed.f_base is None else len(rows),
+            kl=kl.item() * len(rows),
+            error=float(still.sum()),
+        )

@@ -1,0 +1,1 @@
+"""What people say about pictures: preferences, rated folders, asking."""

@@ -1,0 +1,134 @@
+"""The preference file: what a person thinks of groups of images, one JSON object per line, one line per group.
+
+    {"prompt": "a red circle", "images": ["a.png", "b.png", "c.png"], "ranking": [[2], [0, 1]]}
+    {"prompt": "a red circle", "images": ["d.png", "e.png", "f.png"], "ratings": [5, 2, null]}
+    {"prompt": "two squares", "images": ["g.png", "h.png"], "thumbs": [1, -1]}
+    {"prompt": "two squares", "images": ["i.png", "j.png"], "skip": true}
+
+images: files, relative to the folder that the preference file is in. ranking, thumbs, ratings, skip: one of them, as
+`preferences` has it. prompt: may be left out where the images hold it (`comfy_png`).
+
+Whoever asks a person, in ComfyUI or headless, keeps the answers in such a file. There a line also has `key`, which says
+what question it answers (of several lines with one key, the last counts), and `time`, in seconds since 1970. So the
+answers of a run, beside their images, are themselves a folder for `--groups`.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.files import reason
+from dgpo_core.common.reading import parse_json, read_text, shown
+from dgpo_core.people.preferences import KINDS, scores_from
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What was said about one group. answer: as `preferences` describes it; key: the question's, "" for none."""
+
+    prompt: str
+    images: tuple[str, ...]
+    answer: Mapping[str, Any]
+    key: str = ""
+
+    def scores(self) -> list[float] | None:
+        """The images' scores; None where nothing was said that tells one from another."""
+        return scores_from(self.answer, len(self.images))
+
+    def line(self) -> str:
+        """As the file holds it."""
+        record = {"prompt": self.prompt, "images": list(self.images), **self.answer}
+        if self.key:
+            record |= {"key": self.key, "time": round(time.time())}
+        return json.dumps(record, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def of(record: Any) -> "Preference":
+        """Raises UserError in one sentence where `record` is no line of a preference file."""
+        if not isinstance(record, dict):
+            raise UserError('A preference must be an object such as {"images": ["a.png", "b.png"], "ratings": [5, 2]}.')
+        images, prompt, key = record.get("images"), record.get("prompt", ""), record.get("key", "")
+        if not isinstance(images, list) or not images or not all(isinstance(name, str) and name for name in images):
+            raise UserError('"images" must be a list of the names of the group\'s files.')
+        if not isinstance(prompt, str) or not isinstance(key, str):
+            raise UserError('"prompt" must be a text.')
+        answer = {kind: record[kind] for kind in (*KINDS, "skip") if kind in record}
+        scores_from(answer, len(images))
+        return Preference(prompt.strip(), tuple(images), answer, key)
+
+
+def read_preferences(path: str | Path) -> list[Preference]:
+    """All of a file, the last one of each key. Raises UserError naming file and line for what is wrong with it."""
+    found: dict[str, Preference] = {}
+    for number, line in _lines(path):
+        try:
+            preference = Preference.of(parse_json(line, "The line"))
+        except UserError as error:
+            raise UserError(f"{shown(path, 1000)}:{number}: {error}") from None
+        found[preference.key or f"line {number}"] = preference
+    return list(found.values())
+
+
+def is_preference_file(path: str | Path) -> bool:
+    """Whether any line says something about a group of images; other programs write .jsonl files, too."""
+    with contextlib.suppress(UserError):
+        return any(_answers(line) for _, line in _lines(path))
+    return False
+
+
+def _answers(line: str) -> bool:
+    with contextlib.suppress(UserError):
+        record = parse_json(line, "The line")
+        return isinstance(record, dict) and "images" in record and any(kind in record for kind in (*KINDS, "skip"))
+    return False
+
+
+def _lines(path: str | Path) -> list[tuple[int, str]]:
+    """The lines that hold something, with their numbers."""
+    text = read_text(path, "The preference file")
+    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+class AnswerFile:
+    """The preference file of somebody who asks: what was answered before a crash is not asked again."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def get(self, keys: Sequence[str], sizes: Sequence[int]) -> list[Preference] | None:
+        """The newest answer under each key; None where there is not one for every key.
+
+        Lines that a crash cut short, or that do not fit groups of these sizes, do not count.
+        """
+        wanted, found = dict(zip(keys, sizes, strict=True)), {}
+        for line in self._read().splitlines():
+            try:
+                preference = Preference.of(parse_json(line, "The line"))
+            except UserError:
+                continue
+            if wanted.get(preference.key) == len(preference.images):
+                found[preference.key] = preference
+        return [found[key] for key in keys] if len(found) == len(wanted) else None
+
+    def put(self, preferences: Sequence[Preference]) -> None:
+        """Adds answers; they are on the disk when this returns. Raises UserError for what the system refuses."""
+        lines = "".join(preference.line() for preference in preferences)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            before = self._read()
+            torn = bool(before) and not before.endswith("\n")
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" + lines if torn else lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"Cannot write {self.path}: {reason(error)}.") from error
+
+    def _read(self) -> str:
+        return self.path.read_text("utf-8", errors="replace") if self.path.exists() else ""

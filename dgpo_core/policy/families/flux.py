@@ -1,0 +1,92 @@
+"""Flux: flow with a dynamic shift, CLIP's pooled output and T5's tokens, packed latents, embedded guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.diffusion.prediction import Flow, Prediction
+from dgpo_core.policy.pipeline import CLIP_L, T5, VAE_MARKS, DiffusersPolicy, dynamic_mu
+
+_T5_TOKENS = 512  # diffusers' default max_sequence_length
+
+
+class Flux(DiffusersPolicy):
+    """Flux.1 dev and schnell. `guidance` is embedded where the network has a place for it (dev).
+
+    Latents are [B,C,h,w] everywhere; only the network sees them packed in 2 x 2 patches.
+    """
+
+    family = "flux"
+    pipeline_classes = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
+    network_name = "transformer"
+    targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    architecture = "flux-1-dev"
+    base_version = "flux1"
+    marks = ("double_blocks.0.img_attn.norm.key_norm.scale", "double_blocks.0.img_attn.norm.key_norm.weight")
+    input_layer = "img_in.weight"
+    other_inputs = {384: "Flux Fill, which fills in", 128: "Flux Depth or Canny"}  # noqa: RUF012
+    packing = 4
+    parts = {"text_encoder": (CLIP_L,), "text_encoder_2": (T5,), "vae": VAE_MARKS}  # noqa: RUF012
+    text_encoder_names = ("text_encoder", "text_encoder_2")
+    patch = 2
+
+    def _prediction(self) -> Prediction:
+        return Flow(num_train_timesteps=self.scheduler_config.get("num_train_timesteps", 1000))
+
+    def _encode(self, text: str) -> dict[str, Tensor]:
+        tokens, pooled, _ = self.pipe.encode_prompt(
+            prompt=text,
+            device=self.pipe.text_encoder_2.device,
+            max_sequence_length=min(_T5_TOKENS, self.pipe.tokenizer_2.model_max_length),
+        )
+        return {"tokens": tokens, "pooled": pooled}
+
+    def _forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        height, width = x.shape[-2:]
+        tokens = cond["tokens"]
+        image_ids = self._constant(("image_ids", height, width), lambda: _position_ids(height // 2, width // 2))
+        text_ids = self._constant(("text_ids", tokens.shape[1]), lambda: torch.zeros(tokens.shape[1], 3))
+        guidance = None
+        if self.network.config.guidance_embeds:
+            guidance = torch.full((len(x),), self.guidance, device=x.device, dtype=torch.float32)
+        packed = self.network(
+            hidden_states=_pack(x),
+            timestep=t / self.prediction.num_train_timesteps,
+            guidance=guidance,
+            pooled_projections=cond["pooled"],
+            encoder_hidden_states=tokens,
+            txt_ids=text_ids,
+            img_ids=image_ids,
+            return_dict=False,
+        )[0]
+        return _unpack(packed, height, width)
+
+    def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
+        # the levels that Flux's pipeline asks for: `steps` of them from 1 down to 1 / steps
+        sigmas = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()
+        return {"mu": dynamic_mu(self.scheduler_config, latent, patch=2, max_shift=1.15), "sigmas": sigmas}
+
+
+def _pack(x: Tensor) -> Tensor:
+    """[B,C,h,w] -> [B, h/2 * w/2, 4C]: every 2 x 2 patch is one token, channels outermost."""
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, (h // 2) * (w // 2), 4 * c)
+
+
+def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `_pack` for a latent of height x width."""
+    b, _, c = tokens.shape
+    patches = tokens.view(b, height // 2, width // 2, c // 4, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
+
+
+def _position_ids(rows: int, columns: int) -> Tensor:
+    """(0, row, column) of every token, [rows * columns, 3]."""
+    ids = torch.zeros(rows, columns, 3)
+    ids[..., 1] = torch.arange(rows)[:, None]
+    ids[..., 2] = torch.arange(columns)[None, :]
+    return ids.view(-1, 3)

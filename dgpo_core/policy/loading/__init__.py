@@ -1,0 +1,1 @@
+"""From a file or folder to a diffusers pipeline."""

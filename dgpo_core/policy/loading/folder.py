@@ -1,0 +1,249 @@
+"""A diffusers folder, here or on the hub: what its configs say of it, and the pipeline in it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.reading import read_json, shown
+from dgpo_core.policy.families import FAMILIES
+from dgpo_core.policy.loading import predicts, recognise
+from dgpo_core.policy.loading import tensors as weights
+from dgpo_core.policy.loading.header import Header, read_header
+from dgpo_core.policy.loading.libraries import user_errors
+from dgpo_core.policy.pipeline import DiffusersPolicy
+
+_MOST_STEPS = 100_000
+MODEL_INDEX = "model_index.json"
+_OPTIONAL = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor", "safety_checker")
+_UNUSED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+_MODULE_FOLDERS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+# model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16...
+_WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?")
+
+
+def local_only() -> bool:
+    """Whether nothing may be downloaded (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A diffusers model by its folder, or by its id on the hub."""
+
+    path: str
+
+    @cached_property
+    def index(self) -> Mapping[str, Any]:
+        """model_index.json."""
+        return self.config(MODEL_INDEX)
+
+    def lists(self, component: str) -> bool:
+        """Whether the pipeline has this component."""
+        return self.index.get(component) not in (None, [None, None])
+
+    def config(self, name: str) -> Mapping[str, Any]:
+        """A JSON table of the folder, such as unet/config.json; empty where it is not there."""
+        with user_errors(f"The model {shown(self.path)} cannot be loaded"):
+            file = Path(self.path, name) if Path(self.path).is_dir() else self._of_the_hub(name)
+        if not file.is_file():
+            return {}
+        found = read_json(file, "The file")
+        if not isinstance(found, dict):
+            raise UserError(f"The file {shown(file)} is no table of settings: download it again.")
+        return found
+
+    def _of_the_hub(self, name: str) -> Path:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.path, name, local_files_only=local_only()))
+        except LocalEntryNotFoundError:
+            if name == MODEL_INDEX:
+                raise
+            return Path(name)
+        except EntryNotFoundError:
+            return Path(name)
+
+    def scheduler(self) -> tuple[Mapping[str, Any], str]:
+        """The scheduler's config, and the name of its class in model_index.json."""
+        listed = self.index.get("scheduler")
+        name = listed[1] if isinstance(listed, list) and len(listed) == 2 and isinstance(listed[1], str) else ""
+        config = self.config("scheduler/scheduler_config.json")
+        if not config:
+            raise UserError(
+                f"The model {shown(self.path)} has no scheduler/scheduler_config.json, which says what it predicts:"
+                " put that of the model that it was made from there."
+            )
+        steps = config.get("num_train_timesteps", 1000)
+        if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+            raise UserError(
+                f"The scheduler of the model {shown(self.path)} has {shown(steps, 40)} for num_train_timesteps, but"
+                f" that is a whole number from 1 to {_MOST_STEPS}."
+            )
+        return config, name
+
+    def component_class(self, name: str) -> Any:
+        """The class that model_index.json names for a component; of diffusers or transformers alone."""
+        import diffusers
+        import transformers
+
+        library, cls = self.index[name]
+        return getattr({"diffusers": diffusers, "transformers": transformers}[library], cls)
+
+    def build(self, cls: type[DiffusersPolicy], dtype: torch.dtype, **parts: Any) -> Any:
+        """The pipeline of a family; parts: components that are made already, or None for those to do without."""
+        import diffusers
+
+        made = getattr(diffusers, cls.pipeline_classes[0])
+        known = inspect.signature(made).parameters
+        # a component that is left out must be given as None
+        absent = {k: None for k in known if k.startswith(_OPTIONAL) and not self.lists(k)}
+        unused = {k: v for k, v in _UNUSED.items() if k in known}  # a classifier of finished images, of no use here
+        options = {"dtype": dtype, "use_safetensors": True, "local_files_only": local_only()}
+        return made.from_pretrained(self.path, **options, **{**absent, **unused, **parts})
+
+
+def open_folder(
+    path: str, family: str | None, dtype: torch.dtype, prediction: str
+) -> tuple[type[DiffusersPolicy], Any]:
+    """The family's class and the loaded pipeline, on the CPU; path: of a folder, or an id of the hub."""
+    folder, what = Folder(path), f"The model {shown(path)}"
+    found = _family(folder, what)
+    if family not in (None, found):
+        raise UserError(f"{what} is of family {found}, not {family}: set the family to {found} or auto.")
+    cls = FAMILIES[found]
+    _refuse_configs(folder, cls, what)
+    config, name = folder.scheduler()
+    predicts.settle(what, predicts.Evidence(), config, name, kinds=cls.kinds, asked=prediction)  # before a download
+    folder = _here(folder, what)
+    _refuse_absent(folder, what)
+    headers = [read_header(file) for file in _weight_files(Path(folder.path))]
+    own = [predicts.of_header(h, cls.kinds) for h in headers if h.path.parent.name == cls.network_name]
+    _refuse_weights(headers)
+    scheduler = predicts.settle(what, predicts.together(own), config, name, kinds=cls.kinds, asked=prediction)
+    variant = _variant(Path(folder.path))
+    with user_errors(f"{what} cannot be loaded"):
+        pipe = folder.build(cls, dtype, scheduler=scheduler, **({"variant": variant} if variant else {}))
+    _refuse_missing(pipe, headers, what)
+    return cls, pipe
+
+
+def _here(folder: Folder, what: str) -> Folder:
+    """The folder on this machine: that of the hub is downloaded, or found in the cache."""
+    from diffusers import DiffusionPipeline
+
+    if Path(folder.path).is_dir():
+        return folder
+    options = {"use_safetensors": True, "local_files_only": local_only()}
+    with user_errors(f"{what} cannot be loaded"):
+        try:
+            return Folder(str(DiffusionPipeline.download(folder.path, **options)))
+        except (OSError, ValueError):  # what it says where there are fp16 files alone
+            return Folder(str(DiffusionPipeline.download(folder.path, variant="fp16", **options)))
+
+
+def holds_weights(folder: Path, component: str) -> bool:
+    """Whether a local folder has a component's weights."""
+    return any((folder / component).glob("*.safetensors"))
+
+
+def _family(folder: Folder, what: str) -> str:
+    name = folder.index.get("_class_name")
+    found = next((f for f, c in FAMILIES.items() if name in c.pipeline_classes), None)
+    if found is None:
+        raise UserError(
+            f"{what} is a {shown(name, 80)}, which is none of the families {', '.join(FAMILIES)}: take one of those"
+            " (in ComfyUI, DGPO Policy (native) trains most other models of images)."
+        )
+    if folder.index.get("requires_aesthetics_score") is True:
+        raise UserError(f"{what} is an SDXL refiner, which cannot be trained here: take the SDXL base.")
+    return found
+
+
+def _refuse_configs(folder: Folder, cls: type[DiffusersPolicy], what: str) -> None:
+    """Raises UserError for a network of another kind than the family's, by its config."""
+    network, vae = folder.config(f"{cls.network_name}/config.json"), folder.config("vae/config.json")
+    channels = network.get("in_channels")
+    recognise.refuse_channels(cls, channels if isinstance(channels, int) else None, what)
+    latent = vae.get("latent_channels")
+    if isinstance(channels, int) and isinstance(latent, int) and channels != latent * cls.packing:
+        raise UserError(
+            f"{what} has a network that takes {channels} channels where its VAE gives {latent * cls.packing}: it is an"
+            " inpainting or editing model, or its parts are of different models."
+        )
+    if network.get("time_cond_proj_dim") is not None:
+        raise UserError(f"{what} is distilled as an LCM, which cannot be trained here: take the model it was made of.")
+    for name in _MODULE_FOLDERS:
+        if "quantization_config" in folder.config(f"{name}/config.json"):
+            raise UserError(f"{what} has a quantised {name}, which is not read here: {weights.FULLER}.")
+
+
+def _refuse_absent(folder: Folder, what: str) -> None:
+    """Raises UserError for a component of a local folder that has no .safetensors."""
+    for name in _MODULE_FOLDERS if Path(folder.path).is_dir() else ():
+        if folder.lists(name) and not holds_weights(Path(folder.path), name):
+            pickles = " as .safetensors (pickles can run code, so convert them)"
+            some = any(Path(folder.path, name).glob("*.bin"))
+            raise UserError(f"{what} has no weights of its {name}{pickles if some else ''}: give a whole one.")
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    """All .safetensors of a local folder's components; none of the hub's, whose files are not here yet."""
+    for name in _MODULE_FOLDERS:
+        yield from sorted((folder / name).glob("*.safetensors"))
+
+
+def _refuse_weights(headers: list[Header]) -> None:
+    """Raises UserError for weights in a form that diffusers would read wrongly without a word."""
+    for header in headers:
+        weights.refuse_unknown(header)
+        if weights.has_scales(header):
+            raise UserError(
+                f"The model {shown(header.path)} is in scaled fp8, which is read from single files alone, not in a"
+                f" diffusers folder: {weights.FULLER}."
+            )
+
+
+def _variant(folder: Path) -> str | None:
+    """What all weights of a component are marked with, such as fp16, where some component has no plain ones."""
+    wanted: set[str] = set()
+    for name in _MODULE_FOLDERS:
+        files = [_WEIGHTS.fullmatch(path.stem) for path in (folder / name).glob("*.safetensors")]
+        variants = {match["variant"] for match in files if match}
+        if variants and None not in variants:
+            wanted |= {str(variant) for variant in variants}
+    return next((variant for variant in ("fp16", "bf16", *sorted(wanted)) if variant in wanted), None)
+
+
+def _refuse_missing(pipe: Any, headers: list[Header], what: str) -> None:
+    """Raises UserError where transformers made up a weight of a text encoder that no file has.
+
+    Names are compared by their ends: versions of transformers differ in what stands before them.
+    """
+    for name, module in pipe.components.items():
+        there = [key for header in headers if header.path.parent.name == name for key in header.tensors]
+        if not name.startswith("text_encoder") or module is None or not there:
+            continue
+        ends = {_end(key) for key in there}
+        found: dict[int, tuple[str, bool]] = {}  # by parameter, which may have several names
+        for key, parameter in module.named_parameters(remove_duplicate=False):
+            found[id(parameter)] = key, found.get(id(parameter), ("", False))[1] or _end(key) in ends
+        lost = next((key for key, is_there in found.values() if not is_there), None)
+        if lost is not None:
+            raise UserError(f"{what} has no weights for {name}.{lost}: give a whole one.")
+
+
+def _end(key: str) -> str:
+    return key.removeprefix("text_model.").removeprefix("model.")

@@ -1,0 +1,128 @@
+"""`load_policy`: from a diffusers folder, a hub id or a single .safetensors checkpoint to a Policy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.reading import shown
+from dgpo_core.policy.families import FAMILIES
+from dgpo_core.policy.loading.folder import MODEL_INDEX, open_folder
+from dgpo_core.policy.loading.libraries import first_line, quiet
+from dgpo_core.policy.loading.single_file import open_file
+from dgpo_core.policy.loading.tensors import refuse_missing, refuse_not_finite
+from dgpo_core.policy.lora import file as lora_file
+from dgpo_core.policy.lora import names as lora_names
+from dgpo_core.policy.pipeline import DiffusersPolicy
+
+PREDICTIONS = ("auto", "epsilon", "v", "flow")
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    family: str | None = None,
+    rank: int | None = None,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: Sequence[str] | None = None,
+    init_lora: str | Path | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    guidance: float = 3.5,
+    offload: bool = False,
+    config: str | Path | None = None,
+    prediction: str = "auto",
+) -> DiffusersPolicy:
+    """Loads a model and puts the adapters on it.
+
+    path: a diffusers folder, a hub id ("owner/name"), or a single .safetensors checkpoint. Only safetensors are read.
+    family: a name in FAMILIES; None or "auto" reads it from the model.
+    rank, alpha, dropout, targets: the LoRA (alpha / rank is its scale). Left out: the rank of `init_lora` at scale 1,
+    else rank 32 and alpha 64; no targets are the family's default and what `init_lora` changes.
+    init_lora: a plain LoRA of any trainer that all three adapters start from; the reference stays the base without it.
+    dtype: of the frozen base; "auto" is bfloat16 on an accelerator and float32 on a CPU. The LoRA is float32 always.
+    seed: of the LoRA's start. guidance: embedded guidance scale (Flux dev).
+    offload: text encoders and VAE are on the device only while they work.
+    config: for a single checkpoint, a diffusers folder with its configs and tokenizers; left out, a folder with the
+    checkpoint's name beside it, else the hub (or its cache).
+    prediction: what the network returns: epsilon, v or flow; "auto" finds it from all that the model says of itself.
+
+    Raises UserError where the model, the LoRA or a setting does not fit. With HF_HUB_OFFLINE nothing is downloaded.
+    """
+    lora = None if init_lora is None or init_lora == "" else lora_file.read(init_lora)
+    rank = (lora.rank if lora else 32) if rank is None else rank
+    alpha = (rank if lora else 2.0 * rank) if alpha is None else alpha
+    device = _device(device)
+    dtype = _dtype(dtype, device)
+    with quiet():
+        cls, pipe = _open(str(path), family, dtype, config, prediction)
+        for name, module in pipe.components.items():
+            if isinstance(module, nn.Module):
+                refuse_missing(module, name, f"The model {shown(path)}")
+                refuse_not_finite(module, name, f"The model {shown(path)}", dtype)
+        if lora is not None:
+            lora = lora_names.resolve(lora, getattr(pipe, cls.network_name))
+        targets = targets or [*cls.targets, *(lora.modules if lora else [])]
+        policy = cls(
+            pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=dtype, device=device, seed=seed,
+            guidance=guidance, offload=offload,
+        )  # fmt: skip
+    if lora is not None:
+        policy.load_lora(lora)
+    return policy
+
+
+def _open(
+    path: str, family: str | None, dtype: torch.dtype, config: str | Path | None, prediction: str
+) -> tuple[type[DiffusersPolicy], Any]:
+    """The family's class and the loaded pipeline, on the CPU."""
+    if family in (None, "", "auto"):
+        family = None
+    elif family not in FAMILIES:
+        raise UserError(f"Unknown model family {family!r}: use one of auto, {', '.join(FAMILIES)}.")
+    if prediction not in PREDICTIONS:
+        raise UserError(f"Unknown prediction {prediction!r}: use one of {', '.join(PREDICTIONS)}.")
+    local = Path(path)
+    if local.is_file():
+        return open_file(local, family, dtype, config, prediction)
+    if local.is_dir():
+        if not (local / MODEL_INDEX).is_file():
+            raise UserError(f"The folder {path} is not a diffusers model: it has no {MODEL_INDEX}.")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise UserError(f"There is no model {path}: give a diffusers folder, a hub id or a .safetensors file.")
+    return open_folder(path, family, dtype, prediction)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"The device {device!s} is not there: {first_line(error)}.") from None
+    return found
+
+
+def _dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in DTYPES:
+        raise UserError(f"Unknown number type {dtype!r}: use auto or one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]

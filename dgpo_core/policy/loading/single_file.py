@@ -1,0 +1,141 @@
+"""A single .safetensors checkpoint as a diffusers pipeline: parts by diffusers' own converters, or from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.reading import shown
+from dgpo_core.policy.families import FAMILIES
+from dgpo_core.policy.loading import predicts, recognise
+from dgpo_core.policy.loading import tensors as weights
+from dgpo_core.policy.loading.folder import MODEL_INDEX, Folder, holds_weights, local_only
+from dgpo_core.policy.loading.header import Header, read_header
+from dgpo_core.policy.loading.libraries import user_errors
+from dgpo_core.policy.pipeline import DiffusersPolicy
+
+_OPTIONAL = ("text_encoder_3",)  # SD3 is trained to do without T5, and files without it are common
+_OUTSIDE = ("unet", "transformer", "vae")  # parts that diffusers' models read from a checkpoint themselves
+_SD2_V_MARK = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+_SD2_WIDTH_MARK = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+def open_file(
+    path: Path, family: str | None, dtype: torch.dtype, config: str | Path | None, prediction: str
+) -> tuple[type[DiffusersPolicy], Any]:
+    """The family's class and the loaded pipeline, on the CPU. config, prediction: as in `load_policy`."""
+    header = read_header(path)
+    found = recognise.recognise(header)
+    what = f"The model {shown(path)}"
+    if family not in (None, found):
+        raise UserError(f"{what} is of family {found}, not {family}: set the family to {found} or auto.")
+    cls = FAMILIES[found]
+    beside = path.with_suffix("")
+    if config is None and (beside / MODEL_INDEX).is_file():
+        config = beside
+    if config is not None and not (Path(config) / MODEL_INDEX).is_file():
+        raise UserError(f"The config folder {config} has no {MODEL_INDEX}: give a diffusers folder of this model.")
+    _refuse_parts(cls, header, config, beside)
+    state = weights.read_weights(header, dtype)
+    lent = config is None
+    folder = Folder(str(config) if config is not None else _configs_of_the_hub(state, what, beside))
+    scheduler = _scheduler(cls, folder, header, state, prediction, lent)
+    pipe = _build(cls, folder, header, state, dtype, scheduler, what)
+    weights.refuse_left_over(getattr(pipe, cls.network_name), header, recognise.NETWORK_PREFIXES, what)
+    return cls, pipe
+
+
+def _refuse_parts(cls: type[DiffusersPolicy], header: Header, config: str | Path | None, beside: Path) -> None:
+    """Raises UserError for a part that is neither in the file nor in the config folder."""
+    missing = [name for name in _missing(cls, header) if config is None or not holds_weights(Path(config), name)]
+    missing = [name for name in missing if name not in _OPTIONAL]
+    if missing:
+        where = config if config is not None else beside
+        raise UserError(
+            f"The model {shown(header.path)} has no whole {' and no whole '.join(missing)}: give a whole checkpoint, or"
+            f" put a diffusers folder of the same model with them at {shown(where)}."
+        )
+
+
+def _missing(cls: type[DiffusersPolicy], header: Header) -> list[str]:
+    return [name for name, marks in cls.parts.items() if not any(mark in header.tensors for mark in marks)]
+
+
+def _configs_of_the_hub(state: Mapping[str, Tensor], what: str, beside: Path) -> str:
+    """The folder with the configs and tokenizers of the model that diffusers takes this for, from the hub's cache."""
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+    from huggingface_hub import snapshot_download
+
+    advice = f"its configs and tokenizers come from the hub: put a diffusers folder with them at {shown(beside)}"
+    with user_errors(f"{what} cannot be loaded ({advice} to work offline)"):
+        name = fetch_diffusers_config(dict(state))["pretrained_model_name_or_path"]
+        wanted = ["**/*.json", "*.json", "*.txt", "**/*.txt", "**/*.model"]
+        return snapshot_download(name, allow_patterns=wanted, local_files_only=local_only())
+
+
+def _scheduler(
+    cls: type[DiffusersPolicy], folder: Folder, header: Header, state: Mapping[str, Tensor], prediction: str, lent: bool
+) -> Any:
+    config, name = folder.scheduler()
+    own = predicts.of_header(header, cls.kinds)
+    if lent and not own.signs and _is_sd2(state):  # the hub's config for all of SD2 says v
+        config = {**config, "prediction_type": _sd2_prediction(state)}
+    what = f"The model {shown(header.path)}"
+    return predicts.settle(what, own, config, name, kinds=cls.kinds, asked=prediction, borrowed=True)
+
+
+def _is_sd2(state: Mapping[str, Tensor]) -> bool:
+    return _SD2_WIDTH_MARK in state and state[_SD2_WIDTH_MARK].shape[-1] == 1024
+
+
+def _sd2_prediction(state: Mapping[str, Tensor]) -> str:
+    """By the spread of one bias, which tells Stability's epsilon and v models apart (ComfyUI's rule for SD20)."""
+    mark = state.get(_SD2_V_MARK)
+    return "v" if mark is not None and mark.float().std(unbiased=False) > 0.09 else "epsilon"
+
+
+def _build(
+    cls: type[DiffusersPolicy],
+    folder: Folder,
+    header: Header,
+    state: dict[str, Tensor],
+    dtype: torch.dtype,
+    scheduler: Any,
+    what: str,
+) -> Any:
+    """The pipeline with the parts that are in the file; what is not comes from the folder."""
+    missing = _missing(cls, header)
+    here = [cls.network_name, *(name for name in cls.parts if name not in missing)]
+    with user_errors(f"{what} cannot be loaded"):
+        parts = {name: _component(folder, name, state, dtype, what) for name in here if folder.lists(name)}
+        for name in missing:
+            if not holds_weights(Path(folder.path), name):
+                parts |= {name: None, name.replace("text_encoder", "tokenizer"): None}
+        return folder.build(cls, dtype, scheduler=scheduler, **parts)
+
+
+def _component(folder: Folder, name: str, state: dict[str, Tensor], dtype: torch.dtype, what: str) -> Any:
+    """One part of the checkpoint. diffusers' converters take parts out of the dict that they are given: a copy."""
+    from diffusers.loaders import single_file_utils as diffusers_own
+
+    options = {"config": folder.path, "subfolder": name, "torch_dtype": dtype, "local_files_only": True}
+    cls = folder.component_class(name)
+    try:
+        if name in _OUTSIDE:
+            module = cls.from_single_file(dict(state), **options)
+        elif "T5" in cls.__name__:
+            module = diffusers_own.create_diffusers_t5_model_from_checkpoint(cls, dict(state), **options)
+            module.set_input_embeddings(module.shared)  # files hold the one table that T5 has under two names, once
+        else:
+            module = diffusers_own.create_diffusers_clip_model_from_ldm(cls, checkpoint=dict(state), **options)
+    except NotImplementedError:  # what torch says to a weight that nothing was put into
+        raise UserError(
+            f"{what} has no weights for a part of its {name}: give a whole one (with configs of the same model)."
+        ) from None
+    weights.refuse_missing(module, name, what)
+    return module

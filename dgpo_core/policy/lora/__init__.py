@@ -1,0 +1,1 @@
+"""LoRA files of all trainers, read alike and written in diffusers' format."""

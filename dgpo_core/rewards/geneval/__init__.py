@@ -1,0 +1,1 @@
+"""GenEval: objects, counts, colours and positions (arXiv 2310.11513)."""

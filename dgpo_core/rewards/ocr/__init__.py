@@ -1,0 +1,1 @@
+"""Texts in pictures, and whether they are those that the prompt asks for."""

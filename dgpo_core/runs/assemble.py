@@ -1,0 +1,119 @@
+"""From settings to the things they name: model, prompts, rewards."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from dgpo_core.common.distributed import World
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt, load_prompts, read_prompts
+from dgpo_core.evaluation.scores import evaluation_weights, watched
+from dgpo_core.method.rollout import Check, nothing
+from dgpo_core.people.ask import FOLDER
+from dgpo_core.people.gallery import Gallery, read_gallery
+from dgpo_core.people.reward import Human
+from dgpo_core.policy import Policy, load_policy
+from dgpo_core.rewards import Reward, make_reward
+from dgpo_core.settings.config import EMBEDDED, HUMAN, PEOPLE, Config
+
+DEMO = Path(__file__).parents[1] / "demo"
+
+
+def load_model(config: Config, world: World) -> tuple[Policy, tuple[int, int]]:
+    """The policy on this process's device, and the image size (height, width) in pixels."""
+    model, lora = config.model, config.lora
+    path = DEMO / "model" if model.path == EMBEDDED else model.path
+    policy = load_policy(
+        path,
+        family=model.family,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        targets=lora.targets or None,
+        init_lora=lora.init or None,
+        dtype=model.dtype,
+        device=world.device,
+        seed=config.seed,
+        offload=config.memory.offload,
+        prediction=model.prediction,
+    )
+    return policy, prepare(policy, config)
+
+
+def prepare(policy: Policy, config: Config) -> tuple[int, int]:
+    """Turns on what the settings ask of a loaded policy; returns the image size (height, width) in pixels."""
+    model = config.model
+    if config.memory.gradient_checkpointing:
+        policy.enable_gradient_checkpointing()
+    if config.memory.compile:
+        policy.compile()
+    default = policy.default_size
+    size = model.height or default[0], model.width or default[1]
+    policy.latent_shape(*size)  # refuses a size that the model cannot have
+    return size
+
+
+def rated_groups(config: Config) -> Gallery | None:
+    """The rated images that are trained on; None where images are drawn instead."""
+    return read_gallery(config.groups) if config.groups else None
+
+
+def training_prompts(config: Config, gallery: Gallery | None = None) -> list[Prompt]:
+    """The prompts that are trained on."""
+    if gallery:
+        return [Prompt(text) for text in gallery.prompts]
+    if config.data.text:
+        return read_prompts(config.data.text)
+    if not config.data.prompts:
+        raise UserError("There are no training prompts: give a .txt or .jsonl file with --data.prompts FILE.")
+    return load_prompts(DEMO / "train.jsonl" if config.data.prompts == EMBEDDED else config.data.prompts)
+
+
+def held_out_prompts(config: Config) -> list[Prompt]:
+    """The prompts that the gain is measured on; none where the settings name none."""
+    if config.data.held_out_text:
+        return read_prompts(config.data.held_out_text)
+    if not config.data.held_out:
+        return []
+    return load_prompts(DEMO / "held_out.jsonl" if config.data.held_out == EMBEDDED else config.data.held_out)
+
+
+def training_rewards(
+    config: Config, world: World, check: Check = nothing, tell: Callable[[str], None] = print
+) -> dict[str, Reward]:
+    """The rewards that are trained, by name, but the ratings that images come with.
+
+    check: called while a person is waited for; raises to stop.
+    """
+    names = [term.name for term in config.reward]
+    if HUMAN in names and world.size > 1:
+        raise UserError("The reward human asks one person about all images: start the training as one process.")
+    found = {
+        term.name: make_reward(term.name, term.options, str(world.device))
+        for term in config.reward
+        if term.name not in PEOPLE
+    }
+    if HUMAN in names:
+        found[HUMAN] = Human(Path(config.output, config.name, FOLDER), config.human, check, tell)
+    return found
+
+
+def judges(
+    config: Config, trained: Mapping[str, Reward], held_out: Sequence[Prompt], world: World
+) -> dict[str, Reward]:
+    """All that an evaluation scores by: what is trained, what measures the gain, and what is watched; never people."""
+    found = {name: reward for name, reward in trained.items() if name not in PEOPLE}
+    found |= evaluation_rewards(config, trained, world)
+    return found | (watched_rewards(config, found, world) if held_out else {})
+
+
+def evaluation_rewards(config: Config, trained: Mapping[str, Reward], world: World) -> dict[str, Reward]:
+    """The rewards that measure the gain, by name; none where only people could tell it."""
+    names = evaluation_weights(config)
+    return {name: trained.get(name) or make_reward(name, device=str(world.device)) for name in names}
+
+
+def watched_rewards(config: Config, made: Mapping[str, Reward], world: World) -> dict[str, Reward]:
+    """The rewards that are scored at each evaluation and never trained on, besides those that are `made`."""
+    options = {term.name: term.options for term in config.watch}
+    names = [name for name in watched(config) if name not in made]
+    return {name: make_reward(name, options.get(name), str(world.device)) for name in names}

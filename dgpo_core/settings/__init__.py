@@ -1,0 +1,1 @@
+"""Settings: their fields, files, presets and checks."""

@@ -1,0 +1,1 @@
+"""What every node uses: ComfyUI itself, widgets, and the values on edges."""

@@ -1,0 +1,320 @@
+"""`NativePolicy`: the engine's policy on ComfyUI's MODEL and VAE, where they are and with the user's patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.supported_models as families
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn.attention import SDPBackend
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.policy import AdapterName, Cond, Policy
+from dgpo_core.policy.attention import trainable_attention
+from dgpo_core.policy.base import Check
+from dgpo_core.policy.frozen_linear import LoraBank
+from dgpo_core.policy.lora import file as lora_file
+
+from . import sampling as native_sampling
+from . import texts as native_texts
+from .hooks import Hooks, differentiable, target_shapes
+from .sampling import NativeSolver
+
+INJECTION = "dgpo"
+NETWORK = "diffusion_model"  # what the names in a LoRA file begin with
+_PROMPT = "prompt"  # the one tensor of a Cond: which text each row has
+_KEPT = 1024  # conditionings in main memory: of Flux 4 MB each
+_SIZES = {families.SD15: (512, 512), families.SD20: (512, 512), families.WAN21_T2V: (480, 832)}
+_DEFAULT_SIZE = (1024, 1024)
+_LABELS = {  # modelspec.architecture and ss_base_model_version of the LoRA, by ComfyUI's name of the family
+    "SD15": ("stable-diffusion-v1", "sd_v1"),
+    "SD20": ("stable-diffusion-v2", "sd_v2"),
+    "SDXL": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    "SD3": ("stable-diffusion-3", "sd3"),
+    "Flux": ("flux-1-dev", "flux1"),
+    "QwenImage": ("qwen-image", "qwen_image"),
+    "Lumina2": ("lumina-2", "lumina2"),
+    "ZImage": ("z-image", "zimage"),
+    "WAN21_T2V": ("wan2.1", "wan21"),
+}
+
+
+class NativePolicy(Policy):
+    """Adapters on a clone of `model`, which shares the MODEL's weights; see `Policy` for what the methods promise.
+
+    encode_text: from a text to a CONDITIONING; vae: ComfyUI's; targets: ends of the names of the modules that get a
+    LoRA, none for the attention projections; prediction: what the MODEL predicts, where "auto" (its own sampling) would
+    be wrong. A `Cond` of this policy holds the numbers of its texts: conditionings stay in ComfyUI's form. Call its
+    methods outside of inference mode (`host.engine`).
+
+    Latents of a video model have one frame: [B,C,1,h,w]. Raises UserError for a MODEL that cannot be trained: weights
+    that are kept in an unknown way, latents that are no pictures, another noise schedule.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        encode_text: Callable[[str], Any],
+        vae: Any,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        targets: Sequence[str],
+        seed: int,
+        prediction: str = "auto",
+    ) -> None:
+        self.patcher, self.encode_text, self.vae = native_sampling.decided(model.clone(), prediction), encode_text, vae
+        base = model.model
+        if getattr(base.latent_format, "latent_dimensions", 2) not in (2, 3):
+            raise UserError("The MODEL's latents are no pictures: use a text-to-image or text-to-video model.")
+        self.device: torch.device = self.patcher.load_device
+        self.dtype: torch.dtype = base.manual_cast_dtype or base.get_dtype()
+        self.family = type(base.model_config).__name__
+        sampling = self.patcher.get_model_object("model_sampling")
+        self.prediction, self.scheduler_config = native_sampling.schedule(sampling, self.device)
+        shapes = target_shapes(base.diffusion_model, targets)
+        self.adapters = LoraBank(shapes, rank=rank, alpha=alpha, dropout=dropout, seed=seed, device=self.device)
+        self.hooks = Hooks(base.diffusion_model, self.adapters)
+        self.patcher.set_injections(INJECTION, [self.hooks.injection()])
+        self._reserved = 0.0  # bytes beside the weights, since ComfyUI last placed them
+        self._numbers: dict[str, int] = {}  # of every text so far
+        self._conditionings: dict[int, Any] = {}  # by number, of the latest texts
+
+    # --- sizes -------------------------------------------------------------------------------------------------------
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        config = self.patcher.model.model_config
+        return next((size for family, size in _SIZES.items() if isinstance(config, family)), _DEFAULT_SIZE)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        unit = int(self.vae.spacial_compression_encode())
+        if height < unit or width < unit or height % unit or width % unit:
+            raise UserError(
+                f"Images of this model have a height and width of multiples of {unit}, not {height} x {width}."
+            )
+        latents = self.patcher.model.latent_format
+        frames = (1,) if getattr(latents, "latent_dimensions", 2) == 3 else ()
+        return latents.latent_channels, *frames, height // unit, width // unit
+
+    # --- prompts -----------------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str]) -> list[Cond]:
+        numbers = [self._numbers.setdefault(text, len(self._numbers)) for text in prompts]
+        for number in dict.fromkeys(numbers):
+            self._conditioning(number)
+        while len(self._conditionings) > max(_KEPT, len(set(numbers))):
+            self._conditionings.pop(next(iter(self._conditionings)))
+        return [Cond({_PROMPT: torch.tensor([number])}) for number in numbers]
+
+    def is_encoded(self, prompts: Sequence[str]) -> bool:
+        return all(self._numbers.get(text) in self._conditionings for text in prompts)
+
+    def _conditioning(self, number: int) -> Any:
+        """Of the text with this number; encoded again where it was dropped, and now the latest."""
+        found = self._conditionings.pop(number, None)
+        self._conditionings[number] = found or self._encode(list(self._numbers)[number])
+        return self._conditionings[number]
+
+    def _encode(self, text: str) -> Any:
+        """Its CONDITIONING, on the CPU and in tensors that autograd takes."""
+        with torch.inference_mode():
+            found = self.encode_text(text)
+        return native_texts.own(found)
+
+    # --- the network -------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """The MODEL's weights on the device, as far as ComfyUI has room for them, with the adapters on."""
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([self.patcher])
+        self._reserved = 0.0
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        x_t, t, texts = x_t.to(self.device, torch.float32), t.to(self.device), cond.tensors[_PROMPT]
+        x, sigma = native_sampling.to_comfy(self.prediction, x_t, t)
+        known = {text: self._conditioning(text) for text in texts.unique().tolist()}  # may make room for the CLIP
+        together = native_texts.together(texts, sigma, known)
+        with self._running(x):
+            parts = []
+            for rows, given in together:
+                with self.adapters.dropout.dropping_rows(rows.tolist()):
+                    parts.append(self._denoised(x[rows], sigma[rows], given))
+        x0 = torch.cat(parts)[torch.cat([rows for rows, _ in together]).argsort()]
+        return native_sampling.from_denoised(self.prediction, x_t, x0, t).float()
+
+    @contextmanager
+    def _running(self, x: Tensor) -> Iterator[None]:
+        """What ComfyUI does around a sampler's run."""
+        self._make_room(x)
+        try:
+            self.patcher.pre_run()
+            with differentiable():
+                yield
+        finally:
+            self.patcher.cleanup()
+
+    def _make_room(self, x: Tensor) -> None:
+        """The weights on the device, as far as they leave room for a forward of x [B,C,...] and what training keeps."""
+        needed = self.patcher.model.memory_required(list(x.shape))
+        if torch.is_grad_enabled():
+            needed *= self.hooks.backward_units
+        if self.patcher.is_injected and needed <= self._reserved:
+            return
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        self._reserved = needed
+
+    def _denoised(self, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
+        """The clean latent that the MODEL sees in x [B,C,...] at sigma [B], by the path that its samplers take."""
+        helpers, samplers = comfy.sampler_helpers, comfy.samplers
+        conds = {"positive": native_texts.without_gradient(helpers.convert_cond(conditioning))}
+        others = self._load_others(conds)
+        self.hooks.keep_inputs = any("control" in cond for cond in conds["positive"])
+        options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
+        helpers.prepare_model_patcher(self.patcher, conds, options)
+        samplers.filter_registered_hooks_on_conds(conds, options)
+        options["transformer_options"].setdefault("optimized_attention_override", _attention)
+        model = self.patcher.model
+        with torch.no_grad():
+            conds = samplers.process_conds(model, x, conds, x.device, latent_image=torch.zeros_like(x), seed=0)
+        try:
+            return samplers.calc_cond_batch(model, [conds["positive"]], x, sigma, options)[0]
+        finally:
+            helpers.cleanup_models(conds, others)
+
+    def _load_others(self, conds: Any) -> list[Any]:
+        """The models that conditionings bring with them, such as ControlNets, on the device beside this one."""
+        others, needed = comfy.sampler_helpers.get_additional_models(conds, self.dtype)
+        if others:
+            needed += self._reserved  # for the forward and its backward
+            with torch.inference_mode():
+                comfy.model_management.load_models_gpu([self.patcher, *others], memory_required=needed)
+        return others
+
+    # --- drawing -----------------------------------------------------------------------------------------------------
+
+    def solver(
+        self, name: str, steps: int, height: int, width: int, shift: float | None = None, scheduler: str = ""
+    ) -> NativeSolver:
+        given = self.patcher, self.prediction, self.scheduler_config
+        return native_sampling.make_native_solver(*given, name, steps, shift=shift, scheduler=scheduler)
+
+    def sample(self, solver: NativeSolver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check) -> Tensor:
+        texts, negative = cond.tensors[_PROMPT], self._conditioning(int(uncond.tensors[_PROMPT]))
+        parts, order = [], []
+        for text in texts.unique().tolist():
+            positive = self._conditioning(text)
+            for rows in (texts == text).nonzero().flatten().split(self._at_once(x_T)):
+                parts.append(native_sampling.draw(self.patcher, solver, x_T[rows], positive, negative, cfg, check))
+                order.append(rows)
+        self._reserved = 0.0  # samplers have the weights placed for what they need
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _at_once(self, batch: Tensor) -> int:
+        """Rows that are drawn and decoded together. On a CPU a matrix product's last bits depend on how many there are,
+        and each image must be what KSampler draws from its seed alone."""
+        return 1 if self.device.type == "cpu" else len(batch)
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.hooks.checkpointing = True
+
+    # --- the VAE -----------------------------------------------------------------------------------------------------
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with torch.inference_mode():
+            scaled = self.patcher.model.process_latent_out(latents.detach().clone())
+            images = torch.cat([self.vae.decode(part) for part in scaled.split(self._at_once(scaled))])
+        if images.ndim == 5:  # [B,frames,H,W,3]
+            images = images[:, 0]
+        return images.to(self.device, torch.float32, copy=True).movedim(-1, 1).clamp(0, 1)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        pixels = images.movedim(1, -1).cpu()
+        rows = pixels.split(1) if self.vae.latent_dim == 3 else [pixels]  # several would be the frames of one video
+        with torch.inference_mode():
+            latents = self.patcher.model.process_latent_in(torch.cat([self.vae.encode(row) for row in rows]))
+        return latents.to(self.device, torch.float32, copy=True)
+
+    # --- adapters ----------------------------------------------------------------------------------------------------
+
+    def using(self, name: AdapterName | None) -> AbstractContextManager[None]:
+        return self.adapters.using(name)
+
+    def dropping(self, seeds: Sequence[int]) -> AbstractContextManager[None]:
+        return self.adapters.dropout.dropping(seeds)
+
+    def trainable(self) -> dict[str, Parameter]:
+        return self.adapters.state("current")
+
+    def adapter_state(self, name: AdapterName) -> dict[str, Tensor]:
+        return dict(self.adapters.state(name))
+
+    def load_lora(self, lora: lora_file.LoraFile) -> None:
+        """All three adapters become the one in the file, its modules named as the network's.
+
+        The base, and so the reference, stays without it. Raises UserError if it does not fit.
+        """
+        layers = frozenset(name for name, _ in self.patcher.model.diffusion_model.named_modules())
+        state = self.adapter_state("current")
+        self.adapters.load(lora_file.fit(lora, state, self.adapters.scale, layers))
+
+    def lora_tensors(self, name: AdapterName = "current") -> dict[str, Tensor]:
+        """Under the names that ComfyUI's own loader knows for every family: `diffusion_model.<module>`."""
+        return lora_file.tensors(NETWORK, self.adapter_state(name), self.adapters.scale)
+
+    def lora_metadata(self, extra: Mapping[str, str]) -> dict[str, str]:
+        architecture, base_version = _LABELS.get(self.family, (self.family.lower(), self.family.lower()))
+        own = {"modelspec.implementation": "comfyui", "ss_network_module": "networks.lora"}
+        return lora_file.describe(
+            architecture=architecture,
+            base_version=base_version,
+            rank=self.adapters.rank,
+            alpha=self.adapters.alpha,
+            prediction=self.prediction.name,
+            extra={**own, **extra},
+        )
+
+    # --- off the accelerator -----------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device | str) -> None:
+        """To the CPU: takes the adapters off the network, which ComfyUI moves; they come back where it is needed."""
+        if torch.device(device).type != "cpu":
+            self.load()
+            return
+        with torch.inference_mode():
+            self.patcher.detach(unpatch_all=False)
+
+    def weights(self) -> nn.Module:
+        return self.patcher.model
+
+
+def _attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """torch's attention: sage and flash have no backward, and roll-outs must see the model that is trained."""
+    with trainable_attention(), _without_cudnn():
+        return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """ComfyUI asks for kernels in an order of its own, which sets aside what `trainable_attention` has switched off."""
+    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
+    if order is None:
+        yield
+        return
+    comfy.ops.SDPA_BACKEND_PRIORITY = [kernel for kernel in order if kernel != SDPBackend.CUDNN_ATTENTION]
+    try:
+        yield
+    finally:
+        comfy.ops.SDPA_BACKEND_PRIORITY = order

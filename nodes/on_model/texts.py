@@ -1,0 +1,109 @@
+"""How a native policy comes from a text to a CONDITIONING of ComfyUI's, by a CLIP or as given, and trains on it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.common.errors import UserError
+
+from ..common.fingerprint import fingerprint, whole
+from ..common.values import Conditionings
+
+Conditioning = list[list[Any]]
+"""Pairs of tokens [1, n, width] and a dictionary of all else that the network is told."""
+
+
+_TIMED = ("start_percent", "end_percent", "clip_start_percent", "control", "hooks")  # differ by the noise level
+
+
+@dataclass(frozen=True)
+class Texts:
+    """source: what ComfyUI keeps in memory; read(source, text): the conditioning; fingerprint: of all of them."""
+
+    source: Any
+    read: Callable[[Any, str], Conditioning]
+    fingerprint: str
+
+    def encode(self, text: str) -> Conditioning:
+        """From the source as it is."""
+        return self.read(self.source, text)
+
+
+def by_clip(clip: Any) -> Texts:
+    """Every text, as CLIP Text Encode has it."""
+    return Texts(clip, _encode, fingerprint(clip.patcher, clip.layer_idx))
+
+
+def as_given(conditionings: Conditionings, negative: Conditioning) -> Texts:
+    """The prompts of the chain; the empty text is the negative one."""
+    found = fingerprint(conditionings.prompts, negative, read=whole)
+    return Texts(conditionings, functools.partial(_look_up, negative), found)
+
+
+def _encode(clip: Any, text: str) -> Conditioning:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def _look_up(negative: Conditioning, conditionings: Conditionings, text: str) -> Conditioning:
+    """Raises UserError for a text that was not given."""
+    known = {"": negative, **dict(conditionings.prompts)}
+    if text not in known:
+        raise UserError(
+            f"This policy has no CONDITIONING for the text {text!r}: add a Conditioned Prompt with it, or, where it is"
+            " the negative_prompt of Sampler Settings, leave that empty: the policy has its negative connected."
+        )
+    return known[text]
+
+
+# --- for training ----------------------------------------------------------------------------------------------------
+
+
+def own(value: Any) -> Any:
+    """The conditioning with every tensor in normal memory on the CPU."""
+    if isinstance(value, Tensor):
+        return value.to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: own(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(own(part) for part in value)
+    return value
+
+
+def together(texts: Tensor, sigma: Tensor, known: Mapping[int, Conditioning]) -> list[tuple[Tensor, Conditioning]]:
+    """The rows of a batch, [B] numbers of texts and noise levels, that may go through the network at once.
+
+    Those of one text; of one noise level, too, where the text's conditioning depends on it: ComfyUI looks at the first
+    row alone, since all rows of a sampler have the same.
+    """
+    found = []
+    for text, conditioning in known.items():
+        rows = (texts == text).nonzero().flatten()
+        timed = any(key in more for _, more in conditioning for key in _TIMED)
+        levels = sigma[rows] if timed else torch.zeros_like(rows)
+        found += [(rows[levels == level], conditioning) for level in levels.unique()]
+    return found
+
+
+def without_gradient(conds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conditions of one forward, whose ControlNets autograd does not see: their weights are inference tensors."""
+    return [cond | {"control": _Frozen(cond["control"])} if "control" in cond else cond for cond in conds]
+
+
+class _Frozen:
+    """A ControlNet without gradients: it looks at the noisy latent alone, which needs none."""
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._control, name)
+
+    def get_control(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return self._control.get_control(*args, **kwargs)

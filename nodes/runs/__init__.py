@@ -1,0 +1,1 @@
+"""What lives longer than one execution of a node: runs, their states, the loop."""

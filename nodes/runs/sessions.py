@@ -1,0 +1,400 @@
+"""Loaded models, and the steps that nodes take with them. Bounded: `LOADED` models at a time, the rest is on disk.
+
+Nothing relies on what the model's adapters hold: every step begins by loading the state that it starts from, so a step
+that Cancel or an error has cut short leaves no trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.group import Group
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.evaluation.scores import Evaluation, draw_evaluation, evaluation_set
+from dgpo_core.method.trainer import Trainer
+from dgpo_core.policy import AdapterName, Policy
+from dgpo_core.policy.lora import file as lora_file
+from dgpo_core.runs import origin
+from dgpo_core.settings.config import Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
+from dgpo_core.settings.config_io import check_timesteps
+
+from ..common import host
+from ..common.lora_model import LoraModel
+from ..common.values import Groups, PolicyHandle, PolicySpec, Sampler, Training, key_of
+from .scoring import score_all
+from .sources import SOURCES, Opened
+from .states import State, Store, root_key
+
+LOADED = 1  # models kept in memory
+DRAWING = TrainingConfig(timesteps=1, t_min=0.0)  # fits every solver: drawing does not train
+
+
+@dataclass
+class Live:
+    """A loaded model. `fresh` is its state before the first step; `last` the state that was left, with its key.
+
+    fits: by batch setting, the most samples at once since the accelerator's memory ran out; empty where it never did.
+    """
+
+    opened: Opened
+    fresh: State
+    last: tuple[str, State]
+    fits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def policy(self) -> Policy:
+        return self.opened.policy
+
+
+_live: OrderedDict[str, Live] = OrderedDict()
+_turns: Counter[str] = Counter()  # by run: how often it left a branch
+_kept: set[tuple[str, str]] = set()  # runs and states that were kept
+_followed: set[Path] = set()  # folders of the runs that went on here
+
+
+def store(spec: PolicySpec) -> Store:
+    """The run's states on disk."""
+    return Store(host.runs_folder(), spec)
+
+
+def turns(run: str | None) -> int:
+    """How often the run (None: any) was taken to another branch, or lost its folder, since ComfyUI started.
+
+    Outputs that ComfyUI remembers from before the last time no longer fit to where the run is.
+    """
+    for folder in [folder for folder in _followed if not folder.exists()]:
+        _followed.remove(folder)
+        _turns[folder.parent.name] += 1
+    return sum(_turns.values()) if run is None else _turns[run]
+
+
+def steps_kept() -> int:
+    """How many states were kept since ComfyUI started."""
+    return len(_kept)
+
+
+def resolve(handle: PolicyHandle, iteration: int) -> PolicyHandle:
+    """The handle with its state: its own, or else the run's after `iteration` steps."""
+    return handle if handle.state else store(handle.spec).at(iteration)
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def draw(
+    handle: PolicyHandle, places: Sequence[tuple[int, Prompt]], sampler: Sampler, iteration: int, tick: Callable
+) -> Groups:
+    """The groups of one iteration: one for each (place, prompt), drawn by the handle's state."""
+    handle = resolve(handle, iteration)
+    with host.engine():
+        trainer = _enter(handle, sampler, DRAWING, (), tick)
+        groups = trainer.draw(places)
+        _note_memory(handle.spec, trainer)
+    return Groups(tuple(_on_cpu(g) for g in groups), handle, sampler, iteration, _drawn_key(handle, places, sampler))
+
+
+def score(groups: Groups, terms: Sequence[RewardTerm]) -> Groups:
+    """The groups with the scores of all rewards."""
+    scored = score_all(groups.groups, terms)
+    return replace(groups, groups=tuple(scored), terms=tuple(terms), key=_scored_key(groups.key, terms))
+
+
+def foretell(
+    handle: PolicyHandle,
+    places: Sequence[tuple[int, Prompt]],
+    sampler: Sampler,
+    terms: Sequence[RewardTerm],
+    training: Training,
+) -> PolicyHandle:
+    """What drawing, scoring and learning would lead to: a state is named by what makes it."""
+    return _learned(handle, _scored_key(_drawn_key(handle, places, sampler), terms), training)
+
+
+def _drawn_key(handle: PolicyHandle, places: Sequence[tuple[int, Prompt]], sampler: Sampler) -> str:
+    same = replace(sampler, rollout=replace(sampler.rollout, batch=0))  # bounds memory, changes no image
+    return key_of("draw", handle.state, [(g, p.text, p.metadata) for g, p in places], same)
+
+
+def _scored_key(drawn: str, terms: Sequence[RewardTerm]) -> str:
+    return key_of("score", drawn, terms)
+
+
+def _learned(handle: PolicyHandle, scored: str, training: Training) -> PolicyHandle:
+    same = replace(training, training=replace(training.training, micro_batch=1))  # bounds memory
+    return PolicyHandle(handle.spec, handle.step + 1, key_of("learn", handle.state, scored, same))
+
+
+def learn(handle: PolicyHandle, groups: Groups, training: Training, tick: Callable) -> tuple[PolicyHandle, State]:
+    """One step from `handle`, or from the state that drew the groups; not taken again where it has been.
+
+    The new state is in memory only: `keep` it.
+    """
+    if handle.spec != groups.policy.spec:
+        raise UserError("The groups are of another policy than the one to train: connect the same one to both.")
+    if not handle.state:
+        handle = groups.policy
+    after = _learned(handle, groups.key, training)
+    if is_kept(after):
+        return after, state_of(after)
+    with host.engine():
+        check_timesteps(config_of(handle.spec, groups.sampler, training.training))
+        trainer = _enter(handle, groups.sampler, training.training, groups.terms, tick, training.combine)
+        before = state_of(handle)
+        done = trainer.learn([_on(group, trainer.policy.device) for group in groups.groups], range(len(groups.groups)))
+        _note_memory(handle.spec, trainer)
+        record = {"iteration": trainer.step, **done.metrics}
+        state = _snapshot(trainer, [*before.history, record], [*before.line, after.state])
+        _load(handle.spec).last = (after.state, state)
+    return after, state
+
+
+def keep(handle: PolicyHandle, state: State) -> None:
+    """Write what `learn` gave out to disk, if it is not there; from here on the run goes by it."""
+    runs = store(handle.spec)
+    if not runs.has(handle.state):
+        runs.save(handle.state, state)
+    _turns[handle.spec.run] += runs.follow(state)
+    _kept.add((handle.spec.run, handle.state))
+    _followed.add(runs.folder)
+
+
+def lora(
+    handle: PolicyHandle, state: State, terms: Sequence[RewardTerm], config: Config, weights: AdapterName = "ema"
+) -> LoraModel:
+    """The adapter of a policy in this state, as a file would hold it."""
+    with host.engine():
+        live = _load(handle.spec)
+        _restore(live, state, weights)
+        told = origin.describe(replace(config, reward=tuple(terms)), handle.step)
+        metadata = live.policy.lora_metadata(told)
+        return LoraModel(lora_file.for_comfyui(live.policy.lora_tensors(weights)), metadata)
+
+
+def patched(handle: PolicyHandle, weights: AdapterName) -> Any:
+    """A MODEL of ComfyUI's with one adapter of the handle's state. UserError where the policy is not on a MODEL."""
+    with host.engine():
+        live = _load(handle.spec)
+        _restore(live, state_of(handle), weights)
+        return live.opened.patched(live.policy.lora_tensors(weights))
+
+
+def draw_with(
+    handle: PolicyHandle, adapter: AdapterName | None, prompts: Sequence[Prompt], seeds: Sequence[int], sampler: Sampler
+) -> list[Group]:
+    """One group per prompt from the same seeds, with one adapter of the handle's state or with the base."""
+    from dgpo_core.method.rollout import rollout
+
+    with host.engine():
+        trainer = _enter(handle, sampler, DRAWING, (), host.check)
+        settings = sampler.rollout
+
+        def work(batch: int) -> list[Group]:
+            with trainer.policy.using(adapter):
+                return rollout(
+                    trainer.policy, trainer.solver, list(prompts), [tuple(seeds)] * len(prompts), size=trainer.size,
+                    cfg=settings.cfg, negative_prompt=settings.negative_prompt, batch=batch, check=host.check,
+                )  # fmt: skip
+
+        groups, trainer.rollout_batch = trainer.within_memory(work, trainer.rollout_batch, len(prompts) * len(seeds))
+        _note_memory(handle.spec, trainer)
+        return [_on_cpu(group) for group in groups]
+
+
+def evaluate(
+    handle: PolicyHandle,
+    adapter: AdapterName | None,
+    prompts: Sequence[Prompt],
+    images: int,
+    sampler: Sampler,
+    terms: Sequence[RewardTerm],
+) -> Evaluation:
+    """What held-out images score that one adapter of the handle's state draws, or the base (None, at iteration 0).
+
+    The seeds are those of every evaluation. Kept on disk, and found again there.
+    """
+    found = evaluated(handle, adapter, prompts, images, sampler, terms)
+    if found:
+        return found
+    rows = evaluation_set(prompts, images)
+    with host.engine():
+        trainer = _enter(handle, sampler, DRAWING, (), host.check)
+
+        def work(batch: int) -> list[Group]:
+            config = replace(trainer.config, evaluation=replace(trainer.config.evaluation, batch=batch))
+            return draw_evaluation(trainer.policy, adapter, rows, config, trainer.size, host.check)
+
+        groups, trainer.rollout_batch = trainer.within_memory(work, trainer.rollout_batch, images)
+        _note_memory(handle.spec, trainer)
+        scored = score_all([_on_cpu(group) for group in groups], terms)
+    step = 0 if adapter is None else handle.step
+    found = Evaluation.of(step, [(i, group.scores) for i, group in enumerate(scored)])
+    found.save(_evaluation_path(handle, adapter, prompts, images, sampler, terms))
+    return found
+
+
+def evaluated(handle: PolicyHandle, adapter: AdapterName | None, *asked: Any) -> Evaluation | None:
+    """What `evaluate` has found before, for the same arguments."""
+    with contextlib.suppress(UserError):
+        return Evaluation.load(_evaluation_path(handle, adapter, *asked))
+    return None
+
+
+def _evaluation_path(
+    handle: PolicyHandle,
+    adapter: AdapterName | None,
+    prompts: Sequence[Prompt],
+    images: int,
+    sampler: Sampler,
+    terms: Sequence[RewardTerm],
+) -> Path:
+    state = "" if adapter is None else handle.state
+    drawn = _drawn_key(replace(handle, state=state), list(enumerate(prompts)), sampler)
+    return store(handle.spec).evaluation(key_of("evaluate", _scored_key(drawn, terms), images, adapter or ""))
+
+
+def encode(handle: PolicyHandle, prompt: Prompt, images: torch.Tensor, sampler: Sampler, iteration: int) -> Groups:
+    """A group from pictures [G, 3, H, W] in [0, 1] that somebody has, cropped and scaled to the sampler's size."""
+    handle = resolve(handle, iteration)
+    with host.engine():
+        trainer = _enter(handle, sampler, DRAWING, (), host.check)
+        pictures = host.fit(images, *trainer.size)
+        digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
+        latents = trainer.policy.encode_images(pictures.to(trainer.policy.device)).cpu()
+    group = Group(prompt, tuple(range(len(pictures))), latents, pictures)
+    key = key_of("images", handle.state, prompt.text, digest, sampler)
+    return Groups((group,), handle, sampler, iteration, key)
+
+
+def config_of(
+    spec: PolicySpec,
+    sampler: Sampler,
+    training: TrainingConfig,
+    terms: Sequence[RewardTerm] = (),
+    combine: str = "sum",
+) -> Config:
+    """What the settings of a graph are for the engine."""
+    return Config(
+        name=spec.run,
+        seed=spec.seed,
+        reward=tuple(terms),
+        combine=combine,
+        model=replace(spec.model, height=sampler.height, width=sampler.width),
+        lora=spec.lora,
+        data=DataConfig(held_out=""),
+        rollout=sampler.rollout,
+        training=training,
+        memory=spec.memory,
+        evaluation=EvalConfig(steps=sampler.rollout.steps, cfg=sampler.rollout.cfg, batch=sampler.rollout.batch),
+    )
+
+
+# --- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _load(spec: PolicySpec) -> Live:
+    """The model, from memory or from its files; the one not used for longest goes."""
+    key = key_of(root_key(spec), spec.memory)
+    if key in _live and not _live[key].opened.current():
+        _live.pop(key).policy.to("cpu")
+    if key not in _live:
+        while len(_live) >= LOADED:
+            _live.popitem(last=False)[1].policy.to("cpu")
+        with host.engine():  # weights that are made in inference mode could never be trained
+            opened = SOURCES[spec.source](spec)
+            config = Config(seed=spec.seed, lora=spec.lora, memory=spec.memory, training=DRAWING)
+            fresh = _snapshot(Trainer(opened.policy, [Prompt("")], {}, config, size=opened.size))
+        _live[key] = Live(opened, fresh, (root_key(spec), fresh))
+    _live.move_to_end(key)
+    _live[key].opened.load()
+    return _live[key]
+
+
+def use(handle: PolicyHandle) -> None:
+    """A state that is on disk stays there longer."""
+    store(handle.spec).use(handle.state)
+
+
+def is_kept(handle: PolicyHandle) -> bool:
+    """Whether `state_of` has it."""
+    return _in_memory(handle) is not None or store(handle.spec).has(handle.state)
+
+
+def furthest(spec: PolicySpec) -> int:
+    """The most steps of any state of the run that `state_of` has."""
+    in_memory = [state.step for _, state in (live.last for live in _live.values())]
+    return max([store(spec).furthest(), *in_memory])
+
+
+def state_of(handle: PolicyHandle) -> State:
+    """The handle's state, from memory or from disk."""
+    state = _in_memory(handle)
+    if state is not None:
+        return state
+    if handle.state == root_key(handle.spec):
+        return _load(handle.spec).fresh
+    return store(handle.spec).load(handle.state)
+
+
+def _in_memory(handle: PolicyHandle) -> State | None:
+    return next((state for key, state in (live.last for live in _live.values()) if key == handle.state), None)
+
+
+def _enter(
+    handle: PolicyHandle,
+    sampler: Sampler,
+    training: TrainingConfig,
+    terms: Sequence[RewardTerm],
+    tick: Callable,
+    combine: str = "sum",
+) -> Trainer:
+    """A trainer on the loaded model in the handle's state."""
+    live = _load(handle.spec)
+    config = config_of(handle.spec, sampler, training, terms, combine)
+    size = sampler.height or live.opened.size[0], sampler.width or live.opened.size[1]
+    live.policy.latent_shape(*size)
+    trainer = Trainer(live.policy, [Prompt("")], {}, config, size=size, check=tick)
+    state = state_of(handle)
+    trainer.load_state(state.tensors, state.info)
+    for setting, most in live.fits.items():
+        asked = getattr(trainer, setting)
+        setattr(trainer, setting, min(asked or most, most))
+    return trainer
+
+
+def _note_memory(spec: PolicySpec, trainer: Trainer) -> None:
+    """A batch that the trainer had to halve stays halved in the steps that follow, until the model is loaded anew."""
+    asked = {"rollout_batch": trainer.config.rollout.batch, "micro_batch": trainer.config.training.micro_batch}
+    for setting, most in asked.items():
+        found = getattr(trainer, setting)
+        if found and found != most:
+            _load(spec).fits[setting] = found
+
+
+def _restore(live: Live, state: State, name: AdapterName) -> None:
+    """Only one adapter's weights."""
+    with torch.no_grad():
+        for key, value in live.policy.adapter_state(name).items():
+            value.copy_(state.tensors[f"{name}/{key}"])
+
+
+def _snapshot(trainer: Trainer, history: Sequence[Mapping[str, Any]] = (), line: Sequence[str] = ()) -> State:
+    """The trainer's state with memory of its own."""
+    tensors, info = trainer.state()
+    return State({name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}, info, history, line)
+
+
+def _on_cpu(group: Group) -> Group:
+    return replace(group, latents=group.latents.cpu())
+
+
+def _on(group: Group, device: torch.device) -> Group:
+    return replace(group, latents=group.latents.to(device))

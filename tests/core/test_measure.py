@@ -1,0 +1,126 @@
+"""How a gain is measured: the same images for every adapter, from seeds that no training has seen."""
+
+import math
+
+import pytest
+import torch
+from bright import Bright, Red
+from engine import SIZE, make_trainer, moved, quick
+
+from dgpo_core.common.distributed import World
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.evaluation.scores import (
+    Measurement,
+    draw_evaluation,
+    evaluation_set,
+    evaluation_solver,
+    evaluation_weights,
+    measure,
+    total,
+)
+from dgpo_core.policy.pipeline import DiffusersPolicy
+
+HELD_OUT = [Prompt("blue red"), Prompt("red red"), Prompt("two")]
+
+
+def test_mean_and_95_percent_interval_by_hand() -> None:
+    found = Measurement.of(torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    # sample variance (0.75^2 + 3 * 0.25^2) / 3 = 0.25, so 1.96 * 0.5 / 2
+    assert found.mean == 0.75
+    assert found.ci95 == pytest.approx((0.75 - 0.49, 0.75 + 0.49))
+    assert found.n == 4
+    assert found.as_json() == {"mean": 0.75, "ci95": list(found.ci95), "n": 4}
+
+
+def test_one_image_has_no_interval() -> None:
+    assert Measurement.of(torch.tensor([0.3])).ci95 == pytest.approx((0.3, 0.3))
+
+
+def test_the_interval_covers_the_truth_95_times_in_100() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = (torch.rand(1000, 400, generator=generator) < 0.6).float()
+    inside = [low <= 0.6 <= high for low, high in (Measurement.of(row).ci95 for row in draws)]
+    assert sum(inside) == pytest.approx(950, abs=3 * math.sqrt(1000 * 0.95 * 0.05))
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 7, 12])
+def test_the_images_are_spread_evenly_over_the_prompts(images: int) -> None:
+    rows = evaluation_set(HELD_OUT, images)
+    counts = [len(seeds) for _, seeds in rows]
+    assert sum(counts) == images
+    assert max(counts) - min(counts) <= 1
+    assert [prompt for prompt, _ in rows] == HELD_OUT[: len(rows)]
+    seeds = [seed for _, row in rows for seed in row]
+    assert len(set(seeds)) == images
+
+
+def test_more_images_keep_those_there_were() -> None:
+    few, many = evaluation_set(HELD_OUT, 3), evaluation_set(HELD_OUT, 9)
+    assert all(b[: len(a)] == a for (_, a), (_, b) in zip(few, many[: len(few)], strict=True))
+
+
+def test_training_never_uses_a_seed_of_the_evaluation(policy: DiffusersPolicy) -> None:
+    trained = set()
+    for seed in (0, 1):
+        trainer = make_trainer(policy, quick(seed=seed))
+        trained |= {s for _ in range(2) for group in trainer.iterate().groups for s in group.seeds}
+    assert not trained & {s for _, row in evaluation_set(HELD_OUT, 2000) for s in row}
+
+
+def test_base_and_adapter_are_measured_on_the_same_noise(policy: DiffusersPolicy) -> None:
+    moved(policy, "current", seed=1)
+    config, rows = quick(), evaluation_set(HELD_OUT, 6)
+    base, again, current = (draw_evaluation(policy, a, rows, config, SIZE) for a in (None, None, "current"))
+    assert [group.seeds for group in base] == [group.seeds for group in current]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(base, again, strict=True))
+    assert not any(torch.equal(a.images, b.images) for a, b in zip(base, current, strict=True))
+    assert policy.adapters.active == "current"
+
+
+def test_a_measurement_is_the_mean_reward_of_its_images(policy: DiffusersPolicy) -> None:
+    config = quick(reward={"bright": 2.0, "red": -1.0})
+    rewards = {"bright": Bright(), "red": Red()}
+    found = measure(policy, None, HELD_OUT, rewards, config, SIZE, 7, World("cpu"))
+    images = torch.cat([g.images for g in draw_evaluation(policy, None, evaluation_set(HELD_OUT, 7), config, SIZE)])
+    expected = 2 * images.mean((1, 2, 3)) - images[:, 0].mean((1, 2))
+    assert found.mean == pytest.approx(expected.mean().item(), abs=1e-6)
+    assert found.n == 7
+
+
+def test_the_share_of_many_processes_gives_the_same_number(policy: DiffusersPolicy) -> None:
+    class Of(World):
+        def __init__(self, rank: int) -> None:
+            self.rank, self.size, self.device = rank, 2, torch.device("cpu")
+
+        def gather(self, mine: list[torch.Tensor]) -> list[torch.Tensor]:
+            return mine
+
+    config, reward = quick(), {"bright": Bright()}
+    whole = measure(policy, None, HELD_OUT, reward, config, SIZE, 6, World("cpu"))
+    parts = [measure(policy, None, HELD_OUT, reward, config, SIZE, 6, Of(rank)) for rank in (0, 1)]
+    assert [part.n for part in parts] == [4, 2]
+    assert sum(part.mean * part.n for part in parts) / 6 == pytest.approx(whole.mean, abs=1e-6)
+
+
+def test_the_gain_is_measured_by_the_reward_that_is_named_else_by_the_trained_sum() -> None:
+    assert evaluation_weights(quick(reward={"bright": 2.0, "red": 0.5})) == {"bright": 2.0, "red": 0.5}
+    assert evaluation_weights(quick(evaluation={"reward": "red"})) == {"red": 1.0}
+
+
+def test_the_total_of_a_group_is_the_weighted_sum(policy: DiffusersPolicy) -> None:
+    (group,) = draw_evaluation(policy, None, evaluation_set(HELD_OUT[:1], 2), quick(), SIZE)
+    group = group.scored({"bright": torch.tensor([1.0, 2.0]), "red": torch.tensor([3.0, 5.0])})
+    assert total(group, {"bright": 2.0, "red": -1.0}).tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("solver", "asked"), [("", ("euler", "karras")), ("euler", ("euler", "karras")), ("heun", ("heun", ""))]
+)
+def test_the_roll_outs_scheduler_goes_with_its_solver(
+    solver: str, asked: tuple[str, str], policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick(rollout={"solver": "euler", "scheduler": "karras"}, evaluation={"solver": solver, "steps": 5})
+    seen = []
+    monkeypatch.setattr(policy, "solver", lambda name, steps, *size, scheduler: seen.append((name, scheduler, steps)))
+    evaluation_solver(policy, config, SIZE)
+    assert seen == [(*asked, 5)]

@@ -1,0 +1,109 @@
+"""The file that keeps what people said: what is read back from it, and what a crash or another hand did to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.people.preference_file import AnswerFile, Preference, read_preferences
+
+
+def said(key: str, thumbs: list[int], prompt: str = "a fox") -> Preference:
+    return Preference(prompt, tuple(f"{i}.png" for i in range(len(thumbs))), {"thumbs": thumbs}, key)
+
+
+def thumbs(file: AnswerFile, key: str, size: int = 2) -> Any:
+    """What the file holds under a key; None for nothing."""
+    found = file.get([key], [size])
+    return found and found[0].answer["thumbs"]
+
+
+def test_the_file_gives_back_the_newest_answer_of_a_key(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "new" / "answers.jsonl")
+    assert thumbs(file, "a") is None
+    for key, given in (("a", [1, 0]), ("b", [0, 1]), ("a", [0, -1])):
+        file.put([said(key, given)])
+    assert thumbs(file, "a") == [0, -1]
+    assert thumbs(file, "b") == [0, 1]
+    assert thumbs(file, "c") is None
+    assert thumbs(file, "a", 3) is None  # of other groups
+
+
+def test_a_question_is_answered_only_where_all_of_its_groups_are(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    file.put([said("a", [1, 0])])
+    assert file.get(["a", "b"], [2, 2]) is None
+    file.put([said("b", [1, 1, 0])])
+    assert [p.key for p in file.get(["b", "a"], [3, 2])] == ["b", "a"]
+
+
+def test_a_line_that_a_crash_cut_short_costs_only_itself(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    file.put([said("a", [1, 0], "ein Füchslein")])
+    whole = file.path.read_bytes()
+    for cut in (1, len(whole) // 2, whole.index("ü".encode()) + 1, len(whole) - 1):
+        file.path.write_bytes(whole + whole.replace(b'"a"', b'"b"')[:cut])
+        assert thumbs(file, "a") == [1, 0]
+        file.put([said("c", [0, 1])])
+        assert thumbs(file, "a") == [1, 0]
+        assert thumbs(file, "c") == [0, 1]
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "null", '{"key": "a"}', '{"key": "a", "images": ["x"]}', "\x00\x00", "é"])
+def test_lines_of_others_do_not_count(tmp_path: Path, line: str) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    file.path.write_bytes(line.encode("latin-1") + b"\n")
+    assert thumbs(file, "a") is None
+    file.put([said("a", [1, 0])])
+    assert thumbs(file, "a") == [1, 0]
+
+
+def test_a_file_written_by_hand_holds_rankings_ratings_thumbs_and_skips(tmp_path: Path) -> None:
+    path = tmp_path / "preferences.jsonl"
+    lines: list[dict[str, Any]] = [
+        {"prompt": "a fox", "images": ["a", "b", "c"], "ranking": [[2], [0, 1]]},
+        {"prompt": "a fox", "images": ["a", "b", "c"], "ranking": [[2], [0]]},  # best and worst alone
+        {"images": ["a", "b", "c"], "ratings": [5, None, 2.5], "artist": "me"},
+        {"prompt": "a fox", "images": ["a", "b"], "thumbs": [1, -1]},
+        {"prompt": "a fox", "images": ["a", "b"], "skip": True},
+    ]
+    path.write_text("\n\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8-sig")
+    found = read_preferences(path)
+    assert [p.scores() for p in found] == [[-0.5, -0.5, 1.0], [-1.0, 0.0, 1.0], [5.0, 3.75, 2.5], [1.0, -1.0], None]
+    assert [p.prompt for p in found] == ["a fox", "a fox", "", "a fox", "a fox"]
+
+
+def test_a_file_of_answers_is_a_preference_file_in_which_the_last_answer_counts(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    for key, given in (("a", [1, 0]), ("b", [0, 1]), ("a", [0, 1])):
+        file.put([said(key, given)])
+    assert sorted((p.key, p.scores()) for p in read_preferences(file.path)) == [("a", [0.0, 1.0]), ("b", [0.0, 1.0])]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "must be an object"),
+        ('{"ratings": [1, 2]}', '"images" must be a list'),
+        ('{"images": [], "skip": true}', '"images" must be a list'),
+        ('{"images": ["a", 3], "ratings": [1, 2]}', '"images" must be a list'),
+        ('{"images": ["a", "b"]}', "The answer about a group must be"),
+        ('{"images": ["a", "b"], "ratings": [1, 2], "thumbs": [0, 1]}', "The answer about a group must be"),
+        ('{"images": ["a", "b"], "ratings": [1]}', "each of the 2 images"),
+        ('{"images": ["a", "b"], "ratings": [1, "2"]}', "A rating must be a number"),
+        ('{"images": ["a", "b"], "ratings": [1, NaN]}', "A rating must be a number"),
+        ('{"images": ["a", "b"], "ratings": [1, true]}', "A rating must be a number"),
+        ('{"images": ["a", "b"], "ranking": [[0], [2]]}', "names image 2"),
+        ('{"images": ["a", "b"], "ratings": [1, 2], "prompt": 3}', '"prompt" must be a text'),
+    ],
+)
+def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: str, sentence: str) -> None:
+    path = tmp_path / "preferences.jsonl"
+    path.write_text('{"images": ["a", "b"], "skip": true}\n' + line + "\n")
+    with pytest.raises(UserError, match=sentence) as error:
+        read_preferences(path)
+    assert str(error.value).startswith(f"{path}:2: ")
+    assert str(error.value).endswith(".")

@@ -1,0 +1,134 @@
+"""The benchmark's models of real size: they are what was published, and the benchmark runs on them."""
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from dgpo_core.bench import main
+from dgpo_core.benchmark.random_model import RANDOM_MODELS, random_policy
+
+SMALL: dict[str, dict[str, Any]] = {
+    "sd35m": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "caption_projection_dim": 16,
+        "dual_attention_layers": (0,),
+        "pos_embed_max_size": 16,
+        "sample_size": 16,
+    },
+    "sdxl": {
+        "block_out_channels": (32, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": 1,
+        "attention_head_dim": 1,
+    },
+    "flux": {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "num_attention_heads": 1,
+        "attention_head_dim": 16,
+        "axes_dims_rope": (4, 4, 8),
+    },
+}
+"""Changes of each backbone's config that leave a forward of milliseconds."""
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the backbones of the random models small; all else stays as it is."""
+    for name, build in list(RANDOM_MODELS.items()):
+        monkeypatch.setitem(RANDOM_MODELS, name, functools.partial(build, **SMALL[name]))
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "vae"),
+    [
+        ("sd35m", 2_243_171_520, 83_819_683),
+        ("sdxl", 2_567_463_684, 83_653_863),
+        ("flux", 11_901_408_320, 83_819_683),
+    ],
+)
+def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: str, backbone: int, vae: int) -> None:
+    pipe = RANDOM_MODELS[name](torch.bfloat16, "meta")
+    network = pipe.unet if name == "sdxl" else pipe.transformer
+    assert parameters(network) == backbone
+    assert parameters(pipe.vae) == vae
+    assert {p.dtype for module in (network, pipe.vae) for p in module.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "pooled"),
+    [("sd35m", (1, 77 + 128, 4096), (1, 2048)), ("sdxl", (1, 77, 2048), (1, 1280)), ("flux", (1, 512, 4096), (1, 768))],
+)
+@pytest.mark.usefixtures("small")
+def test_prompts_are_encoded_to_the_real_widths_and_token_counts(
+    name: str, tokens: tuple[int, ...], pooled: tuple[int, ...]
+) -> None:
+    setup = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": None, "seed": 0, "offload": True}
+    policy = random_policy(name, dtype="float32", device=torch.device("cpu"), **setup)
+    one, other = policy.encode(["a red circle", "two blue squares"])
+    assert one.tensors["tokens"].shape == tokens
+    assert one.tensors["pooled"].shape == pooled
+    assert not torch.equal(one.tensors["tokens"], other.tensors["tokens"])
+
+
+@pytest.mark.parametrize("name", RANDOM_MODELS)
+@pytest.mark.usefixtures("small")
+def test_the_benchmark_runs_on_a_random_model_and_its_numbers_are_finite(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    options = ["--height", "32", "--width", "32", "--groups", "1", "--group_size", "2", "--iterations", "1"]
+    assert main(["--random", name, *options, "--device", "cpu", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    model = {"name": f"{name} (random weights)", "dtype": "float32", "device": "cpu", "height": 32, "width": 32}
+    assert found["model"] == model
+    assert found["informative"] == 1  # otherwise no update was timed
+    assert found["phases"].keys() == {"encode", "rollout", "reward", "update"}
+    assert all(math.isfinite(number) for number in numbers(found))
+
+
+def test_a_preset_without_prompts_is_timed_on_a_model_from_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tiny.folder("sd3"))
+    options = ["--height", "32", "--width", "32", "--groups", "1", "--group_size", "2", "--iterations", "1"]
+    assert main(["--preset", "sd35m-pickscore-safe", "--model", folder, *options, "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["name"] == folder
+
+
+def numbers(values: dict[str, Any]) -> Iterator[float]:
+    for value in values.values():
+        if isinstance(value, dict):
+            yield from numbers(value)
+        elif not isinstance(value, str):
+            yield value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--random", "sd35"], ["sd35", "did you mean sd35m?"]),
+        (["--random", "sdxl", "--model", "somewhere"], ["--model", "--random"]),
+        (["--random", "sdxl", "--group_size", "1"], ["group_size", "at least 2"]),
+    ],
+)
+def test_a_benchmark_that_cannot_be_ends_with_exit_code_2_and_one_sentence(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--device", "cpu"]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("error: ")
+    assert "\n" not in told
+    assert all(word in told for word in words)

@@ -1,0 +1,171 @@
+"""What a file is, from its header alone: families, every other kind by its name, and files that are no model at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import CASES
+from safetensors.torch import save_file
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.policy import FAMILIES, load_policy
+from dgpo_core.policy.loading.header import read_header
+from dgpo_core.policy.loading.recognise import recognise
+
+UNET = "model.diffusion_model.input_blocks.0.0.weight"
+FLUX = "double_blocks.0.img_attn.norm.key_norm.scale"
+SD3 = "model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias"
+KINDS: dict[str, tuple[list[str], str]] = {
+    "lora of kohya": (["lora_unet_down_blocks_0.lora_down.weight"], "a LoRA"),
+    "lora of diffusers": (["transformer.transformer_blocks.0.attn.to_q.lora_A.weight"], "a LoRA"),
+    "lokr": (["lora_unet_x.lokr_w1"], "a LoRA"),
+    "embedding": (["emb_params"], "a textual inversion"),
+    "embedding of sdxl": (["clip_g", "clip_l"], "a textual inversion"),
+    "controlnet": (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
+    "ip-adapter": (["image_proj.proj.weight"], "an IP-Adapter"),
+    "bitsandbytes": ([FLUX, "double_blocks.0.img_attn.qkv.weight.quant_state.bitsandbytes__nf4"], "bitsandbytes"),
+    "svdquant": (["transformer_blocks.0.qkv_proj.qweight"], "SVDQuant"),
+    "nvfp4": ([FLUX, "double_blocks.0.img_attn.qkv.weight_scale_2"], "nvfp4"),
+    "playground": ([UNET, "model.diffusion_model.label_emb.0.0.weight", "edm_mean", "edm_std"], "Playground 2.5"),
+    "cosxl": ([UNET, "model.diffusion_model.label_emb.0.0.weight", "edm_vpred.sigma_max"], "CosXL"),
+    "refiner": (
+        ["model.diffusion_model.label_emb.0.0.weight", "conditioner.embedders.0.model.token_embedding.weight"],
+        "an SDXL refiner",
+    ),
+    "svd": (["model.diffusion_model.input_blocks.1.1.time_stack.0.norm1.weight", UNET], "Stable Video Diffusion"),
+    "unclip": ([UNET, "noise_augmentor.data_mean"], "an unCLIP model"),
+    "chroma": ([FLUX, "distilled_guidance_layer.in_proj.bias"], "Chroma"),
+    "flux 2": ([FLUX, "model.diffusion_model.double_stream_modulation_img.lin.weight"], "Flux.2"),
+    "hunyuan": (["txt_in.individual_token_refiner.blocks.0.norm1.weight"], "HunyuanVideo"),
+    "hunyuan dit": (["mlp_t5.0.weight"], "HunyuanDiT"),
+    "pixart": (["t_block.1.weight"], "PixArt"),
+    "z-image": (["cap_embedder.0.weight", "x_pad_token"], "Z-Image"),
+    "lumina": (["cap_embedder.0.weight"], "Lumina 2"),
+    "qwen": (["transformer_blocks.0.img_mod.1.weight", "transformer_blocks.0.attn.to_q.weight"], "Qwen-Image"),
+    "wan": (["head.modulation"], "Wan"),
+    "auraflow": (["double_layers.0.attn.w1q.weight"], "AuraFlow"),
+    "cascade": (["clip_txt_mapper.weight"], "Stable Cascade"),
+    "hidream": (["double_stream_blocks.0.block.adaLN_modulation.1.bias"], "HiDream"),
+    "sana": (["blocks.0.cross_attn.q_linear.weight"], "Sana"),
+    "kolors": (["encoder_hid_proj.weight", UNET], "Kolors"),
+    "diffusers network": (["down_blocks.0.resnets.0.conv1.weight"], "the network alone"),
+    "text encoder": (["text_model.encoder.layers.0.mlp.fc1.weight"], "a text encoder alone"),
+    "t5": (["encoder.block.0.layer.0.SelfAttention.q.weight"], "a text encoder alone"),
+    "vae": (["decoder.conv_in.weight", "encoder.conv_in.weight"], "a VAE alone"),
+    "unknown": (["something.weight"], "not a checkpoint of any of the families"),
+}
+
+
+@pytest.mark.parametrize(("keys", "name"), KINDS.values(), ids=KINDS)
+def test_a_kind_that_cannot_be_trained_is_refused_by_its_name(keys: list[str], name: str, tmp_path: Path) -> None:
+    save_file({key: torch.zeros(4, 4) for key in keys}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=name) as caught:
+        load_policy(tmp_path / "model.safetensors", rank=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "channels", "name"),
+    [
+        (UNET, 9, "an inpainting model"),
+        (UNET, 8, "InstructPix2Pix"),
+        (UNET, 5, "depth"),
+        (UNET, 7, "an upscaling model"),
+        ("img_in.weight", 384, "Flux Fill"),
+        ("img_in.weight", 128, "Flux Depth or Canny"),
+    ],
+)
+def test_a_network_that_wants_more_than_a_latent_is_refused(key: str, channels: int, name: str, tmp_path: Path) -> None:
+    family = {key: torch.zeros(4, channels)} | ({FLUX: torch.zeros(4)} if key != UNET else {})
+    save_file(family, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=name):
+        recognise(read_header(tmp_path / "model.safetensors"))
+
+
+def test_the_inpainting_case_is_refused_before_anything_is_drawn() -> None:
+    with pytest.raises(UserError, match="is an inpainting model"):
+        load_policy(CASES / "sd15_inp2.safetensors", rank=2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("stable-diffusion-xl-v1-refiner", "refiner"),
+        ("stable-diffusion-v1-inpainting", "inpainting"),
+        ("flux-1-kontext-dev", "Kontext"),
+        ("stable-diffusion-xl-v1-base/lora", "a LoRA"),
+    ],
+)
+def test_what_the_header_calls_it_counts(architecture: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({UNET: torch.zeros(4, 4)}, path, metadata={"modelspec.architecture": architecture})
+    with pytest.raises(UserError, match=name):
+        recognise(read_header(path))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_known_by_each_of_its_marks(family: str, tmp_path: Path) -> None:
+    for mark in FAMILIES[family].marks:
+        for prefix in ("", "model.diffusion_model."):
+            save_file({prefix + mark: torch.zeros(4, 4)}, tmp_path / "model.safetensors")
+            assert recognise(read_header(tmp_path / "model.safetensors")) == family
+
+
+# --- files that are no model -----------------------------------------------------------------------------------------
+
+
+def header(content: object, data: bytes = b"", length: int | None = None) -> bytes:
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def tensor(dtype: object = "F32", shape: object = (1,), offsets: object = (0, 4)) -> dict[str, object]:
+    return {UNET: {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+FILES: dict[str, tuple[str, bytes, str]] = {
+    "empty": ("a.safetensors", b"", "ends within its header"),
+    "cut in the header": ("a.safetensors", header(tensor())[:20], "ends within its header"),
+    "cut in the data": ("a.safetensors", header(tensor(), b"00"), "ends too early"),
+    "header of 10^18": ("a.safetensors", header({}, length=10**18), "ends within its header"),
+    "header that is no JSON": ("a.safetensors", header(b"{no"), "not valid JSON"),
+    "header that is a list": ("a.safetensors", header([]), "no table of tensors"),
+    "nested without end": ("a.safetensors", header(b"[" * 10**5), "nested too deeply"),
+    "unknown number type": ("a.safetensors", header(tensor("F99"), b"0000"), "unknown number type F99"),
+    "number type that is a list": ("a.safetensors", header(tensor([])), "does not describe"),
+    "negative shape": ("a.safetensors", header(tensor(shape=[-1])), "does not describe"),
+    "shape of 10^18": ("a.safetensors", header(tensor(shape=[10**18])), "as many bytes as its shape"),
+    "text for offsets": ("a.safetensors", header(tensor(offsets="04")), "does not describe"),
+    "metadata that is a list": ("a.safetensors", header({"__metadata__": [1]}), "metadata is no table"),
+    "no tensors": ("a.safetensors", header({}), "not a checkpoint of any"),
+    "pickle under the name": ("a.safetensors", b"\x80\x04K\x01." * 20, "is a pickle"),
+    "zip under the name": ("a.safetensors", b"PK\x03\x04" * 20, "is a pickle"),
+    "web page": ("a.safetensors", b"<!DOCTYPE html><html></html>" * 9, "is a web page"),
+    "LFS pointer": ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    "gguf": ("a.gguf", b"GGUF" + bytes(99), "is a GGUF file"),
+    "gguf under the name": ("a.safetensors", b"GGUF" + bytes(99), "is a GGUF file"),
+    "gguf by name": ("a.gguf", bytes(99), "is a GGUF file"),
+    "ckpt": ("a.ckpt", bytes(99), "only those are loaded"),
+    "bin": ("a.bin", bytes(99), "only those are loaded"),
+    "shard": ("model-00001-of-00002.safetensors", header(tensor(), b"0000"), "one part of several"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "says"), FILES.values(), ids=FILES)
+def test_a_file_that_is_no_model_is_called_what_it_is(name: str, content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says) as caught:
+        load_policy(tmp_path / name, rank=2)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_header_whose_length_looks_like_another_files_beginning_is_read(tmp_path: Path) -> None:
+    content = header(tensor(), b"0000")
+    for first in b"<\x80":  # the lowest byte of a length
+        padded = content[8:-4] + b" " * (first + 256 - len(content[8:-4]))
+        (tmp_path / "a.safetensors").write_bytes(header(padded, b"0000"))
+        assert list(read_header(tmp_path / "a.safetensors").tensors) == [UNET]
