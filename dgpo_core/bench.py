@@ -205,14 +205,14 @@ class Bare:
     """The forwards and backwards of one iteration, on random input, and nothing else."""
 
     def __init__(self, trainer: Trainer, sync: Callable[[], None]) -> None:
-        config, self.policy, self.solver = trainer.config, trainer.policy, trainer.solver
+        config, self.policy, self.solver = trainer.config, trainer.policy, trainer.step.solver
         self.settings, self.cfg = config.training, config.rollout.cfg
         self.samples = config.rollout.group_size * config.data.groups_per_iteration
         self.rollout_batch = min(config.rollout.batch or self.samples, self.samples)
         self.micro_batch = min(config.training.micro_batch, self.samples)
         (cond,) = self.policy.encode([trainer.stream.prompts[0].text])
         self.cond = cond
-        self.shape = self.policy.latent_shape(*trainer.size)
+        self.shape = self.policy.latent_shape(*trainer.step.size)
 
     def run(self, informative: float) -> None:
         """Draw and decode `samples` samples, and train on them: on the share whose groups are informative with all that

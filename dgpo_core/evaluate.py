@@ -20,8 +20,9 @@ from dgpo_core.common.files import write_atomic
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import shown
+from dgpo_core.evaluation.held_out import HeldOut, evaluation_set
 from dgpo_core.evaluation.report import Column, Table, markdown, picture
-from dgpo_core.evaluation.scores import Evaluation, evaluation_set, evaluation_weights, score_evaluation
+from dgpo_core.evaluation.scores import Evaluation, evaluation_weights
 from dgpo_core.policy import Policy
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.rewards import REWARDS, Reward, make_reward, refuse_files, reward_class, trust
@@ -282,6 +283,7 @@ def _measured(
     count = len(evaluation_set(prompts, images))
     shown = range(0, count, max(1, count // SHOWN_PROMPTS))[:SHOWN_PROMPTS]
     for place, (adapter, policy, size) in enumerate(_loaded(adapters, config, world)):
+        held_out = HeldOut.of(config, policy, prompts, judges, size, world)
         for label, name in [("base", None), (adapter.label, "current")][place > 0 :]:
             groups: list[Group] = []
 
@@ -289,8 +291,7 @@ def _measured(
                 if i in shown:
                     kept.append(group)
 
-            found = score_evaluation(policy, name, prompts, judges, config, size, images, world, see=see)
-            yield label, found, groups
+            yield label, held_out.score(name, images, config.evaluation.batch, see=see), groups
 
 
 def _loaded(

@@ -23,10 +23,12 @@ from dgpo_core.common.files import write_atomic
 from dgpo_core.common.pictures import reward_curve
 from dgpo_core.common.prompt_syntax import syntax_warning
 from dgpo_core.common.terminal import say
-from dgpo_core.evaluation.evaluator import Evaluator, read_evaluations, side_by_side
-from dgpo_core.evaluation.scores import Evaluation, Measurement, evaluation_solver
+from dgpo_core.evaluation.evaluator import Evaluator, Watch, read_evaluations, side_by_side
+from dgpo_core.evaluation.held_out import HeldOut
+from dgpo_core.evaluation.scores import Evaluation, Measurement
+from dgpo_core.method.iteration import Iteration
 from dgpo_core.method.offline import RatedGroups
-from dgpo_core.method.trainer import Iteration, Trainer
+from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy import AdapterName, Policy
 from dgpo_core.rewards import guard, trust
 from dgpo_core.runs import assemble, origin
@@ -131,15 +133,14 @@ def prepare(config: Config, world: World, check: Callable[[], None], tell: Calla
         gallery = gallery.fitting(size)
         _tell_first(gallery.notes, world, tell)
         prompts = assemble.training_prompts(config, gallery)
-    evaluation_solver(policy, config, size)  # a bad name is told now, not after the training
+    measured = HeldOut.of(config, policy, held_out, judges, size, world, check)  # tells a bad solver before it trains
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
     iterate, ratings = trainer.iterate, ""
     if gallery:
         ratings = gallery.digest
         rated = RatedGroups(gallery.groups, config.data.groups_per_iteration, trainer.stream.seed)
         iterate = partial(trainer.iterate_rated, rated)
-    memory, batch = trainer.within_memory, config.evaluation.batch
-    evaluator = Evaluator(config, policy, held_out, judges, size, world, check, memory, batch)
+    evaluator = Evaluator(measured, Watch.of(config, judges), config.evaluation.batch, tell)
     return Session(config, world, policy, trainer, evaluator, check, iterate, ratings)
 
 
@@ -190,7 +191,7 @@ def _iterate(session: Session, run: Run | None) -> None:
         session.world.leave(ending)  # nobody waits for the checkpoint
         if run:
             _checkpoint(session, run)
-            say(f"Stopped after iteration {trainer.step} of {config.iterations}; --resume goes on from there.")
+            say(f"Stopped after iteration {trainer.iteration} of {config.iterations}; --resume goes on from there.")
         raise
 
 
@@ -200,11 +201,11 @@ def _steps(session: Session, run: Run | None, done: int) -> None:
     if done == 0:
         _evaluate(session, run, None, config.evaluation.final_images)
         _samples(session, run, None)
-    elif session.world.any(run is not None and not _is_measured(run, trainer.step)):
+    elif session.world.any(run is not None and not _is_measured(run, trainer.iteration)):
         _now_and_then(session, run)  # an evaluation that Ctrl-C cut off
-    with tqdm(total=config.iterations, initial=trainer.step, unit="it", disable=run is None) as bar:
-        while trainer.step < config.iterations and not _is_stopped(session):
-            _log(run, session.iterate(), trainer.step, bar)
+    with tqdm(total=config.iterations, initial=trainer.iteration, unit="it", disable=run is None) as bar:
+        while trainer.iteration < config.iterations and not _is_stopped(session):
+            _log(run, session.iterate(), trainer.iteration, bar)
             _now_and_then(session, run)
     _finish(session, run)
 
@@ -226,7 +227,7 @@ def _log(run: Run | None, iteration: Iteration, step: int, bar: tqdm) -> None:
 
 def _now_and_then(session: Session, run: Run | None) -> None:
     """What is not done at every iteration. A checkpoint comes last: it stands for all that was written before it."""
-    config, step = session.config, session.trainer.step
+    config, step = session.config, session.trainer.iteration
     last = step == config.iterations
     if config.evaluation.every and step % config.evaluation.every == 0 and not last:
         _evaluate(session, run, session.adapter, config.evaluation.images)
@@ -237,7 +238,7 @@ def _now_and_then(session: Session, run: Run | None) -> None:
 
 def _evaluate(session: Session, run: Run | None, adapter: AdapterName | None, images: int) -> None:
     """Measure on held-out prompts, note it, draw the curve anew, warn, and keep the state that is best so far."""
-    evaluator, step = session.evaluator, session.trainer.step
+    evaluator, step = session.evaluator, session.trainer.iteration
     if not (images and evaluator.measures):
         return
     evaluator.history = [e for e in evaluator.history if e.iteration != step] + [evaluator.at(step, adapter, images)]
@@ -264,18 +265,18 @@ def _is_stopped(session: Session) -> bool:
 def _samples(session: Session, run: Run | None, adapter: AdapterName | None) -> None:
     """The same prompts and seeds at every call, as one labelled picture in samples/."""
     if run:
-        step, prompts = session.trainer.step, session.evaluator.prompts or session.trainer.stream.prompts
+        step, prompts = session.trainer.iteration, session.evaluator.held_out.prompts or session.trainer.stream.prompts
         sheet = session.evaluator.samples(step, adapter, prompts)
         write_atomic(run.samples / f"iteration_{step:06d}.png", sheet)
 
 
 def _checkpoint(session: Session, run: Run) -> None:
-    _save_state(session, checkpoint_path(run.checkpoints, session.trainer.step))
+    _save_state(session, checkpoint_path(run.checkpoints, session.trainer.iteration))
     prune_checkpoints(run.checkpoints, session.config.checkpoint.keep)
 
 
 def _save_state(session: Session, path: Path) -> None:
-    tensors, info = session.trainer.state()
+    tensors, info = session.trainer.step.state()
     info |= {"seconds": session.elapsed(), "fingerprint": config_io.fingerprint(session.config)}
     info["ratings"] = session.ratings
     save_checkpoint(path, tensors, info)
@@ -294,11 +295,11 @@ def _resume(session: Session, run: Run | None) -> int:
                 f"The ratings in {session.config.groups} are not those that the run began with: start a new run, which"
                 " can go on from this one's LoRA with --lora.init."
             )
-        session.trainer.load_state(tensors, info)
+        session.trainer.step.load_state(tensors, info)
         seconds = info.get("seconds")
         session.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
-    step, evaluator = session.trainer.step, session.evaluator
-    evaluator.history, lost = read_evaluations(folder.with_name("evaluations"), step, evaluator.judges)
+    step, evaluator = session.trainer.iteration, session.evaluator
+    evaluator.history, lost = read_evaluations(folder.with_name("evaluations"), step, evaluator.held_out.judges)
     if run:
         bad = run.truncate_metrics(step if step else -1)
         for count, what in ((bad, "line(s) of metrics.jsonl"), (lost, "file(s) in evaluations/")):
@@ -313,26 +314,31 @@ def _finish(session: Session, run: Run | None) -> None:
     if not _is_stopped(session):
         _evaluate(session, run, session.adapter, config.evaluation.final_images)
         _samples(session, run, session.adapter)
-    made, after = trainer.step, evaluator.history[-1] if evaluator.history else None
+    made, after = trainer.iteration, evaluator.history[-1] if evaluator.history else None
     stopped = _is_stopped(session)  # or by this very evaluation
     saved = ""
     if stopped:
         saved = _go_back(session)
-        after = evaluator.at(trainer.step, session.adapter, config.evaluation.final_images or config.evaluation.images)
+        images = config.evaluation.final_images or config.evaluation.images
+        after = evaluator.at(trainer.iteration, session.adapter, images)
     if not run:
         return
-    session.policy.save_lora(run.lora_path, origin.describe(config, trainer.step), session.adapter)
+    session.policy.save_lora(run.lora_path, origin.describe(config, trainer.iteration), session.adapter)
     summary = {"seconds": session.elapsed(), "iterations": made}
-    summary |= {"stopped_at": made, "iterations": trainer.step} if stopped else {}
-    _conclude(run, evaluator, after if after and after.iteration == trainer.step else None, summary)
+    summary |= {"stopped_at": made, "iterations": trainer.iteration} if stopped else {}
+    trained = [term.name for term in config.reward]
+    _conclude(run, evaluator, trained, after if after and after.iteration == trainer.iteration else None, summary)
     if stopped:
         say(f"Stopped after iteration {made}; lora.safetensors is {saved}.")
     _point_to(run, summary)
 
 
-def _conclude(run: Run, evaluator: Evaluator, after: Evaluation | None, summary: dict[str, Any]) -> None:
-    """Write the summary and tell what came of the run. after: the evaluation of the adapter that is saved."""
-    name = "+".join(evaluator.watch.measured or (term.name for term in evaluator.config.reward))
+def _conclude(
+    run: Run, evaluator: Evaluator, trained: Sequence[str], after: Evaluation | None, summary: dict[str, Any]
+) -> None:
+    """Write the summary and tell what came of the run. trained: the rewards that were trained on. after: the evaluation
+    of the adapter that is saved."""
+    name = "+".join(evaluator.watch.measured or trained)
     # gone where somebody has deleted metrics.jsonl before a resume
     before = next((r for r in run.read_metrics() if r["iteration"] == 0 and "held_out" in r), None)
     alarms = evaluator.watch.alarms(evaluator.history)
@@ -361,12 +367,12 @@ def _go_back(session: Session) -> str:
     folder = Path(session.config.output, session.config.name, "checkpoints")
     best = session.evaluator.watch.best(session.evaluator.history).iteration
     if _load(session, best_checkpoint(folder)):
-        step = session.trainer.step
+        step = session.trainer.iteration
         return f"the adapter after iteration {step}, the best before the decline" if step else "untrained: all declined"
     for path in sorted(checkpoints(folder), key=lambda path: abs(step_of(path) - best)):
         if _load(session, path):
             break
-    which = f"the adapter after iteration {session.trainer.step}"
+    which = f"the adapter after iteration {session.trainer.iteration}"
     return f"{which}, as the best before the decline (iteration {best}) cannot be read from best.safetensors any more"
 
 
@@ -374,7 +380,7 @@ def _load(session: Session, path: Path) -> bool:
     """Go back to a checkpoint of this run, if it is whole."""
     try:
         tensors, info = load_checkpoint(path, config_io.fingerprint(session.config))
-        session.trainer.load_state(tensors, info)
+        session.trainer.step.load_state(tensors, info)
     except UserError:
         return False
     return True

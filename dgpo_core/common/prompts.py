@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompt_syntax import is_infotext_line
@@ -98,20 +98,24 @@ def _read_json(line: str, where: str) -> Prompt:
     return Prompt(text.strip(), record, where)
 
 
-class PromptStream:
-    """The prompts of each iteration: all of them in random order, then again in another order, without end.
+Item = TypeVar("Item")
 
-    No prompt comes twice within one round. What `at` answers depends only on its argument and on what the stream was
+
+class PromptStream(Generic[Item]):
+    """The prompts, or what else is trained on, of each iteration: all of them in random order, then again in another
+    order, without end.
+
+    None comes twice within one round. What `at` answers depends only on its argument and on what the stream was
     made from, so a resumed run needs no state. The order of the last rounds asked for is remembered: an iteration costs
     what its own prompts cost, however many there are in all.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], per_iteration: int, seed: int) -> None:
+    def __init__(self, prompts: Sequence[Item], per_iteration: int, seed: int) -> None:
         self.prompts = tuple(prompts)
         self.per_iteration = per_iteration
         self.seed = seed
 
-    def at(self, iteration: int) -> list[Prompt]:
+    def at(self, iteration: int) -> list[Item]:
         """The `per_iteration` prompts of `iteration`, counted from 0."""
         first, count = iteration * self.per_iteration, len(self.prompts)
         places = [divmod(position, count) for position in range(first, first + self.per_iteration)]

@@ -22,7 +22,8 @@ from dgpo_core.common.distributed import World
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.group import Group
 from dgpo_core.common.seeds import derive_seed, noise
-from dgpo_core.evaluation.scores import measure
+from dgpo_core.evaluation.held_out import HeldOut
+from dgpo_core.evaluation.scores import evaluation_weights
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.people.preferences import scores_from
 from dgpo_core.rewards.base import GroupReward
@@ -126,15 +127,17 @@ def run(options: RaterConfig, mode: Mode, seed: int) -> Outcome:
     rater = SimulatedRater(mode, options.slip, options.ties, seed)
     trainer = Trainer(policy, assemble.training_prompts(config), {RATER: rater}, config, size=size, world=world)
 
+    measured, weights = HeldOut.of(config, policy, held_out, judges, size, world), evaluation_weights(config)
+
     def success(adapter: Literal["current"] | None) -> float:
-        return measure(policy, adapter, held_out, judges, config, size, options.images, world).mean
+        return measured.measure(adapter, options.images, weights, config.evaluation.batch).mean
 
     found = [success(None)]
-    while trainer.step < options.most:
+    while trainer.iteration < options.most:
         trainer.iterate()
         found.append(success("current"))
         if found[-1] >= found[0] + options.gain:
-            return Outcome(mode, seed, trainer.step * options.groups, found)
+            return Outcome(mode, seed, trainer.iteration * options.groups, found)
     return Outcome(mode, seed, None, found)
 
 

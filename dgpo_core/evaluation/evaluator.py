@@ -1,32 +1,29 @@
 """The evaluations of a training: held-out prompts and the same seeds each time, in-domain and watched side by side."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
 from dgpo_core.common.pictures import grid, png
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.evaluation import alarm
 from dgpo_core.evaluation.alarm import Alarm
+from dgpo_core.evaluation.held_out import HeldOut, evaluation_set
 from dgpo_core.evaluation.scores import (
     Evaluation,
     Gain,
     Measurement,
-    draw_evaluation,
-    evaluation_set,
     evaluation_weights,
-    score_evaluation,
     total,
     trained_weights,
     watched,
 )
-from dgpo_core.method.rollout import Check
-from dgpo_core.policy import AdapterName, Policy
-from dgpo_core.rewards import Reward, score_groups
+from dgpo_core.method.memory import within_memory
+from dgpo_core.policy import AdapterName
+from dgpo_core.rewards import score_groups
 from dgpo_core.settings.config import Config
 
 SAMPLE_PROMPTS, SAMPLES_EACH = 6, 6  # rows and columns of the pictures in samples/
@@ -125,40 +122,29 @@ def read_evaluations(folder: Path, until: int, names: Collection[str]) -> tuple[
 class Evaluator:
     """Measures a policy again and again, and remembers what it found.
 
-    judges: the rewards that score, by name. within_memory: `Trainer.within_memory`. batch: images per forward, as
-    memory allows. history: the evaluations so far, oldest first.
+    batch: images per forward, fewer since memory ran out, which `tell` is told. history: the evaluations so far, oldest
+    first.
     """
 
-    config: Config
-    policy: Policy
-    prompts: Sequence[Prompt]
-    judges: Mapping[str, Reward]
-    size: tuple[int, int]
-    world: World
-    check: Check
-    within_memory: Callable[[Callable[[int], Any], int, int], tuple[Any, int]]
+    held_out: HeldOut
+    watch: Watch
     batch: int = 0
+    tell: Callable[[str], None] = print
     history: list[Evaluation] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.watch = Watch.of(self.config, self.judges)
 
     @property
     def measures(self) -> bool:
         """Whether there is anything to measure: held-out prompts, and a reward that is not a person's."""
-        return bool(self.prompts and self.watch.measured)
+        return bool(self.held_out.prompts and self.watch.measured)
 
     def at(self, iteration: int, adapter: AdapterName | None, images: int) -> Evaluation:
         """Draw and score `images` images of held-out prompts; not yet part of the history."""
 
         def work(batch: int) -> Evaluation:
-            config, world = self._in_batches(batch), self.world
-            return score_evaluation(
-                self.policy, adapter, self.prompts, self.judges, config, self.size, images, world, self.check, iteration
-            )
+            return self.held_out.score(adapter, images, batch, iteration=iteration)
 
-        found, self.batch = self.within_memory(work, self.batch, images)
-        return found
+        evaluation, self.batch = within_memory(work, self.batch, images, self.tell)
+        return evaluation
 
     def samples(self, iteration: int, adapter: AdapterName | None, prompts: Sequence[Prompt]) -> bytes:
         """The same prompts and seeds at every call, as one labelled picture, a PNG."""
@@ -167,13 +153,9 @@ class Evaluator:
         weights = self.watch.measured
 
         def work(batch: int) -> list[Group]:
-            return draw_evaluation(self.policy, adapter, rows, self._in_batches(batch), self.size, self.check)
+            return self.held_out.drawing.draw(adapter, rows, batch, self.held_out.check)
 
-        groups, self.batch = self.within_memory(work, self.batch, SAMPLES_EACH * len(few))
-        groups = score_groups(groups, {name: self.judges[name] for name in weights})
+        groups, self.batch = within_memory(work, self.batch, SAMPLES_EACH * len(few), self.tell)
+        groups = score_groups(groups, {name: self.held_out.judges[name] for name in weights})
         scores = [total(group, weights) for group in groups] if weights else None
         return png(grid(groups, f"iteration {iteration}", scores))
-
-    def _in_batches(self, batch: int) -> Config:
-        """The settings with this many images per forward."""
-        return replace(self.config, evaluation=replace(self.config.evaluation, batch=batch))

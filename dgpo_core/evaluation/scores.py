@@ -1,7 +1,7 @@
-"""How good is an adapter? Images of held-out prompts, from seeds that training never uses, under some rewards."""
+"""How good is an adapter? The scores of an evaluation's images, their mean, and the gain between two evaluations."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,23 +10,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.group import Group
-from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import require_ordinary, shown
-from dgpo_core.common.seeds import derive_seed
-from dgpo_core.diffusion.solvers import Solver
-from dgpo_core.method.rollout import Check, nothing, rollout
-from dgpo_core.policy.base import AdapterName, Policy
-from dgpo_core.rewards import Reward, guard, score_groups, weights_of
+from dgpo_core.rewards import weights_of
 from dgpo_core.settings.config import MOST_ITERATIONS, PEOPLE, STATISTICS, Config, RewardTerm
-
-PART = 2**29  # bytes of images in memory at once
-
-Row = tuple[int, tuple[Prompt, list[int]]]
-"""A prompt's number, the prompt, and the seeds of its images."""
 
 
 @dataclass(frozen=True)
@@ -142,51 +131,6 @@ class Evaluation:
         return Evaluation(iteration, places, {name: value.float() for name, value in scores.items()})
 
 
-def evaluation_set(prompts: Sequence[Prompt], images: int) -> list[tuple[Prompt, list[int]]]:
-    """Prompts with the seeds of their images: `images` in all, spread evenly, the same for every adapter.
-
-    They come in pairs, so that the diversity within a prompt can be seen: few images take the first prompts only.
-    """
-    prompts = prompts[: math.ceil(images / 2)]
-    each, more = divmod(images, len(prompts))
-    rows = []
-    for i, prompt in enumerate(prompts):
-        copies = each + (i < more)
-        rows.append((prompt, [derive_seed("evaluation", i, copy) for copy in range(copies)]))
-    return rows
-
-
-def evaluation_solver(policy: Policy, config: Config, size: tuple[int, int]) -> Solver:
-    """The evaluation's solver; where it is the roll-out's, on the noise levels of the roll-out's scheduler."""
-    e, drawn = config.evaluation, config.rollout
-    name = e.solver or drawn.solver
-    return policy.solver(name, e.steps, *size, scheduler=drawn.scheduler if name == drawn.solver else "")
-
-
-def draw_evaluation(
-    policy: Policy,
-    adapter: AdapterName | None,
-    rows: Sequence[tuple[Prompt, list[int]]],
-    config: Config,
-    size: tuple[int, int],
-    check: Check = nothing,
-) -> list[Group]:
-    """The images of an evaluation set with the evaluation's solver, steps and guidance."""
-    e, solver = config.evaluation, evaluation_solver(policy, config, size)
-    with policy.using(adapter):
-        return rollout(
-            policy,
-            solver,
-            [prompt for prompt, _ in rows],
-            [seeds for _, seeds in rows],
-            size=size,
-            cfg=e.cfg,
-            negative_prompt=config.rollout.negative_prompt,
-            batch=e.batch,
-            check=check,
-        )
-
-
 def total(group: Group, weights: Mapping[str, float]) -> Tensor:
     """The weighted sum of a group's scores, [G]."""
     return torch.stack([weight * group.scores[name] for name, weight in weights.items()]).sum(0)
@@ -209,63 +153,3 @@ def watched(config: Config) -> list[str]:
     measuring = [config.evaluation.reward] if config.evaluation.reward else []
     names = dict.fromkeys([*measuring, *(term.name for term in config.watch), *STATISTICS])
     return [name for name in names if name not in trained_weights(config)]
-
-
-def score_evaluation(
-    policy: Policy,
-    adapter: AdapterName | None,
-    prompts: Sequence[Prompt],
-    rewards: Mapping[str, Reward],
-    config: Config,
-    size: tuple[int, int],
-    images: int,
-    world: World,
-    check: Check = nothing,
-    iteration: int = 0,
-    see: Callable[[int, Group], None] = lambda place, group: None,
-) -> Evaluation:
-    """Draw `images` images of held-out prompts and score them by every reward; the processes share the work.
-
-    Drawn and scored in parts, so that the images of many large ones need not be in memory at once. see: called with
-    the number of each prompt and its scored group, on the process that drew it.
-    """
-    mine = world.share(list(enumerate(evaluation_set(prompts, images))))
-    found = []
-    for part in _parts(mine, size):
-        groups = draw_evaluation(policy, adapter, [row for _, row in part], config, size, check)
-        scored = score_groups(groups, rewards)
-        for (i, _), group in zip(part, scored, strict=True):
-            see(i, group)
-            found.append((i, group.scores))
-    if config.memory.offload:
-        guard.idle(rewards)
-    return Evaluation.of(iteration, world.gather(found))
-
-
-def _parts(rows: Sequence[Row], size: tuple[int, int]) -> Iterator[list[Row]]:
-    """The rows in parts of about `PART` bytes of pixels."""
-    most = max(1, PART // (12 * size[0] * size[1]))
-    part: list[Row] = []
-    for row in rows:
-        part.append(row)
-        if sum(len(seeds) for _, (_, seeds) in part) >= most:
-            yield part
-            part = []
-    if part:
-        yield part
-
-
-def measure(
-    policy: Policy,
-    adapter: AdapterName | None,
-    prompts: Sequence[Prompt],
-    rewards: Mapping[str, Reward],
-    config: Config,
-    size: tuple[int, int],
-    images: int,
-    world: World,
-    check: Check = nothing,
-) -> Measurement:
-    """The mean reward of `images` images of held-out prompts, by the reward that measures the gain."""
-    found = score_evaluation(policy, adapter, prompts, rewards, config, size, images, world, check)
-    return Measurement.of(found.total(evaluation_weights(config)))

@@ -42,7 +42,9 @@ def rollout(
     owner = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(counts))
     every = Cond.cat(conds)
     shape = policy.latent_shape(*size)
-    latents, images, groups = [], [], []
+    latents: list[Tensor] = []
+    images: list[Tensor] = []
+    groups: list[Group] = []
     for part in torch.arange(len(flat)).split(batch or len(flat)):
         x_T = torch.stack([noise(flat[i], shape) for i in part.tolist()])
         x0 = policy.sample(solver, x_T, every.select(owner[part]), uncond, cfg, check)

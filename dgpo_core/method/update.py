@@ -220,7 +220,7 @@ class Update:
             if part[0].prefers:
                 tally += self._compare(rows, micro_batch, share)
             elif self.references.kl:
-                tally += self._anchor(rows, micro_batch, share)
+                tally += self._anchor(rows, self.references.kl, micro_batch, share)
         return tally
 
     def _compare(self, rows: Rows, micro_batch: int, share: float) -> Tally:
@@ -238,12 +238,12 @@ class Update:
             tally += self._backward(part, compared, weight, share * len(part) / len(rows))
         return tally
 
-    def _anchor(self, rows: Rows, micro_batch: int, share: float) -> Tally:
+    def _anchor(self, rows: Rows, reference: Reference, micro_batch: int, share: float) -> Tally:
         """Whole groups that prefer nothing: the KL term's gradient alone."""
         tally = Tally()
         for part in rows.split(micro_batch):
             with torch.no_grad():
-                fixed = Fixed(f_base=self._predict(self.references.kl, part))
+                fixed = Fixed(f_base=self._predict(reference, part))
             tally += self._backward(part, fixed, torch.zeros_like(part.A), share * len(part) / len(rows))
         return tally
 

@@ -22,7 +22,16 @@ import yaml
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import check_folder_name
 from dgpo_core.common.reading import parse_yaml, read_text, shown
-from dgpo_core.settings.config import HUMAN, RATINGS, Config, Range, RewardTerm, show_number
+from dgpo_core.settings.config import (
+    HUMAN,
+    RATINGS,
+    Config,
+    Range,
+    RewardTerm,
+    RolloutConfig,
+    TrainingConfig,
+    show_number,
+)
 from dgpo_core.settings.gates import check_rewards
 
 MODES = ("1", "2a", "2b")
@@ -291,7 +300,7 @@ def validate(config: Config) -> None:
             raise UserError(f"{name} holds a character that no file name or text can hold (NUL): remove it.")
     check_folder_name(config.name)
     _check_names(config)
-    check_timesteps(config)
+    check_timesteps(config.rollout, config.training)
 
 
 def check_ranges(settings: Any) -> None:
@@ -349,9 +358,9 @@ def _check_names(config: Config) -> None:
             raise UserError(f"model.{side} is {getattr(config.model, side)} but must be a multiple of 8.")
 
 
-def check_timesteps(config: Config) -> None:
+def check_timesteps(rollout: RolloutConfig, training: TrainingConfig) -> None:
     """Raises UserError where the training timesteps do not fit the roll-out's."""
-    training, steps = config.training, config.rollout.steps
+    steps = rollout.steps
     if training.t_min >= 1:
         if training.t_min != int(training.t_min) or training.t_min > steps:
             raise UserError(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.pictures import reward_curve
-from dgpo_core.method.trainer import NOTHING_TO_LEARN
+from dgpo_core.method.step import NOTHING_TO_LEARN
 from dgpo_core.settings.config import RewardTerm
 
 from ..common import host

@@ -19,12 +19,14 @@ import torch
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.evaluation.scores import Evaluation, draw_evaluation, evaluation_set
-from dgpo_core.method.trainer import Trainer
+from dgpo_core.evaluation.held_out import Drawing, Row, evaluation_set
+from dgpo_core.evaluation.scores import Evaluation
+from dgpo_core.method.memory import within_memory
+from dgpo_core.method.step import Step, StepSettings
 from dgpo_core.policy import AdapterName, Policy
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.runs import origin
-from dgpo_core.settings.config import Config, DataConfig, EvalConfig, RewardTerm, TrainingConfig
+from dgpo_core.settings.config import Config, DataConfig, EvalConfig, RewardTerm, RolloutConfig, TrainingConfig
 from dgpo_core.settings.config_io import check_timesteps
 
 from ..common import host
@@ -96,9 +98,9 @@ def draw(
     """The groups of one iteration: one for each (place, prompt), drawn by the handle's state."""
     handle = resolve(handle, iteration)
     with host.engine():
-        trainer = _enter(handle, sampler, DRAWING, (), tick)
-        groups = trainer.draw(places)
-        _note_memory(handle.spec, trainer)
+        step = _enter(handle, sampler, DRAWING, (), tick)
+        groups = step.draw(places)
+        _note_memory(handle.spec, step)
     return Groups(tuple(_on_cpu(g) for g in groups), handle, sampler, iteration, _drawn_key(handle, places, sampler))
 
 
@@ -146,13 +148,13 @@ def learn(handle: PolicyHandle, groups: Groups, training: Training, tick: Callab
     if is_kept(after):
         return after, state_of(after)
     with host.engine():
-        check_timesteps(config_of(handle.spec, groups.sampler, training.training))
-        trainer = _enter(handle, groups.sampler, training.training, groups.terms, tick, training.combine)
+        check_timesteps(groups.sampler.rollout, training.training)
+        step = _enter(handle, groups.sampler, training.training, groups.terms, tick, training.combine)
         before = state_of(handle)
-        done = trainer.learn([_on(group, trainer.policy.device) for group in groups.groups], range(len(groups.groups)))
-        _note_memory(handle.spec, trainer)
-        record = {"iteration": trainer.step, **done.metrics}
-        state = _snapshot(trainer, [*before.history, record], [*before.line, after.state])
+        done = step.learn([_on(group, step.policy.device) for group in groups.groups], range(len(groups.groups)))
+        _note_memory(handle.spec, step)
+        record = {"iteration": step.iteration, **done.metrics}
+        state = _snapshot(step, [*before.history, record], [*before.line, after.state])
         _load(handle.spec).last = (after.state, state)
     return after, state
 
@@ -191,21 +193,20 @@ def draw_with(
     handle: PolicyHandle, adapter: AdapterName | None, prompts: Sequence[Prompt], seeds: Sequence[int], sampler: Sampler
 ) -> list[Group]:
     """One group per prompt from the same seeds, with one adapter of the handle's state or with the base."""
-    from dgpo_core.method.rollout import rollout
+    return _draw_rows(handle, adapter, [(prompt, list(seeds)) for prompt in prompts], sampler)
 
+
+def _draw_rows(handle: PolicyHandle, adapter: AdapterName | None, rows: Sequence[Row], sampler: Sampler) -> list[Group]:
     with host.engine():
-        trainer = _enter(handle, sampler, DRAWING, (), host.check)
-        settings = sampler.rollout
+        step, drawn = _enter(handle, sampler, DRAWING, (), host.check), sampler.rollout
+        drawing = Drawing(step.policy, step.solver, step.size, drawn.cfg, drawn.negative_prompt)
 
         def work(batch: int) -> list[Group]:
-            with trainer.policy.using(adapter):
-                return rollout(
-                    trainer.policy, trainer.solver, list(prompts), [tuple(seeds)] * len(prompts), size=trainer.size,
-                    cfg=settings.cfg, negative_prompt=settings.negative_prompt, batch=batch, check=host.check,
-                )  # fmt: skip
+            return drawing.draw(adapter, rows, batch, host.check)
 
-        groups, trainer.rollout_batch = trainer.within_memory(work, trainer.rollout_batch, len(prompts) * len(seeds))
-        _note_memory(handle.spec, trainer)
+        images = sum(len(seeds) for _, seeds in rows)
+        groups, step.rollout_batch = within_memory(work, step.rollout_batch, images)
+        _note_memory(handle.spec, step)
         return [_on_cpu(group) for group in groups]
 
 
@@ -224,17 +225,9 @@ def evaluate(
     found = evaluated(handle, adapter, prompts, images, sampler, terms)
     if found:
         return found
-    rows = evaluation_set(prompts, images)
     with host.engine():
-        trainer = _enter(handle, sampler, DRAWING, (), host.check)
-
-        def work(batch: int) -> list[Group]:
-            config = replace(trainer.config, evaluation=replace(trainer.config.evaluation, batch=batch))
-            return draw_evaluation(trainer.policy, adapter, rows, config, trainer.size, host.check)
-
-        groups, trainer.rollout_batch = trainer.within_memory(work, trainer.rollout_batch, images)
-        _note_memory(handle.spec, trainer)
-        scored = score_all([_on_cpu(group) for group in groups], terms)
+        groups = _draw_rows(handle, adapter, evaluation_set(prompts, images), sampler)
+        scored = score_all(groups, terms)
     step = 0 if adapter is None else handle.step
     found = Evaluation.of(step, [(i, group.scores) for i, group in enumerate(scored)])
     found.save(_evaluation_path(handle, adapter, prompts, images, sampler, terms))
@@ -265,10 +258,10 @@ def encode(handle: PolicyHandle, prompt: Prompt, images: torch.Tensor, sampler: 
     """A group from pictures [G, 3, H, W] in [0, 1] that somebody has, cropped and scaled to the sampler's size."""
     handle = resolve(handle, iteration)
     with host.engine():
-        trainer = _enter(handle, sampler, DRAWING, (), host.check)
-        pictures = host.fit(images, *trainer.size)
+        step = _enter(handle, sampler, DRAWING, (), host.check)
+        pictures = host.fit(images, *step.size)
         digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
-        latents = trainer.policy.encode_images(pictures.to(trainer.policy.device)).cpu()
+        latents = step.policy.encode_images(pictures.to(step.policy.device)).cpu()
     group = Group(prompt, tuple(range(len(pictures))), latents, pictures)
     key = key_of("images", handle.state, prompt.text, digest, sampler)
     return Groups((group,), handle, sampler, iteration, key)
@@ -310,8 +303,8 @@ def _load(spec: PolicySpec) -> Live:
             _live.popitem(last=False)[1].policy.to("cpu")
         with host.engine():  # weights that are made in inference mode could never be trained
             opened = SOURCES[spec.source](spec)
-            config = Config(seed=spec.seed, lora=spec.lora, memory=spec.memory, training=DRAWING)
-            fresh = _snapshot(Trainer(opened.policy, [Prompt("")], {}, config, size=opened.size))
+            settings = StepSettings(spec.seed, RolloutConfig(), DRAWING)
+            fresh = _snapshot(Step(opened.policy, settings, size=opened.size))
         _live[key] = Live(opened, fresh, (root_key(spec), fresh))
     _live.move_to_end(key)
     _live[key].opened.load()
@@ -355,26 +348,28 @@ def _enter(
     terms: Sequence[RewardTerm],
     tick: Callable,
     combine: str = "sum",
-) -> Trainer:
-    """A trainer on the loaded model in the handle's state."""
+) -> Step:
+    """A step on the loaded model in the handle's state."""
     live = _load(handle.spec)
-    config = config_of(handle.spec, sampler, training, terms, combine)
+    spec = handle.spec
+    settings = StepSettings(spec.seed, sampler.rollout, training, terms, combine, spec.lora.dropout)
     size = sampler.height or live.opened.size[0], sampler.width or live.opened.size[1]
     live.policy.latent_shape(*size)
-    trainer = Trainer(live.policy, [Prompt("")], {}, config, size=size, check=tick)
+    step = Step(live.policy, settings, size=size, check=tick)
     state = state_of(handle)
-    trainer.load_state(state.tensors, state.info)
+    step.load_state(state.tensors, state.info)
     for setting, most in live.fits.items():
-        asked = getattr(trainer, setting)
-        setattr(trainer, setting, min(asked or most, most))
-    return trainer
+        asked = getattr(step, setting)
+        setattr(step, setting, min(asked or most, most))
+    return step
 
 
-def _note_memory(spec: PolicySpec, trainer: Trainer) -> None:
-    """A batch that the trainer had to halve stays halved in the steps that follow, until the model is loaded anew."""
-    asked = {"rollout_batch": trainer.config.rollout.batch, "micro_batch": trainer.config.training.micro_batch}
+def _note_memory(spec: PolicySpec, step: Step) -> None:
+    """A batch that the step had to halve stays halved in the steps that follow, until the model is loaded anew."""
+    settings = step.settings
+    asked = {"rollout_batch": settings.rollout.batch, "micro_batch": settings.training.micro_batch}
     for setting, most in asked.items():
-        found = getattr(trainer, setting)
+        found = getattr(step, setting)
         if found and found != most:
             _load(spec).fits[setting] = found
 
@@ -386,9 +381,9 @@ def _restore(live: Live, state: State, name: AdapterName) -> None:
             value.copy_(state.tensors[f"{name}/{key}"])
 
 
-def _snapshot(trainer: Trainer, history: Sequence[Mapping[str, Any]] = (), line: Sequence[str] = ()) -> State:
-    """The trainer's state with memory of its own."""
-    tensors, info = trainer.state()
+def _snapshot(step: Step, history: Sequence[Mapping[str, Any]] = (), line: Sequence[str] = ()) -> State:
+    """The step's state with memory of its own."""
+    tensors, info = step.state()
     return State({name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}, info, history, line)
 
 

@@ -72,7 +72,7 @@ def test_a_group_in_which_all_fail_teaches_nothing_and_what_passes_beats_what_fa
     policy: DiffusersPolicy, combine: str
 ) -> None:
     config = quick(reward="bright=2?red>0.5,red=0", combine=combine, training={"advantage_std": "group"})
-    _, A = make_trainer(policy, config)._advantages(groups())
+    _, A = make_trainer(policy, config).step._advantages(groups())
     assert torch.equal(A[1], torch.zeros(4))
     # group 1 counts 20, 21, 19, 19: mean 19.75, squares .0625 + 1.5625 + .5625 + .5625 = 2.75, deviation sqrt(2.75 / 4)
     std = (2.75 / 4) ** 0.5
@@ -81,7 +81,7 @@ def test_a_group_in_which_all_fail_teaches_nothing_and_what_passes_beats_what_fa
 
 
 def test_where_all_fail_the_condition_itself_can_still_teach(policy: DiffusersPolicy) -> None:
-    _, A = make_trainer(policy, quick(reward="bright=1?red>0.5,red=1"))._advantages(groups())
+    _, A = make_trainer(policy, quick(reward="bright=1?red>0.5,red=1")).step._advantages(groups())
     assert A[1].argmax() == 3  # 0.5, the nearest to passing
     assert A[1].argmin() == 2
 

@@ -9,15 +9,8 @@ from engine import SIZE, make_trainer, moved, quick
 
 from dgpo_core.common.distributed import World
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.evaluation.scores import (
-    Measurement,
-    draw_evaluation,
-    evaluation_set,
-    evaluation_solver,
-    evaluation_weights,
-    measure,
-    total,
-)
+from dgpo_core.evaluation.held_out import Drawing, HeldOut, evaluation_set
+from dgpo_core.evaluation.scores import Measurement, evaluation_weights, total
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
 HELD_OUT = [Prompt("blue red"), Prompt("red red"), Prompt("two")]
@@ -69,8 +62,8 @@ def test_training_never_uses_a_seed_of_the_evaluation(policy: DiffusersPolicy) -
 
 def test_base_and_adapter_are_measured_on_the_same_noise(policy: DiffusersPolicy) -> None:
     moved(policy, "current", seed=1)
-    config, rows = quick(), evaluation_set(HELD_OUT, 6)
-    base, again, current = (draw_evaluation(policy, a, rows, config, SIZE) for a in (None, None, "current"))
+    drawing, rows = Drawing.of(policy, quick(), SIZE), evaluation_set(HELD_OUT, 6)
+    base, again, current = (drawing.draw(adapter, rows) for adapter in (None, None, "current"))
     assert [group.seeds for group in base] == [group.seeds for group in current]
     assert all(torch.equal(a.images, b.images) for a, b in zip(base, again, strict=True))
     assert not any(torch.equal(a.images, b.images) for a, b in zip(base, current, strict=True))
@@ -80,8 +73,9 @@ def test_base_and_adapter_are_measured_on_the_same_noise(policy: DiffusersPolicy
 def test_a_measurement_is_the_mean_reward_of_its_images(policy: DiffusersPolicy) -> None:
     config = quick(reward={"bright": 2.0, "red": -1.0})
     rewards = {"bright": Bright(), "red": Red()}
-    found = measure(policy, None, HELD_OUT, rewards, config, SIZE, 7, World("cpu"))
-    images = torch.cat([g.images for g in draw_evaluation(policy, None, evaluation_set(HELD_OUT, 7), config, SIZE)])
+    held_out = HeldOut.of(config, policy, HELD_OUT, rewards, SIZE, World("cpu"))
+    found = held_out.measure(None, 7, evaluation_weights(config))
+    images = torch.cat([group.images for group in held_out.drawing.draw(None, evaluation_set(HELD_OUT, 7))])
     expected = 2 * images.mean((1, 2, 3)) - images[:, 0].mean((1, 2))
     assert found.mean == pytest.approx(expected.mean().item(), abs=1e-6)
     assert found.n == 7
@@ -95,9 +89,11 @@ def test_the_share_of_many_processes_gives_the_same_number(policy: DiffusersPoli
         def gather(self, mine: list[torch.Tensor]) -> list[torch.Tensor]:
             return mine
 
-    config, reward = quick(), {"bright": Bright()}
-    whole = measure(policy, None, HELD_OUT, reward, config, SIZE, 6, World("cpu"))
-    parts = [measure(policy, None, HELD_OUT, reward, config, SIZE, 6, Of(rank)) for rank in (0, 1)]
+    def of(world: World) -> Measurement:
+        held_out = HeldOut.of(quick(), policy, HELD_OUT, {"bright": Bright()}, SIZE, world)
+        return held_out.measure(None, 6, {"bright": 1.0})
+
+    whole, parts = of(World("cpu")), [of(Of(rank)) for rank in (0, 1)]
     assert [part.n for part in parts] == [4, 2]
     assert sum(part.mean * part.n for part in parts) / 6 == pytest.approx(whole.mean, abs=1e-6)
 
@@ -108,7 +104,7 @@ def test_the_gain_is_measured_by_the_reward_that_is_named_else_by_the_trained_su
 
 
 def test_the_total_of_a_group_is_the_weighted_sum(policy: DiffusersPolicy) -> None:
-    (group,) = draw_evaluation(policy, None, evaluation_set(HELD_OUT[:1], 2), quick(), SIZE)
+    (group,) = Drawing.of(policy, quick(), SIZE).draw(None, evaluation_set(HELD_OUT[:1], 2))
     group = group.scored({"bright": torch.tensor([1.0, 2.0]), "red": torch.tensor([3.0, 5.0])})
     assert total(group, {"bright": 2.0, "red": -1.0}).tolist() == [-1.0, -1.0]
 
@@ -122,5 +118,5 @@ def test_the_roll_outs_scheduler_goes_with_its_solver(
     config = quick(rollout={"solver": "euler", "scheduler": "karras"}, evaluation={"solver": solver, "steps": 5})
     seen = []
     monkeypatch.setattr(policy, "solver", lambda name, steps, *size, scheduler: seen.append((name, scheduler, steps)))
-    evaluation_solver(policy, config, SIZE)
+    Drawing.of(policy, config, SIZE)
     assert seen == [(*asked, 5)]

@@ -118,7 +118,7 @@ def test_an_iteration_draws_nothing_and_learns_to_prefer(
 ) -> None:
     config = quick(groups=str(folder), reward="ratings", training={"kl_weight": 0.0, "timesteps": 3})
     trainer = _trainer(policy, config)
-    monkeypatch.setattr(trainer, "draw", lambda *_: pytest.fail("something was drawn"))
+    monkeypatch.setattr(trainer.step, "draw", lambda *_: pytest.fail("something was drawn"))
     monkeypatch.setattr(policy, "decode", lambda *_: pytest.fail("something was decoded"))
     source, before = rated(folder, per_iteration=5), weights(policy, "current")
     done = [trainer.iterate_rated(source) for _ in range(15)]

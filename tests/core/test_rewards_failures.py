@@ -107,15 +107,15 @@ def test_skipping_a_group_is_the_same_as_not_having_drawn_it(policy: DiffusersPo
             policy.adapter_state(name)[key].data.copy_(value)
     trainer = make_trainer(policy, quick(rollout={"steps": 3}), PROMPTS)
     mine = [(place, p) for place, p in enumerate(trainer.stream.at(0)) if p.text == "red"]
-    groups = score_groups(trainer.draw(list(enumerate(trainer.stream.at(0)))), {"bright": Bright()})
-    trainer.learn([g for g in groups if g.prompt.text == "red"], [place for place, _ in mine])
+    groups = score_groups(trainer.step.draw(list(enumerate(trainer.stream.at(0)))), {"bright": Bright()})
+    trainer.step.learn([g for g in groups if g.prompt.text == "red"], [place for place, _ in mine])
     torch.testing.assert_close(everything(policy), skipped, atol=1e-7, rtol=1e-5)  # one group is scored at a time
 
 
 def test_an_iteration_without_any_group_trains_nothing_and_the_run_goes_on(policy: DiffusersPolicy) -> None:
     trainer, before = trainer_with(policy, Never(), on_bad_score="skip"), everything(policy)
     done = trainer.iterate()
-    assert (trainer.step, done.metrics["skipped"], done.metrics["informative"]) == (1, 2, 0)
+    assert (trainer.iteration, done.metrics["skipped"], done.metrics["informative"]) == (1, 2, 0)
     assert any("no group could be scored" in warning for warning in done.warnings)
     assert torch.equal(everything(policy), before)
     trainer.rewards["bright"] = Bright()
@@ -128,7 +128,7 @@ def test_after_ten_such_iterations_in_a_row_the_run_stops(policy: DiffusersPolic
         trainer.iterate()
     with pytest.raises(UserError, match=r"No group of 10 iterations in a row could be scored. Reward 'bright' failed"):
         trainer.iterate()
-    assert trainer.step == 9
+    assert trainer.iteration == 9
     trainer.rewards["bright"] = Bright()
     trainer.iterate()
     trainer.rewards["bright"] = Never()
@@ -141,7 +141,7 @@ def test_otherwise_the_iteration_ends_with_the_weights_as_they_were(policy: Diff
     with pytest.raises(UserError, match="'blue'"):
         trainer.iterate()
     assert torch.equal(everything(policy), before)
-    assert trainer.step == 0
+    assert trainer.iteration == 0
 
 
 class FailsLater(Bright):

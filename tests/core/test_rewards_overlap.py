@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.method.trainer import Iteration, Trainer
+from dgpo_core.method.iteration import Iteration
+from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import Reward, Scoring, make_reward
 
@@ -35,7 +36,7 @@ def test_scores_and_order_are_the_same(policy: DiffusersPolicy) -> None:
         config = quick(data={"groups_per_iteration": 6}, rollout={"batch": 3})  # batches across groups
         trainer = Trainer(policy, PROMPTS, {"bright": reward}, config, size=SIZE)
         with Scoring({"bright": reward}, policy.device, 4) as scoring:
-            groups = trainer.draw(list(enumerate(trainer.stream.at(0))), scoring.start)
+            groups = trainer.step.draw(list(enumerate(trainer.stream.at(0))), scoring.start)
             found.append(scoring.results(groups))
     for x, y in zip(*found, strict=True):
         assert x.prompt == y.prompt
@@ -108,12 +109,12 @@ def test_a_group_is_scored_once_though_the_memory_ran_out_while_the_next_were_dr
     trainer = Trainer(policy, PROMPTS, {"bright": Judge(seconds=0.0)}, config, size=SIZE, tell=told.append)
     done = trainer.iterate()
     assert len(told) == 2
-    assert trainer.rollout_batch == 1
+    assert trainer.step.rollout_batch == 1
     assert sorted(paid) == sorted(prompt.text for prompt in PROMPTS)
     assert [group.prompt for group in done.groups] == trainer.stream.at(0)
     monkeypatch.setattr(policy, "decode", real)
     again = Trainer(policy, PROMPTS, {"bright": Slow(seconds=0.0)}, config, size=SIZE)
-    for found, expected in zip(done.groups, again.draw(list(enumerate(again.stream.at(0)))), strict=True):
+    for found, expected in zip(done.groups, again.step.draw(list(enumerate(again.stream.at(0)))), strict=True):
         assert found.seeds == expected.seeds
 
 

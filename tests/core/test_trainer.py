@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.evaluation.scores import draw_evaluation, evaluation_set
-from dgpo_core.method import trainer as trainer_module
-from dgpo_core.method.trainer import NOTHING_TO_LEARN, Trainer
+from dgpo_core.evaluation.held_out import Drawing, evaluation_set
+from dgpo_core.method import step as step_module
+from dgpo_core.method.step import NOTHING_TO_LEARN
+from dgpo_core.method.trainer import Trainer
 from dgpo_core.method.update import Task, Update
 from dgpo_core.policy import load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
@@ -44,7 +44,7 @@ def test_an_iteration_moves_the_weights_and_says_what_it_did(policy: DiffusersPo
     before = weights(policy, "current")
     iteration = trainer.iterate()
     assert not torch.equal(weights(policy, "current"), before)
-    assert trainer.step == 1
+    assert trainer.iteration == 1
     assert [group.prompt.text for group in iteration.groups] == [p.text for p in trainer.stream.at(0)]
     assert set(iteration.seconds) == {"encode", "rollout", "reward", "update"}
     metrics = iteration.metrics
@@ -97,7 +97,7 @@ def test_the_adapter_switch_copies_no_weight(policy: DiffusersPolicy, monkeypatc
 
 def test_the_old_policy_is_asked_only_once_it_differs(policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(policy, quick())
-    assert trainer.old_is_current
+    assert trainer.step.old_is_current
     calls = Calls(policy, monkeypatch)
     trainer.iterate()
     assert calls.adapters() == {"current", None}
@@ -113,7 +113,7 @@ def test_under_dropout_the_old_policy_is_always_asked(sd3_folder: Path, monkeypa
     """It has none, so it predicts otherwise than the current policy also where their weights are equal."""
     dropping = load_policy(sd3_folder, rank=4, alpha=8.0, dropout=0.3)
     trainer = make_trainer(dropping, quick(lora={"dropout": 0.3}))
-    assert trainer.old_is_current
+    assert trainer.step.old_is_current
     calls = Calls(dropping, monkeypatch)
     trainer.iterate()
     assert calls.adapters() == {"current", None, "old"}
@@ -150,7 +150,7 @@ def test_the_timestep_clip_holds_in_training(policy: DiffusersPolicy, monkeypatc
     trainer = make_trainer(policy, quick(rollout={"steps": 5}, training={"t_min": 2.0}))
     for _ in range(2):
         trainer.iterate()
-    assert {task.t for update in tasks for task in update} == set(trainer.solver.timesteps[:2].tolist())
+    assert {task.t for update in tasks for task in update} == set(trainer.step.solver.timesteps[:2].tolist())
     with pytest.raises(UserError, match=r"asks for 2 different timesteps.*leaves 1 of the 5"):
         make_trainer(policy, quick(rollout={"steps": 5}, training={"t_min": 0.99}))
 
@@ -207,7 +207,7 @@ def test_all_equal_rewards_are_told_and_change_nothing(
     assert iteration.metrics["informative"] == 0.0
     assert not any(grad for _, _, grad in calls)
     assert torch.equal(everything(policy), before)
-    assert trainer.step == 1
+    assert trainer.iteration == 1
 
 
 # --- advantages ------------------------------------------------------------------------------------------------------
@@ -215,14 +215,14 @@ def test_all_equal_rewards_are_told_and_change_nothing(
 
 def scored(trainer: Trainer, scores: dict[str, list[list[float]]]) -> list[Any]:
     """Groups of the trainer's roll-out with these scores."""
-    groups = trainer.draw(list(enumerate(PROMPTS)))
+    groups = trainer.step.draw(list(enumerate(PROMPTS)))
     rows = [{name: torch.tensor(values[i]) for name, values in scores.items()} for i in range(2)]
     return [group.scored(row) for group, row in zip(groups, rows, strict=True)]
 
 
 def advantages(trainer: Trainer, groups: list[Any]) -> tuple[Tensor, Tensor]:
     """Combined rewards and advantages of groups of one size, [P, G] both."""
-    r, A = trainer._advantages(groups)
+    r, A = trainer.step._advantages(groups)
     return torch.stack(r), torch.stack(A)
 
 
@@ -275,12 +275,13 @@ def test_rewards_add_up_by_weight_as_they_are_or_normalised(policy: DiffusersPol
 
 def test_rewards_that_cancel_are_still_informative_where_their_advantages_do_not(policy: DiffusersPolicy) -> None:
     """0.3 a + 0.7 b may be the same for all images of a group whose normalised rewards differ."""
-    trainer = make_trainer(policy, quick(reward={"bright": 1.0, "red": 1.0}, combine="normalised"))
+    training = {"advantage_std": "global"}
+    config = quick(reward={"bright": 1.0, "red": 1.0}, combine="normalised", training=training)
+    trainer = make_trainer(policy, config)
     a, b = [[0.0, 0.0, 0.0, 1.0], R[1]], [[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 9.0]]
-    trainer.config = replace(trainer.config, training=replace(trainer.config.training, advantage_std="global"))
     r, A = advantages(trainer, scored(trainer, {"bright": a, "red": b}))
-    assert not trainer_module.adv.informative(r)[0]
-    assert trainer_module.adv.informative(A)[0]
+    assert not step_module.adv.informative(r)[0]
+    assert step_module.adv.informative(A)[0]
 
 
 # --- the two moving averages and the roll-out switch -----------------------------------------------------------------
@@ -301,7 +302,7 @@ def test_both_averages_follow_their_rules(policy: DiffusersPolicy) -> None:
             slow = 0.9 * slow + 0.1 * current
         assert torch.allclose(weights(policy, "old"), old, atol=1e-6)
         assert torch.allclose(weights(policy, "ema"), slow, atol=1e-6)
-        assert trainer.old_is_current == (step == 1)
+        assert trainer.step.old_is_current == (step == 1)
 
 
 def test_the_old_policy_draws_after_the_on_policy_steps(
@@ -309,9 +310,9 @@ def test_the_old_policy_draws_after_the_on_policy_steps(
 ) -> None:
     trainer = make_trainer(policy, quick(rollout={"on_policy_steps": 2}))
     drawn = []
-    real = trainer_module.rollout
+    real = step_module.rollout
     monkeypatch.setattr(
-        trainer_module, "rollout", lambda *a, **o: drawn.append(policy.adapters.active) or real(*a, **o)
+        step_module, "rollout", lambda *a, **o: drawn.append(policy.adapters.active) or real(*a, **o)
     )
     for _ in range(5):
         trainer.iterate()
@@ -330,9 +331,9 @@ def test_a_simple_reward_rises_without_a_kl_term(weight: float, reference: str, 
     trainer = make_trainer(policy, config)
     for _ in range(12):
         trainer.iterate()
-    rows = evaluation_set(PROMPTS, 32)
+    rows, drawing = evaluation_set(PROMPTS, 32), Drawing.of(policy, config, SIZE)
     before, after = (
-        torch.cat([group.images.mean((1, 2, 3)) for group in draw_evaluation(policy, adapter, rows, config, SIZE)])
+        torch.cat([group.images.mean((1, 2, 3)) for group in drawing.draw(adapter, rows)])
         for adapter in (None, "current")
     )
     assert (after.mean() - before.mean()) / before.std() * weight > 0.5

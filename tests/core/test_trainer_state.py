@@ -34,12 +34,12 @@ def test_a_loss_that_is_no_number_stops_with_the_state_before_it(
     trainer = make_trainer(policy, quick())
     on = broken(policy, monkeypatch, value)
     trainer.iterate()
-    before, info = learned(trainer), trainer.state()[1]
+    before, info = learned(trainer), trainer.step.state()[1]
     on[0] = True
     with pytest.raises(UserError, match=r"not a finite number in iteration 2: lower training\.lr"):
         trainer.iterate()
     assert torch.equal(learned(trainer), before)
-    assert trainer.state()[1] == info == {"step": 1, "old_is_current": True}
+    assert trainer.step.state()[1] == info == {"step": 1, "old_is_current": True}
 
 
 def test_an_iteration_that_is_stopped_leaves_no_trace(policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_an_iteration_that_is_stopped_leaves_no_trace(policy: DiffusersPolicy, m
                 raise Stop
 
         again = make_trainer(policy, config, check=check)
-        again.load_state(saved, info)
+        again.step.load_state(saved, info)
         before = everything(policy)
         with pytest.raises(Stop):
             again.iterate()
@@ -99,7 +99,7 @@ def test_out_of_memory_halves_the_batch_says_so_once_and_changes_nothing(
     expected = weights(policy, "current")
     told: list[str] = []
     small = make_trainer(policy, quick(), tell=told.append)
-    small.load_state(*start)
+    small.step.load_state(*start)
     Memory(policy, monkeypatch, samples=5)
     for _ in range(2):
         small.iterate()
@@ -108,7 +108,7 @@ def test_out_of_memory_halves_the_batch_says_so_once_and_changes_nothing(
         "Out of memory with 16 samples at once: going on with 8.",  # the update, whose limit of 64 was never reached
         "Out of memory with 8 samples at once: going on with 4.",
     ]
-    assert (small.rollout_batch, small.micro_batch) == (4, 4)
+    assert (small.step.rollout_batch, small.step.micro_batch) == (4, 4)
     # the same sums in another order, through two steps of AdamW
     assert distance(weights(policy, "current"), expected) < 1e-3
 
@@ -139,11 +139,11 @@ def test_a_loaded_state_goes_on_bit_for_bit(dropout: float, policy: DiffusersPol
     for name in ("current", "old", "ema"):
         moved(policy, name, seed=9)
     again = make_trainer(policy, config)
-    again.load_state(*saved)
+    again.step.load_state(*saved)
     for _ in range(2):
         again.iterate()
     assert torch.equal(learned(again), expected)
-    assert again.step == 4
+    assert again.iteration == 4
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(sd3_folder: Path) -> None:
@@ -153,7 +153,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(sd3_folder: Path) 
     ends = []
     for seed in (0, 0, 1):
         trainer = make_trainer(policy, quick(seed=seed))
-        trainer.load_state(*start)
+        trainer.step.load_state(*start)
         torch.rand(1 + len(ends))
         trainer.iterate()
         ends.append(weights(policy, "current"))
@@ -163,8 +163,8 @@ def test_the_same_seed_gives_the_same_run_and_another_another(sd3_folder: Path) 
 
 def test_the_state_of_another_lora_is_told(policy: DiffusersPolicy) -> None:
     trainer = make_trainer(policy, quick())
-    tensors, info = trainer.state()
+    tensors, info = trainer.step.state()
     name = next(name for name in tensors if name.startswith("old/"))
     for bad in ({**tensors, name: torch.zeros(3, 3)}, {k: v for k, v in tensors.items() if k != name}):
         with pytest.raises(UserError, match="does not fit this model and LoRA"):
-            trainer.load_state(bad, info)
+            trainer.step.load_state(bad, info)

@@ -98,7 +98,7 @@ def moved(policy: DiffusersPolicy, name: str, seed: int, size: float = 0.3) -> N
 
 def snapshot(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A copy of a trainer's state, which itself is the live tensors."""
-    tensors, info = trainer.state()
+    tensors, info = trainer.step.state()
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}, info
 
 
@@ -114,7 +114,7 @@ def everything(policy: DiffusersPolicy) -> Tensor:
 
 def learned(trainer: Trainer) -> Tensor:
     """Adapters and optimiser in one row, a copy."""
-    return flat({name: tensor for name, tensor in trainer.state()[0].items() if not name.startswith("rng/")})
+    return flat({name: tensor for name, tensor in trainer.step.state()[0].items() if not name.startswith("rng/")})
 
 
 def flat(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -29,8 +29,10 @@ from comfy_lora import CPU, Native, difference
 from torch import Tensor, nn
 
 from dgpo_core.common.distributed import World
-from dgpo_core.evaluation.scores import measure
-from dgpo_core.method.trainer import Iteration, Trainer
+from dgpo_core.evaluation.held_out import HeldOut
+from dgpo_core.evaluation.scores import evaluation_weights
+from dgpo_core.method.iteration import Iteration
+from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy import load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.runs import assemble
@@ -181,10 +183,11 @@ def rising() -> dict[str, Any]:
     policy = on(native(diffusers), diffusers, rank=32, alpha=64.0, targets=())
     start, world = time.monotonic(), World("cpu")
     held_out, judges = assemble.held_out_prompts(config), assemble.evaluation_rewards(config, {}, world)
+    measured = HeldOut.of(config, policy, held_out, judges, SIZE, world)
     found = trainer(policy, config)
     rewards = [found.iterate().metrics["reward"] for _ in range(RISING)]
     told = {
-        name or "base": measure(policy, name, held_out, judges, config, SIZE, IMAGES, world).as_json()
+        name or "base": measured.measure(name, IMAGES, evaluation_weights(config), config.evaluation.batch).as_json()
         for name in (None, "current")
     }
     policy.to("cpu")

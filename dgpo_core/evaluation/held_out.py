@@ -1,0 +1,144 @@
+"""Images of held-out prompts, drawn alike for every adapter from seeds that training never uses, and their scores."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from dgpo_core.common.distributed import World
+from dgpo_core.common.group import Group
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.seeds import derive_seed
+from dgpo_core.diffusion.solvers import Solver
+from dgpo_core.evaluation.scores import Evaluation, Measurement
+from dgpo_core.method.rollout import Check, nothing, rollout
+from dgpo_core.policy.base import AdapterName, Policy
+from dgpo_core.rewards import Reward, guard, score_groups
+from dgpo_core.settings.config import Config
+
+PART = 2**29  # bytes of images in memory at once
+
+Row = tuple[Prompt, list[int]]
+"""A prompt and the seeds of its images."""
+
+
+def evaluation_set(prompts: Sequence[Prompt], images: int) -> list[Row]:
+    """Prompts with the seeds of their images: `images` in all, spread evenly, the same for every adapter.
+
+    They come in pairs, so that the diversity within a prompt can be seen: few images take the first prompts only.
+    """
+    prompts = prompts[: math.ceil(images / 2)]
+    each, more = divmod(images, len(prompts))
+    rows = []
+    for i, prompt in enumerate(prompts):
+        copies = each + (i < more)
+        rows.append((prompt, [derive_seed("evaluation", i, copy) for copy in range(copies)]))
+    return rows
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How an evaluation's images are drawn. size: (height, width) in pixels. cfg: the guidance scale."""
+
+    policy: Policy
+    solver: Solver
+    size: tuple[int, int]
+    cfg: float
+    negative_prompt: str
+
+    @staticmethod
+    def of(policy: Policy, config: Config, size: tuple[int, int]) -> "Drawing":
+        """As the settings say. Where the solver is the roll-out's, it works on the noise levels of the roll-out's
+        scheduler. Raises UserError for a solver that the policy does not know."""
+        e, drawn = config.evaluation, config.rollout
+        name = e.solver or drawn.solver
+        solver = policy.solver(name, e.steps, *size, scheduler=drawn.scheduler if name == drawn.solver else "")
+        return Drawing(policy, solver, size, e.cfg, drawn.negative_prompt)
+
+    def draw(
+        self, adapter: AdapterName | None, rows: Sequence[Row], batch: int = 0, check: Check = nothing
+    ) -> list[Group]:
+        """A group for each row, by an adapter or by the base (None); `batch` images per forward, 0 for all at once."""
+        with self.policy.using(adapter):
+            return rollout(
+                self.policy,
+                self.solver,
+                [prompt for prompt, _ in rows],
+                [seeds for _, seeds in rows],
+                size=self.size,
+                cfg=self.cfg,
+                negative_prompt=self.negative_prompt,
+                batch=batch,
+                check=check,
+            )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out prompts with all that an evaluation of them needs; the processes share its work.
+
+    judges: the rewards that score, by name. unload: whether they leave the accelerator afterwards.
+    """
+
+    drawing: Drawing
+    prompts: Sequence[Prompt]
+    judges: Mapping[str, Reward]
+    world: World
+    unload: bool = False
+    check: Check = nothing
+
+    @staticmethod
+    def of(
+        config: Config,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        judges: Mapping[str, Reward],
+        size: tuple[int, int],
+        world: World,
+        check: Check = nothing,
+    ) -> "HeldOut":
+        """As the settings say; see `Drawing.of`."""
+        return HeldOut(Drawing.of(policy, config, size), prompts, judges, world, config.memory.offload, check)
+
+    def score(
+        self,
+        adapter: AdapterName | None,
+        images: int,
+        batch: int = 0,
+        *,
+        iteration: int = 0,
+        see: Callable[[int, Group], None] = lambda place, group: None,
+    ) -> Evaluation:
+        """Draw `images` images and score them by every judge.
+
+        Drawn and scored in parts, so that the images of many large ones need not be in memory at once. see: called with
+        the number of each prompt and its scored group, on the process that drew it.
+        """
+        mine = self.world.share(list(enumerate(evaluation_set(self.prompts, images))))
+        scores = []
+        for part in _parts(mine, self.drawing.size):
+            groups = self.drawing.draw(adapter, [row for _, row in part], batch, self.check)
+            for (i, _), group in zip(part, score_groups(groups, self.judges), strict=True):
+                see(i, group)
+                scores.append((i, group.scores))
+        if self.unload:
+            guard.idle(self.judges)
+        return Evaluation.of(iteration, self.world.gather(scores))
+
+    def measure(
+        self, adapter: AdapterName | None, images: int, weights: Mapping[str, float], batch: int = 0
+    ) -> Measurement:
+        """The mean of `images` images by a weighted sum of the judges' scores."""
+        return Measurement.of(self.score(adapter, images, batch).total(weights))
+
+
+def _parts(rows: Sequence[tuple[int, Row]], size: tuple[int, int]) -> Iterator[list[tuple[int, Row]]]:
+    """The numbered rows in parts of about `PART` bytes of pixels."""
+    most = max(1, PART // (12 * size[0] * size[1]))
+    part: list[tuple[int, Row]] = []
+    for row in rows:
+        part.append(row)
+        if sum(len(seeds) for _, (_, seeds) in part) >= most:
+            yield part
+            part = []
+    if part:
+        yield part
