@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 
-from dgpo_core.cli import command, parse
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
@@ -27,8 +26,11 @@ from dgpo_core.method.trainer import Trainer
 from dgpo_core.method.update import OLD, Reference, References
 from dgpo_core.policy import Cond, Policy
 from dgpo_core.runs import assemble
+from dgpo_core.settings.command_line import command, parse
 from dgpo_core.settings.config import EMBEDDED, Config, Count, CountOrZero, RewardTerm
-from dgpo_core.settings.config_io import load_preset, read_rewards, validate
+from dgpo_core.settings.presets import load_preset
+from dgpo_core.settings.validation import validate
+from dgpo_core.settings.values import read_rewards
 
 PRESETS = {"sd35m": "sd35m-pickscore-curve", "sdxl": "sdxl-pickscore", "flux": "flux-pickscore"}
 """The preset that a random model is timed with where none is given."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from dgpo_core.cli import command, parse
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
@@ -29,8 +28,10 @@ from dgpo_core.rewards import REWARDS, Reward, make_reward, refuse_files, reward
 from dgpo_core.rewards.network.web import ServerReward
 from dgpo_core.runs import assemble, origin
 from dgpo_core.runs.origin import Origin
-from dgpo_core.settings import config_io
+from dgpo_core.settings.command_line import command, parse
 from dgpo_core.settings.config import EMBEDDED, Config, DataConfig, LoraConfig, Range, RewardTerm
+from dgpo_core.settings.validation import validate
+from dgpo_core.settings.yaml_file import load_yaml
 
 SHOWN_PROMPTS = 6  # rows of the picture
 
@@ -151,7 +152,7 @@ def plan(adapters: Sequence[Adapter], options: EvaluateConfig) -> Plan:
     Raises UserError where none of them says it, or a file names what is not run on a file's word.
     """
     known = next((adapter for adapter in adapters if adapter.origin), None)
-    own = config_io.load_yaml(options.config) if options.config else None
+    own = load_yaml(options.config) if options.config else None
     config = own or (known.origin.config if known else Config())
     columns, rewards_from = _columns(adapters, own, options)
     model, model_from = _model(known, own, options)
@@ -164,7 +165,7 @@ def plan(adapters: Sequence[Adapter], options: EvaluateConfig) -> Plan:
         evaluation=replace(e, steps=options.steps or e.steps, cfg=options.cfg or e.cfg),
     )
     terms = (*own.reward, *own.watch) if own else ()
-    config_io.validate(config)
+    validate(config)
     return Plan(
         config,
         columns,

@@ -15,7 +15,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgpo_core.cli import parse
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.prompts import Prompt, load_prompts
@@ -23,6 +22,7 @@ from dgpo_core.common.reading import shown
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.rewards.geneval import prompts as geneval_prompts
 from dgpo_core.rewards.ocr import prompts as ocr_prompts
+from dgpo_core.settings.command_line import parse
 
 PROGRAM = "python -m dgpo_core.prompts"
 MOST = 1_000_000

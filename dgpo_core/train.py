@@ -16,7 +16,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dgpo_core.cli import command, parse_args
 from dgpo_core.common.distributed import World, together
 from dgpo_core.common.errors import Interrupted, UserError
 from dgpo_core.common.files import write_atomic
@@ -42,9 +41,11 @@ from dgpo_core.runs.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from dgpo_core.runs.options import parse_args
 from dgpo_core.runs.run import Run
-from dgpo_core.settings import config_io
+from dgpo_core.settings.command_line import command
 from dgpo_core.settings.config import Config
+from dgpo_core.settings.resuming import fingerprint
 
 ECHO = 5.0  # seconds in which a second signal is still the first one, passed on by `accelerate launch` or `torchrun`
 
@@ -277,7 +278,7 @@ def _checkpoint(session: Session, run: Run) -> None:
 
 def _save_state(session: Session, path: Path) -> None:
     tensors, info = session.trainer.step.state()
-    info |= {"seconds": session.elapsed(), "fingerprint": config_io.fingerprint(session.config)}
+    info |= {"seconds": session.elapsed(), "fingerprint": fingerprint(session.config)}
     info["ratings"] = session.ratings
     save_checkpoint(path, tensors, info)
 
@@ -289,7 +290,7 @@ def _resume(session: Session, run: Run | None) -> int:
     folder = Path(session.config.output, session.config.name, "checkpoints")
     newest = latest_checkpoint(folder)
     if newest:
-        tensors, info = load_checkpoint(newest, config_io.fingerprint(session.config))
+        tensors, info = load_checkpoint(newest, fingerprint(session.config))
         if info.get("ratings", "") != session.ratings:
             raise UserError(
                 f"The ratings in {session.config.groups} are not those that the run began with: start a new run, which"
@@ -379,7 +380,7 @@ def _go_back(session: Session) -> str:
 def _load(session: Session, path: Path) -> bool:
     """Go back to a checkpoint of this run, if it is whole."""
     try:
-        tensors, info = load_checkpoint(path, config_io.fingerprint(session.config))
+        tensors, info = load_checkpoint(path, fingerprint(session.config))
         session.trainer.step.load_state(tensors, info)
     except UserError:
         return False

@@ -10,7 +10,7 @@ from server import PromptServer
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.settings.config import Config, RewardTerm, TrainingConfig
-from dgpo_core.settings.config_io import MODES, apply_mode, load_preset, preset_names
+from dgpo_core.settings.presets import MODES, apply_mode, load_preset, preset_names
 
 from .common import fields, host, presets, warn
 from .common.values import Groups, PolicyHandle, Prompts, Sampler, Training

@@ -25,12 +25,12 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.suggest import suggest
 from dgpo_core.demo.text import make_tokenizer
 from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading.libraries import quiet
 from dgpo_core.policy.loading.load import _dtype
 from dgpo_core.policy.pipeline import DiffusersPolicy
-from dgpo_core.settings.config_io import suggest
 
 _SD35M = {  # huggingface.co/stabilityai/stable-diffusion-3.5-medium, transformer/config.json
     "sample_size": 128,

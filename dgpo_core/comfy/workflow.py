@@ -22,7 +22,8 @@ from dgpo_core.settings.config import (
     RolloutConfig,
     TrainingConfig,
 )
-from dgpo_core.settings.config_io import apply_mode, load_preset, preset_names, read_rewards, to_plain
+from dgpo_core.settings.presets import apply_mode, load_preset, preset_names
+from dgpo_core.settings.values import read_rewards, to_plain
 
 MODELS_OWN = "model's own"
 """The choice of Sampler Settings that is no scheduler."""
@@ -119,7 +120,7 @@ def _listed(value: Any, default: Any) -> Any:
 
 
 def load_workflow(path: str | Path) -> dict[str, Any]:
-    """The settings of the training in a workflow, for `config_io.from_dict`. Raises UserError, naming the file."""
+    """The settings of the training in a workflow, for `from_dict`. Raises UserError, naming the file."""
     flow = Workflow(path)
     trainer = flow.find("DGPO_TrainingLoop", "DGPO_LoRATrainer")
     looped = trainer.kind == "DGPO_TrainingLoop"

@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from dgpo_core.cli import command, parse
 from dgpo_core.common.distributed import World
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.group import Group
@@ -29,8 +28,9 @@ from dgpo_core.people.preferences import scores_from
 from dgpo_core.rewards.base import GroupReward
 from dgpo_core.rewards.shapes import ShapesGraded
 from dgpo_core.runs import assemble
-from dgpo_core.settings import config_io
+from dgpo_core.settings.command_line import command, parse
 from dgpo_core.settings.config import Config, CountOrZero, NotNegative, Positive, Range, RewardTerm
+from dgpo_core.settings.presets import load_preset
 
 Mode = Literal["full", "best", "thumbs"]
 MODES: tuple[Mode, ...] = ("full", "best", "thumbs")
@@ -143,7 +143,7 @@ def run(options: RaterConfig, mode: Mode, seed: int) -> Outcome:
 
 def _settings(options: RaterConfig, seed: int) -> Config:
     """The quickstart's, with as many images as a person would look at."""
-    config = config_io.load_preset("quickstart")
+    config = load_preset("quickstart")
     return replace(
         config,
         seed=seed,

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from dgpo_core.cli import command, parse
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import reason
@@ -29,6 +28,7 @@ from dgpo_core.rewards import Reward, make_reward
 from dgpo_core.rewards.network import wire
 from dgpo_core.rewards.network.web import secret
 from dgpo_core.rewards.scoring import checked
+from dgpo_core.settings.command_line import command, parse
 
 WRONG_HOST = "Ask this machine by the name localhost or 127.0.0.1, or start the server with a token (--token_env)."
 

@@ -17,9 +17,12 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import parse_json, shown
 from dgpo_core.evaluation.scores import evaluation_weights
 from dgpo_core.rewards import REWARDS
-from dgpo_core.settings import config_io
 from dgpo_core.settings.config import EMBEDDED, PEOPLE, Config, DataConfig, Range, RewardTerm
 from dgpo_core.settings.gates import Gate
+from dgpo_core.settings.presets import preset_names
+from dgpo_core.settings.schema import setting_types
+from dgpo_core.settings.validation import validate
+from dgpo_core.settings.values import from_dict, show_rewards, to_dict
 
 OTHER = "other"
 """Stands for a reward that is not built in."""
@@ -59,10 +62,10 @@ class Origin:
 
 def describe(config: Config, step: int) -> dict[str, str]:
     """The entries `dgpo.*` of a LoRA's header; what `read` takes from them is enough to measure it again."""
-    preset = {"dgpo.preset": config.name} if config.name in config_io.preset_names() else {}
+    preset = {"dgpo.preset": config.name} if config.name in preset_names() else {}
     return preset | {
         "dgpo.base": base_name(config.model.path),
-        "dgpo.rewards": config_io.show_rewards(tuple(map(_public, config.reward))),
+        "dgpo.rewards": show_rewards(tuple(map(_public, config.reward))),
         "dgpo.step": str(step),
         "dgpo.config": json.dumps(_settings(config)),
     }
@@ -76,7 +79,7 @@ def base_name(path: str) -> str:
 def _settings(config: Config) -> dict[str, Any]:
     """The settings that are written, in groups as in a settings file."""
     found: dict[str, Any] = {}
-    for name, value in _flat(config_io.to_dict(config)):
+    for name, value in _flat(to_dict(config)):
         group, _, leaf = name.rpartition(".")
         if _is_written(name, value):
             (found.setdefault(group, {}) if group else found)[leaf] = value
@@ -91,7 +94,7 @@ def _settings(config: Config) -> dict[str, Any]:
 def _is_written(name: str, value: Any) -> bool:
     if name in _WORDS:
         return _WORD.fullmatch(value) is not None
-    return name in _NUMBERS or (name.startswith(_GROUPS) and _is_number_or_choice(config_io.setting_types()[name]))
+    return name in _NUMBERS or (name.startswith(_GROUPS) and _is_number_or_choice(setting_types()[name]))
 
 
 def _is_number_or_choice(hint: Any) -> bool:
@@ -141,9 +144,9 @@ def read(path: Path, metadata: Mapping[str, str]) -> Origin | None:
         group, _, leaf = name.partition(".")
         if leaf in groups[group]:
             kept.setdefault(group, {})[leaf] = groups[group][leaf]
-    config = config_io.from_dict(kept, replace(Config(), data=DataConfig(held_out="")), where)
+    config = from_dict(kept, replace(Config(), data=DataConfig(held_out="")), where)
     _require_words(config, where)
-    config_io.validate(config)
+    validate(config)
     return Origin(
         base=base_name(_text(groups["model"].get("path", ""), f"{where}: model.path")),
         embedded_prompts=groups["data"].get("held_out") == EMBEDDED and not groups["data"].get("held_out_text"),

@@ -17,8 +17,9 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import TEMPORARY, reason, write_atomic
 from dgpo_core.common.reading import parse_json, read_bytes, require_ordinary
 from dgpo_core.runs.checkpoint import best_checkpoint, checkpoints
-from dgpo_core.settings import config_io
 from dgpo_core.settings.config import MOST_ITERATIONS, Config
+from dgpo_core.settings.resuming import differences
+from dgpo_core.settings.yaml_file import load_yaml, to_yaml
 
 try:
     import fcntl
@@ -99,7 +100,7 @@ class Run:
         _remove_temporary(self.folder)
         for name in FOLDERS:
             _make_folder(self.folder / name)
-        write_atomic(self.config_path, config_io.to_yaml(config))
+        write_atomic(self.config_path, to_yaml(config))
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -189,8 +190,8 @@ def _make_folder(path: Path) -> None:
 
 def _check_same(folder: Path, config: Config) -> None:
     path = folder / "config.yaml"
-    saved = config_io.load_yaml(path)
-    changed = config_io.differences(saved, config)
+    saved = load_yaml(path)
+    changed = differences(saved, config)
     if changed:
         (name, (was, now)), *others = changed.items()
         more = f" (and {len(others)} more: {', '.join(other for other, _ in others[:3])})" if others else ""

@@ -1,8 +1,8 @@
 """Every setting of a run, once: type, default, allowed range and documentation.
 
 The line under a field is its help on the command line (`python -m dgpo_core.train --help`). The `Annotated` range is
-what `config_io.validate` enforces. Defaults suit SD3.5-M in mode 1 (roll-outs with CFG, training without) on a 12 GB
-card; they are the paper's or the official config's unless the line says otherwise. The files in `presets/` override.
+what `validate` enforces. Defaults suit SD3.5-M in mode 1 (roll-outs with CFG, training without) on a 12 GB card; they
+are the paper's or the official config's unless the line says otherwise. The files in `presets/` override.
 """
 
 from collections.abc import Mapping

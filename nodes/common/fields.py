@@ -10,7 +10,8 @@ from typing import Any, Literal
 from comfy_api.v0_0_2 import io
 
 from dgpo_core.settings.config import DataConfig, EvalConfig, ModelConfig, Range
-from dgpo_core.settings.config_io import field_docs, read_settings
+from dgpo_core.settings.schema import field_docs
+from dgpo_core.settings.values import read_settings
 
 FINE, COARSE = 1e-6, 0.01  # steps of float widgets
 SEEDS = 2**32 - 1

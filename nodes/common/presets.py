@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dgpo_core.settings.config import Config, TrainingConfig
-from dgpo_core.settings.config_io import MODES, apply_mode, load_preset, preset_names
+from dgpo_core.settings.presets import MODES, apply_mode, load_preset, preset_names
 
 
 def preset_values() -> dict[str, dict[str, Any]]:

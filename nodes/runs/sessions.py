@@ -27,7 +27,7 @@ from dgpo_core.policy import AdapterName, Policy
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.runs import origin
 from dgpo_core.settings.config import Config, DataConfig, EvalConfig, RewardTerm, RolloutConfig, TrainingConfig
-from dgpo_core.settings.config_io import check_timesteps
+from dgpo_core.settings.validation import check_timesteps
 
 from ..common import host
 from ..common.lora_model import LoraModel

@@ -23,7 +23,7 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import TEMPORARY, reason, write_atomic
 from dgpo_core.common.reading import read_json
 from dgpo_core.runs.checkpoint import load_checkpoint, read_info, save_checkpoint
-from dgpo_core.settings.config_io import to_plain
+from dgpo_core.settings.values import to_plain
 
 from ..common.values import PolicyHandle, PolicySpec, key_of
 

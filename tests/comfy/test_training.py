@@ -26,7 +26,7 @@ from dgpo_core.method.trainer import Trainer
 from dgpo_core.rewards import Reward
 from dgpo_core.rewards.serve import RewardServer
 from dgpo_core.runs import assemble
-from dgpo_core.settings import config_io
+from dgpo_core.settings.values import from_dict
 
 Graph = dict[str, dict[str, Any]]
 QUICK = {
@@ -136,7 +136,7 @@ def headless(graph: Graph, iterations: int, folder: Path) -> dict[str, Tensor]:
     """The LoRA after so many iterations of the engine's own trainer with the settings of a graph."""
     path = folder / "graph.json"
     path.write_text(json.dumps(graph), "utf-8")
-    config = config_io.from_dict(load_workflow(path))
+    config = from_dict(load_workflow(path))
     world = World("cpu")
     policy, size = assemble.load_model(config, world)
     rewards = assemble.training_rewards(config, world)

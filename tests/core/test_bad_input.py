@@ -13,9 +13,11 @@ import torch
 from bad_inputs import commands, names, settings, train, yaml_files
 from bad_inputs.world import Case, World
 
+import dgpo_core
 from dgpo_core.runs.checkpoint import checkpoint_path
 from dgpo_core.runs.run import Run
-from dgpo_core.settings import config_io
+from dgpo_core.settings.resuming import fingerprint
+from dgpo_core.settings.yaml_file import load_yaml
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_a_resume_that_differs_is_told(tmp_path: Path, model: Path, capsys: pyte
 
 def _started(world: World) -> tuple[list[str], Run]:
     """The arguments that resume a run which has the settings of `world.base`."""
-    from dgpo_core.cli import parse_args
+    from dgpo_core.runs.options import parse_args
 
     with Run.open(parse_args(world.base)) as run:
         return [*world.base, "--resume"], run
@@ -97,8 +99,8 @@ def test_a_corrupt_checkpoint_is_told(tmp_path: Path, model: Path, capsys: pytes
     world = World(tmp_path, model)
     argv, run = _started(world)
     path = checkpoint_path(run.checkpoints, 3)
-    settings = config_io.load_yaml(run.config_path)
-    save_checkpoint(path, {"x": torch.zeros(9)}, {"step": 3, "fingerprint": config_io.fingerprint(settings)})
+    settings = load_yaml(run.config_path)
+    save_checkpoint(path, {"x": torch.zeros(9)}, {"step": 3, "fingerprint": fingerprint(settings)})
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -161,7 +163,7 @@ def test_bad_input_of_another_command_is_told(
     ],
 )
 def test_a_process_ends_with_one_sentence(program: str, argv: list[str], message: str, tmp_path: Path) -> None:
-    root = str(Path(config_io.__file__).parents[2])
+    root = str(Path(dgpo_core.__file__).parents[1])
     process = subprocess.run(
         [sys.executable, "-m", f"dgpo_core.{program}", *argv],
         cwd=tmp_path,

@@ -10,10 +10,15 @@ import pytest
 import yaml
 
 import dgpo_core
-from dgpo_core.cli import parse_args
 from dgpo_core.common.errors import UserError
-from dgpo_core.settings import config_io
+from dgpo_core.runs.options import parse_args
 from dgpo_core.settings.config import Config, Range, RewardTerm, show_number
+from dgpo_core.settings.presets import load_preset, preset_names
+from dgpo_core.settings.resuming import differences, fingerprint
+from dgpo_core.settings.schema import setting_types
+from dgpo_core.settings.validation import validate
+from dgpo_core.settings.values import from_dict
+from dgpo_core.settings.yaml_file import load_yaml, to_yaml
 
 PRESETS = [
     "quickstart",
@@ -37,32 +42,32 @@ def _source(name: str) -> str:
 
 
 def test_the_presets_are_these() -> None:
-    assert config_io.preset_names() == sorted(PRESETS)
+    assert preset_names() == sorted(PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_is_valid_and_names_its_source(name: str) -> None:
     assert re.match(r"# Source: \S.{20,}", _source(name))
-    config = config_io.load_preset(name)
+    config = load_preset(name)
     assert config.name == name
     if name == "quickstart":
-        config_io.validate(config)
+        validate(config)
         return
     with pytest.raises(UserError, match="give --data.prompts FILE"):
-        config_io.validate(config)
-    config_io.validate(replace(config, data=replace(config.data, prompts="mine.txt")))
+        validate(config)
+    validate(replace(config, data=replace(config.data, prompts="mine.txt")))
 
 
 @pytest.mark.parametrize("task", ["geneval", "ocr", "pickscore"])
 def test_safe_holds_the_model_closer_than_curve(task: str) -> None:
-    safe, curve = (config_io.load_preset(f"sd35m-{task}-{variant}").training for variant in ("safe", "curve"))
+    safe, curve = (load_preset(f"sd35m-{task}-{variant}").training for variant in ("safe", "curve"))
     assert safe.kl_weight > curve.kl_weight
     assert safe.beta > curve.beta
 
 
 @pytest.mark.parametrize("variant", ["curve", "safe"])
 def test_the_geneval_presets_train_the_graded_score_and_report_the_strict_one(variant: str) -> None:
-    config = config_io.load_preset(f"sd35m-geneval-{variant}")
+    config = load_preset(f"sd35m-geneval-{variant}")
     assert config.reward == (RewardTerm("geneval_training"),)
     assert config.evaluation.reward == "geneval"
 
@@ -102,25 +107,25 @@ def test_a_resolved_file_reads_back_the_same(tmp_path: Path) -> None:
         ["--training.lr", "1e-5", "--reward", "pickscore=1.5,ocr", "--lora.targets", "to_q", "to_k", "--name", "grün"]
     )
     path = tmp_path / "config.yaml"
-    path.write_text(config_io.to_yaml(config), encoding="utf-8")
-    assert config_io.load_yaml(path) == config
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert load_yaml(path) == config
 
 
 def test_reward_options_survive(tmp_path: Path) -> None:
     term = RewardTerm("vlm", 0.5, {"url": "http://localhost:8000", "retries": 3, "nested": {"a": [1, 2]}})
     config = replace(Config(), reward=(term, RewardTerm("ocr")))
-    assert config_io.from_dict(yaml.safe_load(config_io.to_yaml(config))) == config
+    assert from_dict(yaml.safe_load(to_yaml(config))) == config
 
 
 @pytest.mark.parametrize(
     "text", ["reward: a=1.0,b=0.5", "reward: {a: 1, b: 0.5}", "reward: [a, {name: b, weight: 5e-1}]"]
 )
 def test_ways_to_write_rewards(text: str) -> None:
-    assert config_io.from_dict(yaml.safe_load(text)).reward == (RewardTerm("a", 1.0), RewardTerm("b", 0.5))
+    assert from_dict(yaml.safe_load(text)).reward == (RewardTerm("a", 1.0), RewardTerm("b", 0.5))
 
 
 def test_numbers_that_yaml_takes_for_text() -> None:
-    assert config_io.from_dict(yaml.safe_load("training: {lr: 1e-3, beta: 10}")).training.lr == 1e-3
+    assert from_dict(yaml.safe_load("training: {lr: 1e-3, beta: 10}")).training.lr == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -153,7 +158,7 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path: Path, text: str, message: s
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
-        config_io.load_yaml(path)
+        load_yaml(path)
     assert str(path) in str(caught.value)
     assert re.search(message.replace("?", r"\?"), str(caught.value))
 
@@ -162,14 +167,14 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path: Path, text: str, message: s
 
 
 def test_no_arguments_are_the_quickstart() -> None:
-    assert parse_args([]) == config_io.load_preset("quickstart")
+    assert parse_args([]) == load_preset("quickstart")
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("training: {lr: 0.5, beta: 7}\nseed: 4\niterations: 9")
     config = parse_args(["--preset", "quickstart", "--config", str(path), "--mode", "2b", "--training.lr=0.25"])
-    quickstart = config_io.load_preset("quickstart")
+    quickstart = load_preset("quickstart")
     assert config.lora == quickstart.lora  # preset
     assert (config.seed, config.iterations) == (4, 9)  # file over preset
     assert config.training.beta == 2000  # mode over file
@@ -186,7 +191,7 @@ def test_a_file_alone_starts_from_the_defaults(tmp_path: Path) -> None:
 def test_resume_takes_the_settings_of_its_run(tmp_path: Path) -> None:
     saved = replace(parse_args(["--training.lr", "0.5"]), name="mine", output="where it was before")
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "config.yaml").write_text(config_io.to_yaml(saved))
+    (tmp_path / "mine" / "config.yaml").write_text(to_yaml(saved))
     config = parse_args(["--resume", "--name", "mine", "--output", str(tmp_path), "--iterations", "77"])
     assert config == replace(saved, output=str(tmp_path), resume=True, iterations=77)
 
@@ -224,7 +229,7 @@ def test_help_shows_every_setting_and_preset(capsys: pytest.CaptureFixture[str],
         parse_args(["--help"])
     assert stop.value.code == 0
     help_text = capsys.readouterr().out
-    for name in (*config_io.setting_types(), "preset", "mode", "config"):
+    for name in (*setting_types(), "preset", "mode", "config"):
         assert f"--{name}" in help_text
     for preset in PRESETS:
         assert preset in help_text
@@ -259,7 +264,7 @@ def test_what_the_quickstart_measures_by_is_not_left_beside_what_is_the_users_ow
 def _numbers() -> list[tuple[str, float]]:
     """Every number of the settings with a value just outside of each end of its range."""
     outside = []
-    for name, hint in config_io.setting_types().items():
+    for name, hint in setting_types().items():
         for allowed in getattr(hint, "__metadata__", ()):
             if isinstance(allowed, Range):
                 outside.append((name, allowed.low if allowed.open_low else allowed.low - 1))
@@ -280,20 +285,20 @@ def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
     config = Config()
     wrong = (value, value) if name == "training.betas" else value
     with pytest.raises(UserError, match=rf"{re.escape(name)} is {show_number(value)} but must be (at|greater|less)"):
-        config_io.validate(_with(config, name, wrong))
+        validate(_with(config, name, wrong))
 
 
 def test_numbers_all_have_a_range() -> None:
-    free = [name for name, hint in config_io.setting_types().items() if hint in (int, float)]
+    free = [name for name, hint in setting_types().items() if hint in (int, float)]
     assert free == []
 
 
 def test_every_whole_number_has_a_highest_value_that_a_sentence_names() -> None:
     """10**18 of anything would be a crash, or nothing happening for years."""
-    for name, hint in config_io.setting_types().items():
+    for name, hint in setting_types().items():
         if typing.get_origin(hint) is typing.Annotated and typing.get_args(hint)[0] is int:
             with pytest.raises(UserError, match=rf"{re.escape(name)} is 1000000000000000000000 but .*at most \d"):
-                config_io.validate(_with(Config(), name, 10**21))
+                validate(_with(Config(), name, 10**21))
 
 
 @pytest.mark.parametrize(
@@ -322,11 +327,11 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> N
     for name, value in changes.items():
         config = _with(config, name, value)
     with pytest.raises(UserError, match=message):
-        config_io.validate(config)
+        validate(config)
 
 
 def test_the_defaults_are_valid() -> None:
-    config_io.validate(Config())
+    validate(Config())
 
 
 def test_every_setting_is_documented() -> None:
@@ -350,8 +355,8 @@ def test_a_resumed_run_may_not_change(name: str) -> None:
     old = Config()
     value = {"model.path": "other", "rollout.solver": "euler"}.get(name, 3)
     new = _with(old, name, value)
-    assert list(config_io.differences(old, new)) == [name]
-    assert config_io.fingerprint(old) != config_io.fingerprint(new)
+    assert list(differences(old, new)) == [name]
+    assert fingerprint(old) != fingerprint(new)
 
 
 @pytest.mark.parametrize(
@@ -367,14 +372,14 @@ def test_a_resumed_run_may_not_change(name: str) -> None:
 def test_a_resumed_run_may_change(name: str, value: Any) -> None:
     old = Config()
     new = _with(old, name, value)
-    assert not config_io.differences(old, new)
-    assert config_io.fingerprint(old) == config_io.fingerprint(new)
+    assert not differences(old, new)
+    assert fingerprint(old) == fingerprint(new)
 
 
 def test_changed_rewards_are_seen() -> None:
     old = Config()
     new = replace(old, reward=(RewardTerm("shapes_graded", 1.0, {"strict": True}),))
-    assert list(config_io.differences(old, new)) == ["reward"]
+    assert list(differences(old, new)) == ["reward"]
 
 
 # --- the package -----------------------------------------------------------------------------------------------------

@@ -12,9 +12,11 @@ from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.method.gating import counted
 from dgpo_core.policy.pipeline import DiffusersPolicy
-from dgpo_core.settings import config_io
 from dgpo_core.settings.config import Config, RewardTerm
 from dgpo_core.settings.gates import Gate
+from dgpo_core.settings.resuming import differences
+from dgpo_core.settings.validation import validate
+from dgpo_core.settings.values import from_dict, read_rewards, show_rewards, to_dict
 
 # two groups of four: pickscore, and how well a text is spelt
 PICK = torch.tensor([[20.0, 21.0, 23.0, 19.0], [5.0, 6.0, 7.0, 8.0]])
@@ -104,17 +106,17 @@ TERMS = (RewardTerm("pickscore", 1.0, {}, "ocr > 0.5"), RewardTerm("ocr", 0.0))
 
 
 def test_conditions_go_through_the_command_line_yaml_and_metadata() -> None:
-    from dgpo_core.cli import parse_args
+    from dgpo_core.runs.options import parse_args
 
     read = parse_args(["--reward", "pickscore=1?ocr > 0.5,ocr=0"]).reward
     assert read == TERMS
-    assert config_io.read_rewards(config_io.show_rewards(TERMS)) == TERMS
+    assert read_rewards(show_rewards(TERMS)) == TERMS
     config = replace(Config(), reward=TERMS)
-    assert config_io.from_dict(config_io.to_dict(config)).reward == TERMS
+    assert from_dict(to_dict(config)).reward == TERMS
     assert (
-        config_io.read_rewards([{"name": "pickscore", "only_if": "ocr > 0.5"}, {"name": "ocr", "weight": 0}]) == TERMS
+        read_rewards([{"name": "pickscore", "only_if": "ocr > 0.5"}, {"name": "ocr", "weight": 0}]) == TERMS
     )
-    assert config_io.read_rewards("a?b>1") == (RewardTerm("a", 1.0, {}, "b>1"),)
+    assert read_rewards("a?b>1") == (RewardTerm("a", 1.0, {}, "b>1"),)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +130,10 @@ def test_conditions_go_through_the_command_line_yaml_and_metadata() -> None:
 )
 def test_conditions_that_cannot_work_are_told(rewards: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        config_io.validate(replace(Config(), reward=config_io.read_rewards(rewards)))
+        validate(replace(Config(), reward=read_rewards(rewards)))
 
 
 def test_a_condition_may_not_change_on_resume() -> None:
     old = replace(Config(), reward=TERMS)
     new = replace(old, reward=(replace(TERMS[0], only_if="ocr > 0.6"), TERMS[1]))
-    assert list(config_io.differences(old, new)) == ["reward"]
+    assert list(differences(old, new)) == ["reward"]

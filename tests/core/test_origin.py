@@ -20,12 +20,14 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.evaluation import report
 from dgpo_core.policy import load_policy
 from dgpo_core.runs import origin
-from dgpo_core.settings import config_io
 from dgpo_core.settings.config import EMBEDDED, Config, RewardTerm
+from dgpo_core.settings.presets import load_preset, preset_names
+from dgpo_core.settings.schema import setting_types
+from dgpo_core.settings.yaml_file import to_yaml
 
 DEMO = Path(origin.__file__).parents[1] / "demo" / "model"
 MARK = "s3cret"
-QUICKSTART = config_io.load_preset("quickstart")
+QUICKSTART = load_preset("quickstart")
 
 
 # --- written ---------------------------------------------------------------------------------------------------------
@@ -34,7 +36,7 @@ QUICKSTART = config_io.load_preset("quickstart")
 def marked() -> Config:
     """Settings in which every text that a user may choose holds the mark."""
     config = QUICKSTART
-    for name, hint in config_io.setting_types().items():
+    for name, hint in setting_types().items():
         if hint is not str and hint != tuple[str, ...]:
             continue
         text = f"/home/{MARK}/http://{MARK}:8080"
@@ -83,9 +85,9 @@ def test_numbers_and_choices_are_told() -> None:
     assert "dgpo.preset" not in origin.describe(replace(QUICKSTART, name="mine"), 80)
 
 
-@pytest.mark.parametrize("name", config_io.preset_names())
+@pytest.mark.parametrize("name", preset_names())
 def test_what_is_written_is_read_back(name: str) -> None:
-    config = config_io.load_preset(name)
+    config = load_preset(name)
     found = origin.read(Path("x"), origin.describe(config, 5))
     assert found.step == 5
     assert found.base == origin.base_name(config.model.path)
@@ -255,14 +257,14 @@ def test_a_file_names_no_prompts_and_no_model_but_those_that_ship(
 def test_settings_of_ones_own_may_name_anything_but_code(lora: Path, tmp_path: Path) -> None:
     term = RewardTerm("remote", 1.0, {"url": "http://mine"})
     own = replace(QUICKSTART, reward=(term,), evaluation=replace(QUICKSTART.evaluation, reward=""))
-    (tmp_path / "my.yaml").write_text(config_io.to_yaml(own))
+    (tmp_path / "my.yaml").write_text(to_yaml(own))
     options = evaluate.EvaluateConfig((lora,), config=tmp_path / "my.yaml")
     planned = evaluate.plan(evaluate.read_adapters(options), options)
     assert planned.options["remote"]["url"] == "http://mine"
     assert "rewards  remote (from " in str(planned)
     assert "Server that is asked: http://mine" in str(planned)
     code = replace(own, reward=(RewardTerm("my.py:X"),))
-    (tmp_path / "my.yaml").write_text(config_io.to_yaml(code))
+    (tmp_path / "my.yaml").write_text(to_yaml(code))
     with pytest.raises(UserError, match=r"names the Python file of a reward \(my.py:X\), which is not run"):
         evaluate.plan(evaluate.read_adapters(options), options)
 

@@ -8,12 +8,12 @@ import torch
 from engine import write_quick
 
 from dgpo_core import evaluate
-from dgpo_core.cli import parse_args
 from dgpo_core.comfy.workflow import load_workflow
 from dgpo_core.common.errors import UserError
 from dgpo_core.rewards import known_rewards, make_reward, weights_of
-from dgpo_core.settings import config_io
+from dgpo_core.runs.options import parse_args
 from dgpo_core.settings.config import RewardTerm
+from dgpo_core.settings.yaml_file import load_yaml, to_yaml
 from dgpo_core.train import main
 
 SOURCE = """
@@ -104,8 +104,8 @@ def test_where_lower_is_better_the_weight_turns_its_sign(file: str) -> None:
 def test_a_file_goes_through_the_command_line_and_yaml(file: str) -> None:
     config = parse_args(["--reward", f"{file}:Redness=0.5?{file}:Paleness<0.9,{file}:Paleness=0"])
     assert config.reward[0] == RewardTerm(f"{file}:Redness", 0.5, {}, f"{file}:Paleness<0.9")
-    Path("again.yaml").write_text(config_io.to_yaml(config))
-    assert config_io.load_yaml("again.yaml") == config
+    Path("again.yaml").write_text(to_yaml(config))
+    assert load_yaml("again.yaml") == config
 
 
 def test_a_run_with_a_file_trains_resumes_and_is_measured_again(

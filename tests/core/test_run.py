@@ -15,8 +15,8 @@ import pytest
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
 from dgpo_core.runs.run import Run
-from dgpo_core.settings import config_io
 from dgpo_core.settings.config import Config
+from dgpo_core.settings.yaml_file import load_yaml, to_yaml
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX limits and signals")
 
@@ -96,7 +96,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_new_run_has_its_folder_and_settings(config: Config) -> None:
     with Run.open(config) as run:
         assert run.folder == Path(config.output, "test")
-        assert config_io.load_yaml(run.config_path) == config
+        assert load_yaml(run.config_path) == config
         assert _files(run.folder) == [".lock", "checkpoints", "config.yaml", "evaluations", "samples"]
 
 
@@ -166,11 +166,11 @@ def test_two_runs_cannot_share_a_folder(config: Config) -> None:
 @posix
 def test_a_killed_process_leaves_no_lock(config: Config, tmp_path: Path) -> None:
     script = (
-        "import sys, time; from dgpo_core.settings.config_io import load_yaml; from dgpo_core.runs.run import Run\n"
+        "import sys, time; from dgpo_core.settings.yaml_file import load_yaml; from dgpo_core.runs.run import Run\n"
         "run = Run.open(load_yaml(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
     )
     settings = tmp_path / "settings.yaml"
-    settings.write_text(config_io.to_yaml(config))
+    settings.write_text(to_yaml(config))
     process = subprocess.Popen([sys.executable, "-c", script, str(settings)], stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"locked\n"
@@ -218,10 +218,10 @@ def test_resume_may_go_further_but_not_differ(config: Config) -> None:
         Run.open(_resumed(changed))
     with pytest.raises(UserError, match="iterations was 1000 and is now 999"):
         Run.open(_resumed(config, iterations=999))
-    assert config_io.load_yaml(Path(config.output, "test", "config.yaml")) == config
+    assert load_yaml(Path(config.output, "test", "config.yaml")) == config
     longer = replace(config, iterations=2000)
     with Run.open(_resumed(longer)) as run:
-        assert config_io.load_yaml(run.config_path) == longer
+        assert load_yaml(run.config_path) == longer
 
 
 def test_a_moved_run_resumes(config: Config, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from dgpo_core.method.update import Update
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.runs import assemble
 from dgpo_core.runs.checkpoint import latest_checkpoint, load_checkpoint
-from dgpo_core.settings.config_io import load_yaml
+from dgpo_core.settings.yaml_file import load_yaml
 
 pytestmark = pytest.mark.usefixtures("rewards")
 

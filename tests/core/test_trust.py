@@ -12,11 +12,11 @@ import pytest
 from engine import write_quick
 from judge_server import serving
 
-from dgpo_core.cli import parse_args
 from dgpo_core.comfy.workflow import load_workflow
 from dgpo_core.common.errors import UserError
 from dgpo_core.rewards import REWARDS, make_reward, reward_class, trust
 from dgpo_core.rewards.serve import RewardServer
+from dgpo_core.runs.options import parse_args
 from dgpo_core.runs.run import Run
 from dgpo_core.settings.config import RewardTerm
 from dgpo_core.train import main

@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 
-from dgpo_core.cli import parse_args
 from dgpo_core.comfy.workflow import load_workflow
 from dgpo_core.common.errors import UserError
 from dgpo_core.runs.assemble import held_out_prompts
-from dgpo_core.settings import config_io
+from dgpo_core.runs.options import parse_args
 from dgpo_core.settings.config import Config
-from dgpo_core.settings.config_io import load_preset
+from dgpo_core.settings.presets import load_preset
+from dgpo_core.settings.validation import validate
+from dgpo_core.settings.values import from_dict
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 
 
 def read(path: Path) -> Config:
-    return config_io.from_dict(load_workflow(path), Config(), str(path))
+    return from_dict(load_workflow(path), Config(), str(path))
 
 
 def changed(tmp_path: Path, name: str, **inputs: dict[str, Any]) -> Path:
@@ -204,7 +205,7 @@ def test_whatever_stands_in_a_widget_is_read_or_told(node: str, name: str, tmp_p
 
 def complaint(path: Path) -> str:
     try:
-        config_io.validate(read(path))
+        validate(read(path))
     except UserError as error:
         return str(error)
     return ""

@@ -17,8 +17,9 @@ from dgpo_core.method.trainer import Trainer
 from dgpo_core.method.update import Tally, Task, Update
 from dgpo_core.policy import Cond
 from dgpo_core.policy.pipeline import DiffusersPolicy
-from dgpo_core.settings import config_io
 from dgpo_core.settings.config import Config, TrainingConfig
+from dgpo_core.settings.values import from_dict
+from dgpo_core.settings.yaml_file import to_yaml
 
 SIZE = (16, 16)  # latents of 8 x 8: 16 tokens
 PROMPTS = [Prompt("red"), Prompt("blue")]
@@ -40,7 +41,7 @@ QUICK: dict[str, Any] = {
 
 def quick(**changes: Any) -> Config:
     """`QUICK` with changes: `quick(iterations=2, training={"lr": 1e-3})`."""
-    return config_io.from_dict(changes, config_io.from_dict(QUICK))
+    return from_dict(changes, from_dict(QUICK))
 
 
 def write_quick(folder: Path, model: Path, **changes: Any) -> list[str]:
@@ -53,8 +54,8 @@ def write_quick(folder: Path, model: Path, **changes: Any) -> list[str]:
     (folder / "held_out.txt").write_text("blue red\nred red\n")
     where = {"output": "runs", "model": {"path": str(model)}}
     data = {"prompts": "prompts.txt", "held_out": "held_out.txt"}
-    config = config_io.from_dict({"data": data}, config_io.from_dict(where, quick(**changes)))
-    (folder / "quick.yaml").write_text(config_io.to_yaml(config))
+    config = from_dict({"data": data}, from_dict(where, quick(**changes)))
+    (folder / "quick.yaml").write_text(to_yaml(config))
     return ["--config", "quick.yaml"]
 
 

@@ -17,12 +17,12 @@ from dgpo_core.method.rollout import rollout
 from dgpo_core.people.gallery import read_gallery
 from dgpo_core.rewards import make_reward, score_groups
 from dgpo_core.runs import assemble
-from dgpo_core.settings import config_io
+from dgpo_core.settings.presets import load_preset
 
 
 def draw(prompts: int, size: int, seed: int = 0) -> list[Group]:
     """Groups of the embedded base model, for prompts spread over those of its training, with `shapes_graded` scores."""
-    config = config_io.load_preset("quickstart")
+    config = load_preset("quickstart")
     policy, pixels = assemble.load_model(config, World("cpu"))
     every = assemble.training_prompts(config)
     few = every[:: len(every) // prompts][:prompts]

@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 
 from dgpo_core.settings.config import Config, TrainingConfig
-from dgpo_core.settings.config_io import MODES, apply_mode, load_preset, preset_names, read_settings
+from dgpo_core.settings.presets import MODES, apply_mode, load_preset, preset_names
+from dgpo_core.settings.values import read_settings
 
 MODE_NAMES = [f"mode {mode}" for mode in MODES]
 

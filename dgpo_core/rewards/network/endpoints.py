@@ -20,7 +20,7 @@ from typing import Any
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import parse_yaml, read_text, shown
-from dgpo_core.settings.config_io import suggest
+from dgpo_core.common.suggest import suggest
 
 VARIABLE = "DGPO_ENDPOINTS"
 """The environment variable that names another file."""

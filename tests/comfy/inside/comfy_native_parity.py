@@ -37,7 +37,7 @@ from dgpo_core.policy import load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.runs import assemble
 from dgpo_core.settings.config import Config
-from dgpo_core.settings.config_io import load_preset
+from dgpo_core.settings.presets import load_preset
 
 native_policy = importlib.import_module("pack.on_model.policy")
 native_texts = importlib.import_module("pack.on_model.texts")

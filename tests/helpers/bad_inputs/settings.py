@@ -4,7 +4,7 @@ import typing
 
 from bad_inputs.world import GOOD, Case, World
 
-from dgpo_core.settings.config_io import setting_types
+from dgpo_core.settings.schema import setting_types
 
 Row = tuple[Case, str]
 

@@ -1,0 +1,152 @@
+"""Commands: their settings from arguments, their end as an exit code, and what was wrong in one sentence.
+
+tyro reads the arguments and writes the help from the fields of the settings.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from dgpo_core.common.errors import Elsewhere, Interrupted, UserError, out_of_memory
+from dgpo_core.common.reading import bounded, shown
+from dgpo_core.common.suggest import suggest
+from dgpo_core.settings.config import RewardTerm
+from dgpo_core.settings.schema import setting_types
+from dgpo_core.settings.validation import check_ranges
+from dgpo_core.settings.values import read_rewards, show_rewards
+
+Settings = TypeVar("Settings")
+
+_rewards = tyro.constructors.ConstructorRegistry()
+
+
+@_rewards.primitive_rule
+def _read_rewards(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    if info.type != tuple[RewardTerm, ...]:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME[=WEIGHT],...",
+        instance_from_str=lambda args: read_rewards(args[0], "--reward"),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [show_rewards(value)],
+    )
+
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+
+
+def command(read: Callable[[], Settings], work: Callable[[Settings], object]) -> int:
+    """A command: `work` on the settings that `read` gives; its exit code is 0, 2 after a user's mistake, 130 after
+    Ctrl-C.
+
+    What was wrong is told in one line, by one of the processes of the run. What a terminal's encoding cannot show is
+    written as escapes: printing never fails.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    settings = None
+    try:
+        settings = read()
+        work(settings)
+    except (Interrupted, KeyboardInterrupt):
+        return INTERRUPTED
+    except Exception as error:
+        told = error if isinstance(error, UserError) else out_of_memory(error)
+        if told is None:
+            raise
+        # all processes read the same arguments
+        if settings is not None or os.environ.get("RANK", "0") == "0":
+            _tell(told)
+        return 2
+    return 0
+
+
+def _tell(error: UserError) -> None:
+    if not isinstance(error, Elsewhere):
+        print(f"error: {shown(error, most=2000)}", file=sys.stderr)
+
+
+def parse(
+    kind: type[Settings],
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str | None = None,
+    default: Settings | None = None,
+) -> Settings:
+    """An instance of the dataclass `kind` from command-line arguments (default: the process's).
+
+    Raises UserError for whatever tyro finds wrong, in one sentence, and for a number out of its range; SystemExit(0)
+    after printing `--help`.
+    """
+    settings = read_arguments(kind, arguments_of(argv), prog, description, default)
+    check_ranges(settings)
+    return settings
+
+
+def read_arguments(
+    kind: type[Settings], argv: Sequence[str], prog: str, description: str | None, default: Settings | None
+) -> Settings:
+    """The same without looking at ranges, from arguments that `arguments_of` gave."""
+    _refuse_unknown(kind, argv)
+    printed = io.StringIO()
+    arguments = {} if default is None else {"default": default}
+    try:
+        with contextlib.ExitStack() as redirections:
+            redirections.enter_context(contextlib.redirect_stderr(printed))
+            if not {"-h", "--help"} & set(argv):
+                # tyro frames and colours its errors as fits the terminal that stdout is: a buffer gets plain text
+                redirections.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            return tyro.cli(
+                kind,
+                prog=prog,
+                description=description,
+                args=argv,
+                use_underscores=True,
+                registry=_rewards,
+                **arguments,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_sentence(printed.getvalue(), prog)) from None
+
+
+def arguments_of(argv: Sequence[str] | None) -> list[str]:
+    """The arguments, the process's by default, within bounds. Raises UserError for one that no text can hold."""
+    found = bounded(list(sys.argv[1:] if argv is None else argv), "The command line")
+    for argument in found:
+        if "\0" in argument:
+            raise UserError(f"The argument {shown(argument, 60)} holds a character that no text can hold (NUL).")
+    return found
+
+
+def named_options(argv: Sequence[str]) -> list[str]:
+    """The names of the options that are given, such as "training.lr"."""
+    return [token[2:].partition("=")[0].replace("-", "_") for token in argv if token.startswith("--")]
+
+
+def _refuse_unknown(kind: type, argv: Sequence[str]) -> None:
+    known = {"help"}
+    for name, hint in setting_types(kind).items():
+        name = name.removeprefix("settings.")
+        group, dot, leaf = name.rpartition(".")
+        known |= {name, f"{group}{dot}no_{leaf}"} if hint is bool else {name}
+    for name in named_options(argv):
+        if name not in known:
+            raise UserError(f"There is no option --{shown(name, 60)}{suggest(name[:200], known, '--')}")
+
+
+def _one_sentence(printed: str, prog: str) -> str:
+    """The message that tyro prints: what stands between the line under its title and the next line."""
+    lines = [line.strip() for line in printed.splitlines()]
+    rules = [i for i, line in enumerate(lines) if line and not line.strip("-")] + [len(lines)]
+    message = [line for line in lines[rules[0] + 1 : rules[min(1, len(rules) - 1)]] if line]
+    text = " ".join(message).removesuffix(".") or f"The arguments cannot be read, see {prog} --help"
+    return f"{text[:1].upper()}{text[1:]}."

@@ -1,0 +1,52 @@
+"""What a resumed run may change, and the fingerprint of all that it may not."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dgpo_core.settings.config import Config
+from dgpo_core.settings.values import to_dict
+
+PERSONAL = ("name", "output", "resume")
+"""Where a run lives and how it was started: no part of what it computes."""
+
+BATCHES = ("rollout.batch", "training.micro_batch", "evaluation.batch")
+
+RESUMABLE = (*PERSONAL, *BATCHES, "iterations", "evaluation.on_alarm")
+"""What `--resume` may change besides the groups below: iterations (only up), what only trades memory for time, and
+whether an alarm ends the run."""
+
+RESUMABLE_GROUPS = ("checkpoint.", "memory.", "model.device", "human.")
+
+
+def differences(saved: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """What a resumed run may not change but `new` does: dotted name -> its value in `saved` and in `new`."""
+    old, now = _training_settings(saved), _training_settings(new)
+    return {name: (old[name], now[name]) for name in now if old[name] != now[name]}
+
+
+def fingerprint(config: Config) -> str:
+    """A short hash of everything that `differences` compares, for checkpoints to carry.
+
+    Settings at their default do not enter, so that one added by a later version leaves it as it is.
+    """
+    changed = differences(Config(), config)
+    text = json.dumps([[name, value] for name, (_, value) in sorted(changed.items())])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _training_settings(config: Config) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in _flatten(to_dict(config))
+        if name not in RESUMABLE and not name.startswith(RESUMABLE_GROUPS)
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,44 @@
+"""Which settings there are: their dotted names, types and lines of documentation."""
+
+import ast
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+from dgpo_core.settings.config import Config
+
+
+@cache
+def field_docs(group: type) -> Mapping[str, str]:
+    """The line of documentation under each field of a dataclass of settings, by the field's name."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0].body
+    return types.MappingProxyType(
+        {
+            field.target.id: inspect.cleandoc(text.value.value).replace("\n", " ")
+            for field, text in pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        }
+    )
+
+
+@cache
+def types_of(group: type) -> dict[str, Any]:
+    """The annotations of a dataclass of settings, ranges included, by field."""
+    return typing.get_type_hints(group, include_extras=True)
+
+
+@cache
+def setting_types(group: type = Config, prefix: str = "") -> Mapping[str, Any]:
+    """Every setting's dotted name, such as `training.lr`, and its annotation."""
+    found: dict[str, Any] = {}
+    for name, hint in types_of(group).items():
+        group_or_type = getattr(hint, "__origin__", hint)  # what Annotated wraps
+        nested = is_dataclass(group_or_type)
+        found |= setting_types(group_or_type, f"{prefix}{name}.") if nested else {prefix + name: hint}
+    return types.MappingProxyType(found)
