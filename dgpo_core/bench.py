@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
+from dgpo_core.diffusion.solvers import SchedulerSolver
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.method.update import OLD, Reference, References
 from dgpo_core.policy import Cond, Policy
@@ -207,7 +208,9 @@ class Bare:
     """The forwards and backwards of one iteration, on random input, and nothing else."""
 
     def __init__(self, trainer: Trainer, sync: Callable[[], None]) -> None:
-        config, self.policy, self.solver = trainer.config, trainer.policy, trainer.step.solver
+        config, self.policy = trainer.config, trainer.policy
+        # a benchmark loads diffusers' models alone, whose solvers know how often they call
+        self.solver = cast(SchedulerSolver, trainer.step.solver)
         self.settings, self.cfg = config.training, config.rollout.cfg
         self.samples = config.rollout.group_size * config.data.groups_per_iteration
         self.rollout_batch = min(config.rollout.batch or self.samples, self.samples)
@@ -224,7 +227,8 @@ class Bare:
         # whole groups go together where they fit
         told = round(self.samples * informative)
         references = References.of(self.settings)
-        compared = {references.logit, references.kl, OLD if self.settings.clip > 0 else None} - {None}
+        asked = [references.logit, references.kl, OLD if self.settings.clip > 0 else None]
+        compared = {reference for reference in asked if reference}
         for size in sizes(told * self.settings.timesteps, self.micro_batch):
             self.train(size, compared)
         if references.kl:

@@ -22,8 +22,9 @@ from dgpo_core.common.reading import shown
 from dgpo_core.evaluation.held_out import HeldOut, evaluation_set
 from dgpo_core.evaluation.report import Column, Table, markdown, picture
 from dgpo_core.evaluation.scores import Evaluation, evaluation_weights
-from dgpo_core.policy import Policy
+from dgpo_core.policy import AdapterName
 from dgpo_core.policy.lora import file as lora_file
+from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import REWARDS, Reward, make_reward, refuse_files, reward_class, trust
 from dgpo_core.rewards.network.web import ServerReward
 from dgpo_core.runs import assemble, origin
@@ -87,6 +88,19 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a file that DGPO wrote says of its making."""
+
+    path: Path
+    origin: Origin
+
+
+def written(adapters: Sequence[Adapter]) -> list[Written]:
+    """Of those that DGPO wrote."""
+    return [Written(adapter.file.path, adapter.origin) for adapter in adapters if adapter.origin]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What will be run. sources: for the model, the prompts and the rewards, where each was named."""
 
@@ -124,17 +138,17 @@ def read_adapters(options: EvaluateConfig) -> list[Adapter]:
         Adapter(label, file, origin.read(file.path, file.metadata))
         for label, file in zip(_labels(options.lora), files, strict=True)
     ]
-    known = [adapter for adapter in found if adapter.origin]
+    known = written(found)
     if not known and not options.config and not (options.model and options.prompts and options.reward):
         raise UserError(
             f"{shown(found[0].file.path)} was not written by DGPO, so its metadata do not say how to measure it: give"
             " --model, --prompts and --reward."
         )
-    for adapter in known[1:]:
-        first, here = known[0].origin.base, adapter.origin.base
+    for other in known[1:]:
+        first, here = known[0].origin.base, other.origin.base
         if first != here and not options.model:
             raise UserError(
-                f"{shown(adapter.file.path)} was trained on {shown(here)}, {shown(known[0].file.path)} on"
+                f"{shown(other.path)} was trained on {shown(here)}, {shown(known[0].path)} on"
                 f" {shown(first)}: compare adapters of one base model, or give --model."
             )
     return found
@@ -151,7 +165,7 @@ def plan(adapters: Sequence[Adapter], options: EvaluateConfig) -> Plan:
 
     Raises UserError where none of them says it, or a file names what is not run on a file's word.
     """
-    known = next((adapter for adapter in adapters if adapter.origin), None)
+    known = next(iter(written(adapters)), None)
     own = load_yaml(options.config) if options.config else None
     config = own or (known.origin.config if known else Config())
     columns, rewards_from = _columns(adapters, own, options)
@@ -174,22 +188,23 @@ def plan(adapters: Sequence[Adapter], options: EvaluateConfig) -> Plan:
     )
 
 
-def _model(known: Adapter | None, own: Config | None, options: EvaluateConfig) -> tuple[str, str]:
+def _model(known: Written | None, own: Config | None, options: EvaluateConfig) -> tuple[str, str]:
     """The base model, and who named it."""
     if options.model:
-        other = known and known.origin.base != origin.base_name(options.model)
-        return options.model, f"--model; {known.file.path} was trained on {known.origin.base}" if other else "--model"
+        if known and known.origin.base != origin.base_name(options.model):
+            return options.model, f"--model; {known.path} was trained on {known.origin.base}"
+        return options.model, "--model"
     if own:
         return own.model.path, str(options.config)
     if known and known.origin.base != EMBEDDED:
         raise UserError(
-            f"{shown(known.file.path)} was trained on {shown(known.origin.base) or 'a model that it does not name'},"
+            f"{shown(known.path)} was trained on {shown(known.origin.base) or 'a model that it does not name'},"
             " and does not say where that lies: give it with --model."
         )
-    return EMBEDDED, str(known.file.path) if known else "--model"
+    return EMBEDDED, str(known.path) if known else "--model"
 
 
-def _prompts(known: Adapter | None, own: Config | None, options: EvaluateConfig) -> tuple[DataConfig, str]:
+def _prompts(known: Written | None, own: Config | None, options: EvaluateConfig) -> tuple[DataConfig, str]:
     """The held-out prompts, and who named them."""
     if options.prompts:
         return DataConfig(held_out=options.prompts), "--prompts"
@@ -197,7 +212,7 @@ def _prompts(known: Adapter | None, own: Config | None, options: EvaluateConfig)
         return own.data, str(options.config)
     if not known or not known.origin.embedded_prompts:
         raise UserError("The file names no held-out prompts that ship with DGPO: give some with --prompts FILE.")
-    return DataConfig(held_out=EMBEDDED), str(known.file.path)
+    return DataConfig(held_out=EMBEDDED), str(known.path)
 
 
 def _columns(
@@ -213,22 +228,22 @@ def _columns(
         refuse_files(named, shown(source), "name it with --reward to run it")  # before anything asks for its class
         weights = [evaluation_weights(own)]
     else:
-        known = [adapter for adapter in adapters if adapter.origin]
-        for adapter in known:
-            _require_local(adapter)
-        weights = [adapter.origin.measured for adapter in known]
-        source = ", ".join(str(adapter.file.path) for adapter in known)
+        known = written(adapters)
+        for file in known:
+            _require_local(file)
+        weights = [dict(file.origin.measured) for file in known]
+        source = ", ".join(str(file.path) for file in known)
     if not all(weights):
         raise UserError("The training was on what people said: give a reward that can measure it with --reward NAME.")
     return list({"+".join(each): Column("+".join(each), each) for each in weights}.values()), source
 
 
-def _require_local(adapter: Adapter) -> None:
+def _require_local(file: Written) -> None:
     """Raises UserError for a reward that a file must not have run: code, a server, what is not DGPO's own."""
-    for name in adapter.origin.measured:
+    for name in file.origin.measured:
         if name not in REWARDS or issubclass(reward_class(name), ServerReward):
             raise UserError(
-                f"{shown(adapter.file.path)} names the reward {shown(name, 60)}, which is not run on a file's word: say"
+                f"{shown(file.path)} names the reward {shown(name, 60)}, which is not run on a file's word: say"
                 " what to measure with --reward NAME, or with --config and settings of your own."
             )
 
@@ -285,7 +300,8 @@ def _measured(
     shown = range(0, count, max(1, count // SHOWN_PROMPTS))[:SHOWN_PROMPTS]
     for place, (adapter, policy, size) in enumerate(_loaded(adapters, config, world)):
         held_out = HeldOut.of(config, policy, prompts, judges, size, world)
-        for label, name in [("base", None), (adapter.label, "current")][place > 0 :]:
+        drawn: list[tuple[str, AdapterName | None]] = [("base", None), (adapter.label, "current")]
+        for label, name in drawn[place > 0 :]:
             groups: list[Group] = []
 
             def see(i: int, group: Group, kept: list[Group] = groups) -> None:
@@ -297,11 +313,12 @@ def _measured(
 
 def _loaded(
     adapters: Sequence[Adapter], config: Config, world: World
-) -> Iterator[tuple[Adapter, Policy, tuple[int, int]]]:
+) -> Iterator[tuple[Adapter, DiffusersPolicy, tuple[int, int]]]:
     """Each adapter on the model, which is loaded once as long as the adapters have the same branches."""
-    policy, size, last = None, (0, 0), None
+    policy: DiffusersPolicy | None = None
+    size, last = (0, 0), None
     for adapter in adapters:
-        if policy is None or not adapter.fits_as(last):
+        if policy is None or last is None or not adapter.fits_as(last):
             policy = None  # its memory, before the next one is loaded
             policy, size = assemble.load_model(replace(config, lora=adapter.settings), world)
         else:

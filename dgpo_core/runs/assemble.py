@@ -12,13 +12,14 @@ from dgpo_core.people.ask import FOLDER
 from dgpo_core.people.gallery import Gallery, read_gallery
 from dgpo_core.people.reward import Human
 from dgpo_core.policy import Policy, load_policy
+from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import Reward, make_reward
 from dgpo_core.settings.config import EMBEDDED, HUMAN, PEOPLE, Config
 
 DEMO = Path(__file__).parents[1] / "demo"
 
 
-def load_model(config: Config, world: World) -> tuple[Policy, tuple[int, int]]:
+def load_model(config: Config, world: World) -> tuple[DiffusersPolicy, tuple[int, int]]:
     """The policy on this process's device, and the image size (height, width) in pixels."""
     model, lora = config.model, config.lora
     path = DEMO / "model" if model.path == EMBEDDED else model.path

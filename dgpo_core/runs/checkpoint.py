@@ -120,7 +120,10 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 def step_of(path: Path) -> int:
     """The optimiser step that a checkpoint's name tells."""
-    return int(_NAME.fullmatch(path.name)[1])
+    match = _NAME.fullmatch(path.name)
+    if not match:
+        raise ValueError(f"{path.name} is no checkpoint's name")
+    return int(match[1])
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +22,10 @@ from dgpo_core.settings.config import MOST_ITERATIONS, Config
 from dgpo_core.settings.resuming import differences
 from dgpo_core.settings.yaml_file import load_yaml, to_yaml
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+if sys.platform == "win32":
     import msvcrt
+else:
+    import fcntl
 
 MOST_METRICS = 2**30  # bytes of metrics.jsonl; a million iterations are less
 FOLDERS = ("samples", "checkpoints", "evaluations")
@@ -169,12 +169,12 @@ def _open_locked(folder: Path) -> int:
     except OSError as error:
         raise UserError(f"Cannot write {path}: {reason(error)}.") from error
     try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
+        if sys.platform == "win32":
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if fcntl is None or isinstance(error, BlockingIOError):
+        if sys.platform == "win32" or isinstance(error, BlockingIOError):
             os.close(handle)
             raise UserError(f"Another process is running in {folder}: wait for it or pass another --name.") from None
         # else a file system that knows no locks: better unguarded than not at all

@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -96,7 +96,7 @@ def read_arguments(
     """The same without looking at ranges, from arguments that `arguments_of` gave."""
     _refuse_unknown(kind, argv)
     printed = io.StringIO()
-    arguments = {} if default is None else {"default": default}
+    defaults: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.ExitStack() as redirections:
             redirections.enter_context(contextlib.redirect_stderr(printed))
@@ -110,7 +110,7 @@ def read_arguments(
                 args=argv,
                 use_underscores=True,
                 registry=_rewards,
-                **arguments,
+                **defaults,
             )
     except SystemExit as stop:
         if not stop.code:

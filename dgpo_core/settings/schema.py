@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from dgpo_core.settings.config import Config
 
@@ -17,14 +17,12 @@ from dgpo_core.settings.config import Config
 @cache
 def field_docs(group: type) -> Mapping[str, str]:
     """The line of documentation under each field of a dataclass of settings, by the field's name."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0].body
-    return types.MappingProxyType(
-        {
-            field.target.id: inspect.cleandoc(text.value.value).replace("\n", " ")
-            for field, text in pairwise(body)
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-        }
-    )
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(group))).body
+    docs = {}
+    for field, text in pairwise(cast(ast.ClassDef, definition).body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            docs[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
+    return types.MappingProxyType(docs)
 
 
 @cache

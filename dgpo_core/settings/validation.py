@@ -42,7 +42,7 @@ def validate(config: Config) -> None:
 
 def check_ranges(settings: Any) -> None:
     """Raises UserError for the first number of a dataclass of settings that is out of its range."""
-    for name, hint in types_of(type(settings)).items():
+    for name, hint in types_of(settings.__class__).items():
         check_range(name, hint, getattr(settings, name))
 
 

@@ -65,7 +65,7 @@ def _read_group(base: Any, values: Any, prefix: str, source: str) -> Any:
     if not isinstance(values, Mapping):
         where = prefix.rstrip(".") or "the file"
         raise UserError(f"{source}: {where} must hold 'name: value' lines, not {_show(values)}.")
-    hints = types_of(type(base))
+    hints = types_of(base.__class__)
     changes = {}
     for key, value in values.items():
         if key not in hints:
