@@ -12,8 +12,8 @@ from dgpo_core.settings.config import LoraConfig, MemoryConfig, ModelConfig
 
 from .common import fields, host
 from .common.values import Conditionings, PolicyHandle, PolicySpec, Prompts
-from .on_model import models as native_models
 from .on_model import texts as native_texts
+from .on_model.models import MODELS
 from .runs import sessions
 
 
@@ -35,7 +35,7 @@ class _NativePolicy(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, run: str | None = None, **_: Any) -> list[int]:
         """Made anew once the run goes by another branch, and once ComfyUI has dropped a model."""
-        return [sessions.turns(run), native_models.lost(run)]
+        return [sessions.turns(run), MODELS.lost(run)]
 
     @classmethod
     def policy(
@@ -53,7 +53,7 @@ class _NativePolicy(io.ComfyNode):
         """The handle of a run on these; the adapters are made where they are needed."""
         name = host.check_name(run, "run name")
         init = "" if start_from == host.NO_LORA else start_from
-        path = native_models.remember(model, texts, vae, name, str(cls.hidden.unique_id))
+        path = MODELS.remember(model, texts, vae, name, str(cls.hidden.unique_id))
         spec = PolicySpec(
             run=name,
             seed=run_seed,

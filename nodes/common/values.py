@@ -1,4 +1,4 @@
-"""What flows along the graph's edges: small frozen values. Weights and optimisers stay in `sessions` and on disk.
+"""What flows along the graph's edges: small frozen values. Weights and optimisers stay in `held` and on disk.
 
 Nothing here knows ComfyUI.
 """
@@ -25,7 +25,7 @@ class PolicySpec:
 
     run: name of the run's folder. model.path and lora.init are names in ComfyUI's lists, not paths, so that a run can
     move to another machine; "embedded" is the embedded model. source: which function of `sources` makes the model;
-    of a native one, model.path is its name in `native_models`.
+    of a native one, model.path is its name in `on_model.models`.
     """
 
     run: str

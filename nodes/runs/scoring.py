@@ -1,8 +1,11 @@
-"""Loaded rewards, and what nodes score with them. Bounded: `LOADED` at a time, on the CPU while they are idle."""
+"""Loaded rewards, and what nodes score with them.
+
+The rewards are in `_rewards`, made when ComfyUI imports the nodes and gone with the process: the last few that were
+used, on the CPU while they are idle. As `held`, it is touched in ComfyUI's worker thread alone.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 from dgpo_core.common.group import Group
@@ -12,11 +15,12 @@ from dgpo_core.settings.config import NEUTRAL, RewardTerm
 from dgpo_core.settings.gates import check_rewards
 
 from ..common import host
+from ..common.bounded import Bounded
 from ..common.values import key_of
 
-LOADED = 4
+MOST_REWARDS = 4
 
-_rewards: OrderedDict[str, Reward] = OrderedDict()
+_rewards: Bounded[Reward] = Bounded(MOST_REWARDS)
 
 
 def prepare(terms: Sequence[RewardTerm], prompts: Sequence[Prompt]) -> None:
@@ -43,9 +47,4 @@ def _reward(term: RewardTerm) -> Reward:
     if term.name in NEUTRAL:  # made in no time, and would only drive out what is not
         return make_reward(term.name, term.options, str(host.device()))
     key = key_of(term.name, term.options)
-    if key not in _rewards:
-        while len(_rewards) >= LOADED:
-            _rewards.popitem(last=False)
-        _rewards[key] = make_reward(term.name, term.options, str(host.device()))
-    _rewards.move_to_end(key)
-    return _rewards[key]
+    return _rewards.take(key, lambda: make_reward(term.name, term.options, str(host.device())))

@@ -1,4 +1,4 @@
-"""Loaded models, and the steps that nodes take with them. Bounded: `LOADED` models at a time, the rest is on disk.
+"""The steps that nodes take with policies. What lives from one to the next is in `held` and on disk.
 
 Nothing relies on what the model's adapters hold: every step begins by loading the state that it starts from, so a step
 that Cancel or an error has cut short leaves no trace.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from dgpo_core.evaluation.held_out import Drawing, Row, evaluation_set
 from dgpo_core.evaluation.scores import Evaluation
 from dgpo_core.method.memory import within_memory
 from dgpo_core.method.step import Step, StepSettings
-from dgpo_core.policy import AdapterName, Policy
+from dgpo_core.policy import AdapterName
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.runs import origin
 from dgpo_core.settings.config import Config, DataConfig, EvalConfig, RewardTerm, RolloutConfig, TrainingConfig
@@ -32,35 +30,13 @@ from dgpo_core.settings.validation import check_timesteps
 from ..common import host
 from ..common.lora_model import LoraModel
 from ..common.values import Groups, PolicyHandle, PolicySpec, Sampler, Training, key_of
+from . import keys
+from .held import HELD, LoadedModel
 from .scoring import score_all
-from .sources import SOURCES, Opened
+from .sources import SOURCES
 from .states import State, Store, root_key
 
-LOADED = 1  # models kept in memory
 DRAWING = TrainingConfig(timesteps=1, t_min=0.0)  # fits every solver: drawing does not train
-
-
-@dataclass
-class Live:
-    """A loaded model. `fresh` is its state before the first step; `last` the state that was left, with its key.
-
-    fits: by batch setting, the most samples at once since the accelerator's memory ran out; empty where it never did.
-    """
-
-    opened: Opened
-    fresh: State
-    last: tuple[str, State]
-    fits: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def policy(self) -> Policy:
-        return self.opened.policy
-
-
-_live: OrderedDict[str, Live] = OrderedDict()
-_turns: Counter[str] = Counter()  # by run: how often it left a branch
-_kept: set[tuple[str, str]] = set()  # runs and states that were kept
-_followed: set[Path] = set()  # folders of the runs that went on here
 
 
 def store(spec: PolicySpec) -> Store:
@@ -73,15 +49,12 @@ def turns(run: str | None) -> int:
 
     Outputs that ComfyUI remembers from before the last time no longer fit to where the run is.
     """
-    for folder in [folder for folder in _followed if not folder.exists()]:
-        _followed.remove(folder)
-        _turns[folder.parent.name] += 1
-    return sum(_turns.values()) if run is None else _turns[run]
+    return HELD.turns(run)
 
 
 def steps_kept() -> int:
     """How many states were kept since ComfyUI started."""
-    return len(_kept)
+    return HELD.steps_kept()
 
 
 def resolve(handle: PolicyHandle, iteration: int) -> PolicyHandle:
@@ -101,13 +74,13 @@ def draw(
         step = _enter(handle, sampler, DRAWING, (), tick)
         groups = step.draw(places)
         _note_memory(handle.spec, step)
-    return Groups(tuple(_on_cpu(g) for g in groups), handle, sampler, iteration, _drawn_key(handle, places, sampler))
+    return Groups(tuple(_on_cpu(g) for g in groups), handle, sampler, iteration, keys.drawn(handle, places, sampler))
 
 
 def score(groups: Groups, terms: Sequence[RewardTerm]) -> Groups:
     """The groups with the scores of all rewards."""
     scored = score_all(groups.groups, terms)
-    return replace(groups, groups=tuple(scored), terms=tuple(terms), key=_scored_key(groups.key, terms))
+    return replace(groups, groups=tuple(scored), terms=tuple(terms), key=keys.scored(groups.key, terms))
 
 
 def foretell(
@@ -118,21 +91,7 @@ def foretell(
     training: Training,
 ) -> PolicyHandle:
     """What drawing, scoring and learning would lead to: a state is named by what makes it."""
-    return _learned(handle, _scored_key(_drawn_key(handle, places, sampler), terms), training)
-
-
-def _drawn_key(handle: PolicyHandle, places: Sequence[tuple[int, Prompt]], sampler: Sampler) -> str:
-    same = replace(sampler, rollout=replace(sampler.rollout, batch=0))  # bounds memory, changes no image
-    return key_of("draw", handle.state, [(g, p.text, p.metadata) for g, p in places], same)
-
-
-def _scored_key(drawn: str, terms: Sequence[RewardTerm]) -> str:
-    return key_of("score", drawn, terms)
-
-
-def _learned(handle: PolicyHandle, scored: str, training: Training) -> PolicyHandle:
-    same = replace(training, training=replace(training.training, micro_batch=1))  # bounds memory
-    return PolicyHandle(handle.spec, handle.step + 1, key_of("learn", handle.state, scored, same))
+    return keys.learned(handle, keys.scored(keys.drawn(handle, places, sampler), terms), training)
 
 
 def learn(handle: PolicyHandle, groups: Groups, training: Training, tick: Callable) -> tuple[PolicyHandle, State]:
@@ -144,7 +103,7 @@ def learn(handle: PolicyHandle, groups: Groups, training: Training, tick: Callab
         raise UserError("The groups are of another policy than the one to train: connect the same one to both.")
     if not handle.state:
         handle = groups.policy
-    after = _learned(handle, groups.key, training)
+    after = keys.learned(handle, groups.key, training)
     if is_kept(after):
         return after, state_of(after)
     with host.engine():
@@ -162,11 +121,10 @@ def learn(handle: PolicyHandle, groups: Groups, training: Training, tick: Callab
 def keep(handle: PolicyHandle, state: State) -> None:
     """Write what `learn` gave out to disk, if it is not there; from here on the run goes by it."""
     runs = store(handle.spec)
+    HELD.note_writing(runs.folder)
     if not runs.has(handle.state):
         runs.save(handle.state, state)
-    _turns[handle.spec.run] += runs.follow(state)
-    _kept.add((handle.spec.run, handle.state))
-    _followed.add(runs.folder)
+    HELD.note_kept(handle, runs.folder, turned=runs.follow(state))
 
 
 def lora(
@@ -230,28 +188,17 @@ def evaluate(
         scored = score_all(groups, terms)
     step = 0 if adapter is None else handle.step
     found = Evaluation.of(step, [(i, group.scores) for i, group in enumerate(scored)])
-    found.save(_evaluation_path(handle, adapter, prompts, images, sampler, terms))
+    runs = store(handle.spec)
+    HELD.note_writing(runs.folder)
+    runs.save_evaluation(keys.evaluated(handle, adapter, prompts, images, sampler, terms), found)
     return found
 
 
 def evaluated(handle: PolicyHandle, adapter: AdapterName | None, *asked: Any) -> Evaluation | None:
     """What `evaluate` has found before, for the same arguments."""
     with contextlib.suppress(UserError):
-        return Evaluation.load(_evaluation_path(handle, adapter, *asked))
+        return store(handle.spec).load_evaluation(keys.evaluated(handle, adapter, *asked))
     return None
-
-
-def _evaluation_path(
-    handle: PolicyHandle,
-    adapter: AdapterName | None,
-    prompts: Sequence[Prompt],
-    images: int,
-    sampler: Sampler,
-    terms: Sequence[RewardTerm],
-) -> Path:
-    state = "" if adapter is None else handle.state
-    drawn = _drawn_key(replace(handle, state=state), list(enumerate(prompts)), sampler)
-    return store(handle.spec).evaluation(key_of("evaluate", _scored_key(drawn, terms), images, adapter or ""))
 
 
 def encode(handle: PolicyHandle, prompt: Prompt, images: torch.Tensor, sampler: Sampler, iteration: int) -> Groups:
@@ -293,22 +240,24 @@ def config_of(
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 
-def _load(spec: PolicySpec) -> Live:
-    """The model, from memory or from its files; the one not used for longest goes."""
+def _load(spec: PolicySpec) -> LoadedModel:
+    """The model, from memory or from its files, where it computes."""
     key = key_of(root_key(spec), spec.memory)
-    if key in _live and not _live[key].opened.current():
-        _live.pop(key).policy.to("cpu")
-    if key not in _live:
-        while len(_live) >= LOADED:
-            _live.popitem(last=False)[1].policy.to("cpu")
-        with host.engine():  # weights that are made in inference mode could never be trained
-            opened = SOURCES[spec.source](spec)
-            settings = StepSettings(spec.seed, RolloutConfig(), DRAWING)
-            fresh = _snapshot(Step(opened.policy, settings, size=opened.size))
-        _live[key] = Live(opened, fresh, (root_key(spec), fresh))
-    _live.move_to_end(key)
-    _live[key].opened.load()
-    return _live[key]
+    known = HELD.models.get(key)
+    if known and not known.opened.current():
+        HELD.models.drop(key)
+    model = HELD.models.take(key, lambda: _open(spec))
+    model.opened.load()
+    return model
+
+
+def _open(spec: PolicySpec) -> LoadedModel:
+    """The model from its files, with its state before the first step."""
+    with host.engine():  # weights that are made in inference mode could never be trained
+        opened = SOURCES[spec.source](spec)
+        settings = StepSettings(spec.seed, RolloutConfig(), DRAWING)
+        fresh = _snapshot(Step(opened.policy, settings, size=opened.size))
+    return LoadedModel(opened, fresh, (root_key(spec), fresh))
 
 
 def use(handle: PolicyHandle) -> None:
@@ -318,27 +267,22 @@ def use(handle: PolicyHandle) -> None:
 
 def is_kept(handle: PolicyHandle) -> bool:
     """Whether `state_of` has it."""
-    return _in_memory(handle) is not None or store(handle.spec).has(handle.state)
+    return HELD.state(handle.state) is not None or store(handle.spec).has(handle.state)
 
 
 def furthest(spec: PolicySpec) -> int:
     """The most steps of any state of the run that `state_of` has."""
-    in_memory = [state.step for _, state in (live.last for live in _live.values())]
-    return max([store(spec).furthest(), *in_memory])
+    return max(store(spec).furthest(), HELD.furthest())
 
 
 def state_of(handle: PolicyHandle) -> State:
     """The handle's state, from memory or from disk."""
-    state = _in_memory(handle)
+    state = HELD.state(handle.state)
     if state is not None:
         return state
     if handle.state == root_key(handle.spec):
         return _load(handle.spec).fresh
     return store(handle.spec).load(handle.state)
-
-
-def _in_memory(handle: PolicyHandle) -> State | None:
-    return next((state for key, state in (live.last for live in _live.values()) if key == handle.state), None)
 
 
 def _enter(
@@ -374,7 +318,7 @@ def _note_memory(spec: PolicySpec, step: Step) -> None:
             _load(spec).fits[setting] = found
 
 
-def _restore(live: Live, state: State, name: AdapterName) -> None:
+def _restore(live: LoadedModel, state: State, name: AdapterName) -> None:
     """Only one adapter's weights."""
     with torch.no_grad():
         for key, value in live.policy.adapter_state(name).items():

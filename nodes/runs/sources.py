@@ -18,8 +18,8 @@ from dgpo_core.settings.config import Config
 from ..common import host
 from ..common.values import PolicySpec
 from ..on_model import lora as native_lora
-from ..on_model import models as native_models
 from ..on_model.hooks import target_shapes
+from ..on_model.models import MODELS
 from ..on_model.policy import NativePolicy
 from ..on_model.sampling import decided
 
@@ -56,7 +56,7 @@ def files(spec: PolicySpec) -> Opened:
 def native(spec: PolicySpec) -> Opened:
     """A MODEL and VAE that ComfyUI has loaded, as they are, and what reads texts for them."""
     name, lora = spec.model.path, spec.lora
-    parts = native_models.find(name)
+    parts = MODELS.find(name)
     init = native_lora.read(host.lora_path(lora.init), parts.model) if lora.init else None
     targets = lora.targets
     if init is not None and not targets:
@@ -71,8 +71,8 @@ def native(spec: PolicySpec) -> Opened:
         policy,
         size,
         policy.load,
-        lambda adapter: native_lora.apply(decided(native_models.find(name).model.clone(), prediction), adapter),
-        lambda: not native_models.means_another(name, policy.patcher.model),
+        lambda adapter: native_lora.apply(decided(MODELS.find(name).model.clone(), prediction), adapter),
+        lambda: not MODELS.means_another(name, policy.patcher.model),
     )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import TEMPORARY, reason, write_atomic
 from dgpo_core.common.reading import read_json
+from dgpo_core.evaluation.scores import Evaluation
 from dgpo_core.runs.checkpoint import load_checkpoint, read_info, save_checkpoint
 from dgpo_core.settings.values import to_plain
 
@@ -117,10 +118,14 @@ class Store:
         with contextlib.suppress(OSError):
             os.utime(self._path(key))
 
-    def evaluation(self, key: str) -> Path:
-        """Where an evaluation of one of the states is kept; its folder is made."""
+    def save_evaluation(self, key: str, evaluation: Evaluation) -> None:
+        """Writes what one of the states was measured by."""
         self._make_folder()
-        return self.folder / f"evaluation_{key}.safetensors"
+        evaluation.save(self._evaluation_path(key))
+
+    def load_evaluation(self, key: str) -> Evaluation:
+        """Raises UserError if it is not there, or damaged."""
+        return Evaluation.load(self._evaluation_path(key))
 
     def at(self, step: int) -> PolicyHandle:
         """The run's state after `step` steps. Raises UserError if it has not come so far, or no longer has it."""
@@ -164,6 +169,9 @@ class Store:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"state_{key}.safetensors"
+
+    def _evaluation_path(self, key: str) -> Path:
+        return self.folder / f"evaluation_{key}.safetensors"
 
     def _prune(self, newest: Path) -> None:
         others = [path for path in self.folder.glob("state_*.safetensors") if path != newest]

@@ -48,6 +48,7 @@ native_hooks = importlib.import_module("pack.on_model.hooks")
 native_models = importlib.import_module("pack.on_model.models")
 native_texts = importlib.import_module("pack.on_model.texts")
 native_node = importlib.import_module("pack.native")
+held = importlib.import_module("pack.runs.held")
 sessions = importlib.import_module("pack.runs.sessions")
 values = importlib.import_module("pack.common.values")
 FAMILIES = os.environ.get("FAMILIES", " ".join(NATIVES)).split()
@@ -292,7 +293,7 @@ def node(case: Case, root: Path) -> dict[str, Any]:
         patched = comfy.sd.load_lora_for_models(case.model, None, dict(lora), 1.0, 0)[0]
     restored = bool(torch.equal(case.drawn(), before))
     again = Case(case.family)  # the same files, loaded again by another ComfyUI
-    sessions._live.clear()
+    sessions.HELD = held.Held()
     handle_again = execute(again)
     resumed = step(sessions.resolve(handle_again, 1), 1)
     sessions.store(second.spec).folder.rename(root / "elsewhere")
@@ -329,11 +330,11 @@ def lost(case: Case, other: Any) -> list[int]:
         dropped = alike(number)
         for model in (dropped, newer):
             if model is not None:
-                native_models.remember(model, native_texts.by_clip(case.clip), case.vae, "b_run", "7")
+                native_models.MODELS.remember(model, native_texts.by_clip(case.clip), case.vae, "b_run", "7")
         del dropped, model
         gc.collect()
-        counts.append(native_models.lost("b_run"))
-    return [*counts, native_models.lost("c_run"), native_models.lost(None)]
+        counts.append(native_models.MODELS.lost("b_run"))
+    return [*counts, native_models.MODELS.lost("c_run"), native_models.MODELS.lost(None)]
 
 
 def cast(dtype: torch.dtype) -> dict[str, float]:

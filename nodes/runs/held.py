@@ -1,0 +1,86 @@
+"""What this process holds of the runs besides their folders: loaded models, and what became of runs since it started.
+
+There is one `Held`, `HELD`: made when ComfyUI imports the nodes, and gone with the process. After a restart it is
+empty, and nothing is lost by that but the time to load a model and the one step that nobody has kept.
+Only the thread in which ComfyUI runs nodes touches it. There, `execute` and `fingerprint_inputs` of one node follow
+those of another, so nothing is locked; a route or a thread of our own must leave it alone.
+Nothing here knows ComfyUI.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dgpo_core.policy import Policy
+
+from ..common.bounded import Bounded
+from ..common.values import PolicyHandle
+from .states import State
+
+if TYPE_CHECKING:  # it knows ComfyUI
+    from .sources import Opened
+
+MOST_MODELS = 1
+
+
+@dataclass
+class LoadedModel:
+    """`fresh` is its state before the first step; `last` the state that was left, with its key.
+
+    fits: by batch setting, the most samples at once since the accelerator's memory ran out; empty where it never did.
+    """
+
+    opened: Opened
+    fresh: State
+    last: tuple[str, State]
+    fits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def policy(self) -> Policy:
+        return self.opened.policy
+
+
+class Held:
+    """models: by what they depend on, at most `MOST_MODELS`; one that goes leaves the accelerator."""
+
+    def __init__(self) -> None:
+        self.models: Bounded[LoadedModel] = Bounded(MOST_MODELS, lambda model: model.policy.to("cpu"))
+        self._turns: Counter[str] = Counter()  # by run
+        self._kept: set[tuple[str, str]] = set()  # runs and states
+        self._followed: set[Path] = set()  # folders of the runs that went on here
+
+    def state(self, key: str) -> State | None:
+        """The state of this key, where a model was left in it."""
+        return next((state for other, state in (model.last for model in self.models) if other == key), None)
+
+    def furthest(self) -> int:
+        """The most steps of any state in which a model was left."""
+        return max((model.last[1].step for model in self.models), default=0)
+
+    def turns(self, run: str | None) -> int:
+        """How often the run (None: any) was taken to another branch, or lost its folder."""
+        lost = [folder.parent.name for folder in self._followed if not folder.exists()]
+        turns = self._turns + Counter(lost)
+        return turns.total() if run is None else turns[run]
+
+    def steps_kept(self) -> int:
+        """How many states were kept."""
+        return len(self._kept)
+
+    def note_writing(self, folder: Path) -> None:
+        """To be called before anything is written into a run's folder: if it was lost, that counts for good."""
+        if folder in self._followed and not folder.exists():
+            self._followed.remove(folder)
+            self._turns[folder.parent.name] += 1
+
+    def note_kept(self, handle: PolicyHandle, folder: Path, turned: bool) -> None:
+        """The run, whose folder this is, goes by the handle's state from here on; turned: it left another branch."""
+        self._turns[handle.spec.run] += turned
+        self._kept.add((handle.spec.run, handle.state))
+        self._followed.add(folder)
+
+
+HELD = Held()
