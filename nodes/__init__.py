@@ -1,10 +1,16 @@
-"""The nodes of the pack, by file. A new node is one entry in its file's NODES."""
+"""The nodes of the pack, by file, and all that it registers elsewhere. A new node is one entry in its file's NODES."""
 
 from typing import Any
 
 from comfy_api.v0_0_2 import ComfyExtension
+from server import PromptServer
 
-from . import compare, lora, native, policy, prompts, ranker, rewards, sampling, training
+from dgpo_core.rewards import weight_files
+from dgpo_core.rewards.network import endpoints
+
+from . import compare, lora, native, policy, prompts, ranker, rewards, routes, sampling, training
+from .common import host
+from .runs.questions import QUESTIONS
 
 
 class DGPOExtension(ComfyExtension):
@@ -16,5 +22,9 @@ class DGPOExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> DGPOExtension:
-    """Called by ComfyUI once, at its start."""
+    """Called by ComfyUI once, at its start. (The `on_load` of its extensions is not called in every version.)"""
+    routes.add_presets(PromptServer.instance.routes)
+    routes.add_questions(PromptServer.instance.routes, QUESTIONS)
+    weight_files.look_in(host.reward_folders())
+    endpoints.keep_in(host.endpoints_file())
     return DGPOExtension()

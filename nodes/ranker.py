@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import comfy.model_management
 import torch
 from comfy_api.v0_0_2 import io
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.evaluation.scores import total
 from dgpo_core.people.ask import FOLDER, ask
 from dgpo_core.people.preferences import parse_preset, preset_answers
-from dgpo_core.people.questions import MODES, OPENED, Answer, Questions
+from dgpo_core.people.questions import MODES, Answer
 from dgpo_core.rewards import weights_of
 from dgpo_core.settings.config import HUMAN, RewardTerm
 
 from .common import fields, host
 from .common.values import Groups, with_scores
 from .runs import scoring, sessions
-from .runs.questions import add_routes
+from .runs.questions import QUESTIONS
 
 SKIP, REWARD, CANCEL = "skip the update", "use a reward", "cancel"
 WEEK = 7 * 24 * 3600
@@ -141,15 +139,5 @@ def _best(groups: Groups) -> torch.Tensor:
     best = [group.images[int(total(group, weights).argmax())] for group in groups.groups]
     return torch.stack(best).permute(0, 2, 3, 1).contiguous()
 
-
-def _notify(event: str, data: Mapping[str, Any]) -> None:
-    """A new question goes to who queued the prompt, or to all where that is no open page; its end goes to all."""
-    server = PromptServer.instance
-    asker = server.client_id if event == OPENED and server.client_id in server.sockets else None
-    server.send_sync(event, data, asker)
-
-
-QUESTIONS = Questions(_notify)
-add_routes(PromptServer.instance.routes, QUESTIONS)
 
 NODES = [HumanRanker]

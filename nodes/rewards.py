@@ -11,9 +11,7 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt, refuse_foreign
 from dgpo_core.common.reading import parse_json
 from dgpo_core.rewards import known_rewards, require_reward
-from dgpo_core.rewards.network import endpoints
 from dgpo_core.rewards.trust import check_shared
-from dgpo_core.rewards.weight_files import look_in
 from dgpo_core.settings.config import RewardTerm
 from dgpo_core.settings.gates import Gate
 
@@ -213,8 +211,5 @@ class GroupFromImages(io.ComfyNode):
         scored = with_scores(group, numbers, "ratings")
         return scored_output(cls, scored.after(groups) if groups else scored)
 
-
-look_in(host.reward_folders())
-endpoints.keep_in(host.endpoints_file())
 
 NODES = [Reward, RewardScorer, ScoresFromGraph, GroupFromImages]

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.v0_0_2 import io, ui
-from server import PromptServer
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.settings.config import Config, RewardTerm, TrainingConfig
 from dgpo_core.settings.presets import MODES, apply_mode, load_preset, preset_names
 
-from .common import fields, host, presets, warn
+from .common import fields, host, warn
 from .common.values import Groups, PolicyHandle, Prompts, Sampler, Training
 from .runs import loop, sessions
 from .runs.states import State
@@ -211,7 +210,5 @@ class TrainingLoop(io.ComfyNode):
         after, state, log = loop.run(plan, host.Progress(iterations, cls.hidden.unique_id))
         return trained(cls, after, state, sampler, settings, reward, weights, log)
 
-
-presets.add_routes(PromptServer.instance.routes)
 
 NODES = [TrainingSettings, LoRATrainer, TrainingLoop]

@@ -22,12 +22,3 @@ def widget_values(training: TrainingConfig) -> dict[str, Any]:
 
 def _as_text(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def add_routes(routes: Any) -> None:
-    """GET /dgpo/presets gives `preset_values`."""
-    from aiohttp import web
-
-    @routes.get("/dgpo/presets")
-    async def presets(_: web.Request) -> web.Response:
-        return web.json_response(preset_values())

@@ -1,29 +1,22 @@
-"""The routes of the Human Ranker: its questions and its page's parts. What asks and answers is the engine's."""
+"""The open questions of this process to a person, and who hears of them. What asks and answers is the engine's.
 
-from importlib.resources import files
+`QUESTIONS` is made when ComfyUI imports the nodes, and gone with the process: whoever waits for an answer then runs no
+longer. The thread in which nodes run asks, ComfyUI's server answers; the engine locks what both touch.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import web
+from server import PromptServer
 
-from dgpo_core.common.errors import UserError
-from dgpo_core.common.reading import parse_json
-from dgpo_core.people.questions import Questions, UnknownQuestion
+from dgpo_core.people.questions import OPENED, Questions
 
 
-def add_routes(routes: Any, questions: Questions) -> None:
-    """GET /dgpo/questions lists the open ones; POST /dgpo/questions/{token} answers one; /dgpo/web/ has the dialog."""
-    routes.static("/dgpo/web", str(files("dgpo_core.people").joinpath("web")))
+def _notify(event: str, data: Mapping[str, Any]) -> None:
+    """A new question goes to who queued the prompt, or to all where that is no open page; its end goes to all."""
+    server = PromptServer.instance
+    asker = server.client_id if event == OPENED and server.client_id in server.sockets else None
+    server.send_sync(event, data, asker)
 
-    @routes.get("/dgpo/questions")
-    async def pending(_: web.Request) -> web.Response:
-        return web.json_response({"questions": questions.pending()})
 
-    @routes.post("/dgpo/questions/{token}")
-    async def answer(request: web.Request) -> web.Response:
-        try:
-            questions.answer(request.match_info["token"], parse_json(await request.read(), "The answer"))
-        except UnknownQuestion as error:
-            return web.json_response({"error": str(error)}, status=404)
-        except UserError as error:
-            return web.json_response({"error": str(error)}, status=400)
-        return web.json_response({})
+QUESTIONS = Questions(_notify)
