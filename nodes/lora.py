@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import comfy.lora_convert
 import folder_paths
 from comfy_api.v0_0_2 import io, ui
 
+from dgpo_core.comfy.forms import NO_LORA
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.policy.lora import file as lora_file
@@ -20,8 +21,8 @@ from dgpo_core.policy.lora import keys as lora_keys
 from dgpo_core.policy.lora import report as lora_report
 
 from .common import lora_model
+from .common.fields import first_error
 
-NONE = "none"
 _log = logging.getLogger(__name__)
 
 
@@ -41,8 +42,8 @@ class LoRALoader(io.ComfyNode):
                 io.LoraModel.Input("lora", optional=True, tooltip="A trained LoRA; it is used instead of the file."),
                 io.Combo.Input(
                     "lora_name",
-                    options=[NONE, *folder_paths.get_filename_list("loras")],
-                    default=NONE,
+                    options=[NO_LORA, *folder_paths.get_filename_list("loras")],
+                    default=NO_LORA,
                     tooltip="A .safetensors file in ComfyUI's loras folders; output/loras is one of them.",
                 ),
                 io.Float.Input(
@@ -62,12 +63,11 @@ class LoRALoader(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = NONE, lora: Any = "") -> bool | str:
-        # a connected input is None here
-        return lora_name is None or lora is None or _passes(_find_file, lora_name)
+    def validate_inputs(cls, lora_name: str | None = NO_LORA, lora: Any = "") -> bool | str:
+        return lora is None or first_error((_find_file, lora_name))  # a connected LORA_MODEL is None here
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str | None = NONE, **_: Any) -> str:
+    def fingerprint_inputs(cls, lora_name: str | None = NO_LORA, **_: Any) -> str:
         path = folder_paths.get_full_path("loras", lora_name) if lora_name else None
         return "" if path is None else f"{os.stat(path).st_mtime_ns} {os.stat(path).st_size}"
 
@@ -117,11 +117,7 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | None = None, metadata: str | None = None) -> bool | str:
-        for check, value in ((lora_model.check_name, name), (lora_model.parse_metadata, metadata)):
-            result = value is None or _passes(check, value)
-            if result is not True:
-                return result
-        return True
+        return first_error((lora_model.check_name, name), (lora_model.parse_metadata, metadata))
 
     @classmethod
     def execute(cls, lora: Mapping[str, Any], name: str, metadata: str = "") -> io.NodeOutput:
@@ -221,21 +217,12 @@ def _patched(patcher: Any, patches: Mapping[Any, Any], strength: float) -> tuple
 
 def _find_file(name: str) -> str:
     """The path of a LoRA in the list; UserError where it is not there or no safetensors."""
-    if name == NONE:
+    if name == NO_LORA:
         raise UserError("There is no LoRA: choose a file, or connect a trained LoRA.")
     if name not in folder_paths.get_filename_list("loras"):
         raise UserError(f"There is no LoRA {name} in ComfyUI's loras folders: choose one of the list.")
     lora_model.check_kind(name)
     return folder_paths.get_full_path_or_raise("loras", name)
-
-
-def _passes(check: Callable[[str], Any], value: str) -> bool | str:
-    """True, or the sentence that says what is wrong."""
-    try:
-        check(value)
-    except UserError as error:
-        return str(error)
-    return True
 
 
 NODES = [LoRALoader, SaveLoRA]

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
+from dgpo_core.comfy.forms import LOAD_POLICY, NO_LORA, PROMPT_LIST
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.settings.config import LoraConfig, MemoryConfig, ModelConfig
@@ -23,14 +24,7 @@ class _NativePolicy(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, run: str | None, start_from: str | None) -> bool | str:
         """A name that cannot be a folder, and a file that is gone, are told before anything runs."""
-        try:  # a connected input is None here
-            if run is not None:
-                host.check_name(run, "run name")
-            if start_from is not None:
-                host.lora_path(start_from)
-        except UserError as error:
-            return str(error)
-        return True
+        return fields.first_error((host.check_run, run), (host.lora_path, start_from))
 
     @classmethod
     def fingerprint_inputs(cls, run: str | None = None, **_: Any) -> list[int]:
@@ -51,8 +45,8 @@ class _NativePolicy(io.ComfyNode):
         **lora: Any,
     ) -> PolicyHandle:
         """The handle of a run on these; the adapters are made where they are needed."""
-        name = host.check_name(run, "run name")
-        init = "" if start_from == host.NO_LORA else start_from
+        name = host.check_run(run)
+        init = "" if start_from == NO_LORA else start_from
         path = MODELS.remember(model, texts, vae, name, str(cls.hidden.unique_id))
         spec = PolicySpec(
             run=name,
@@ -65,16 +59,21 @@ class _NativePolicy(io.ComfyNode):
         return PolicyHandle(spec)
 
 
-def _lora_widgets() -> list[io.Input]:
-    return [
-        *fields.widgets(LoraConfig, "rank", "alpha", "dropout", "targets"),
-        io.Combo.Input(
-            "start_from",
-            options=host.lora_choices(),
-            tooltip="A LoRA for this model, of any trainer, to go on from.",
-        ),
-        *fields.widgets(MemoryConfig, "gradient_checkpointing"),
-    ]
+def _run_and_lora() -> list[io.Input]:
+    names = ("run", "run_seed", "rank", "alpha", "dropout", "targets", "start_from", "gradient_checkpointing")
+    return fields.inputs(
+        LOAD_POLICY.part(*names),
+        **fields.RUN,
+        start_from={
+            "options": host.lora_choices(),
+            "tooltip": "A LoRA for this model, of any trainer, to go on from.",
+        },
+    )
+
+
+def _prediction() -> list[io.Input]:
+    """The last widget of a node, as it came last."""
+    return fields.inputs(LOAD_POLICY.part("prediction"))
 
 
 class NativePolicyNode(_NativePolicy):
@@ -91,9 +90,8 @@ class NativePolicyNode(_NativePolicy):
                 io.Model.Input("model", tooltip="What is trained on; it stays as it is."),
                 io.Clip.Input("clip", tooltip="Reads the prompts."),
                 io.Vae.Input("vae", tooltip="Turns latents into pictures."),
-                *fields.run_widgets(),
-                *_lora_widgets(),
-                fields.prediction_widget(),
+                *_run_and_lora(),
+                *_prediction(),
             ],
             outputs=[fields.Policy.Output(display_name="policy", tooltip="The model and where its training is.")],
             hidden=[io.Hidden.unique_id],
@@ -146,10 +144,9 @@ class NativePolicyConditioning(_NativePolicy):
                 io.Vae.Input("vae", tooltip="Turns latents into pictures."),
                 fields.Conditionings.Input("conditionings", tooltip="The last of a chain of Conditioned Prompts."),
                 io.Conditioning.Input("negative", tooltip="As in KSampler; where cfg is 1, it has no effect."),
-                *fields.run_widgets(),
-                *_lora_widgets(),
-                *fields.order_widgets(),
-                fields.prediction_widget(),
+                *_run_and_lora(),
+                *fields.inputs(PROMPT_LIST.part("per_iteration", "order_seed"), **fields.ORDER),
+                *_prediction(),
             ],
             outputs=[
                 fields.Policy.Output(display_name="policy", tooltip="The model and where its training is."),

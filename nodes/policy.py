@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.common.errors import UserError
+from dgpo_core.comfy.forms import EMBEDDED_MODEL, LOAD_POLICY, NO_LORA
 from dgpo_core.settings.config import EMBEDDED, LoraConfig, MemoryConfig, ModelConfig
 
 from .common import fields, host
@@ -24,37 +24,25 @@ class LoadPolicy(io.ComfyNode):
             display_name="Load Policy (diffusers)",
             category=host.CATEGORY,
             description="A model with a LoRA to train: the embedded one, a checkpoint file or a diffusers folder.",
-            inputs=[
-                io.Combo.Input(
-                    "model",
-                    options=host.model_choices(),
-                    tooltip="The embedded model, a file in models/checkpoints or a folder in models/diffusers.",
-                ),
-                *fields.run_widgets(),
-                *fields.widgets(LoraConfig, "rank", "alpha", "dropout", "targets"),
-                io.Combo.Input(
-                    "start_from", options=host.lora_choices(), tooltip="A plain LoRA of any trainer to continue from."
-                ),
-                *fields.widgets(ModelConfig, "dtype"),
-                *fields.widgets(MemoryConfig, "gradient_checkpointing", "offload"),
-                fields.prediction_widget(),
-            ],
+            inputs=fields.inputs(
+                LOAD_POLICY,
+                **fields.RUN,
+                model={
+                    "options": host.model_choices(),
+                    "tooltip": "The embedded model, a file in models/checkpoints or a folder in models/diffusers.",
+                },
+                start_from={
+                    "options": host.lora_choices(),
+                    "tooltip": "A plain LoRA of any trainer to continue from.",
+                },
+            ),
             outputs=[fields.Policy.Output(display_name="policy", tooltip="The model and where its training is.")],
         )
 
     @classmethod
     def validate_inputs(cls, model: str | None, run: str | None, start_from: str | None) -> bool | str:
         """A name that cannot be a folder, and a file that is gone, are told before anything runs."""
-        try:  # a connected input is None here
-            if run is not None:
-                host.check_name(run, "run name")
-            if model is not None:
-                host.model_path(model)
-            if start_from is not None:
-                host.lora_path(start_from)
-        except UserError as error:
-            return str(error)
-        return True
+        return fields.first_error((host.check_run, run), (host.model_path, model), (host.lora_path, start_from))
 
     @classmethod
     def fingerprint_inputs(cls, run: str | None = None, **_: Any) -> int:
@@ -64,10 +52,10 @@ class LoadPolicy(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, run: str, run_seed: int, start_from: str, **settings: Any) -> io.NodeOutput:
         spec = PolicySpec(
-            run=host.check_name(run, "run name"),
+            run=host.check_run(run),
             seed=run_seed,
-            model=fields.values(ModelConfig, {"path": EMBEDDED if model == host.EMBEDDED else model, **settings}),
-            lora=fields.values(LoraConfig, {"init": "" if start_from == host.NO_LORA else start_from, **settings}),
+            model=fields.values(ModelConfig, {"path": EMBEDDED if model == EMBEDDED_MODEL else model, **settings}),
+            lora=fields.values(LoraConfig, {"init": "" if start_from == NO_LORA else start_from, **settings}),
             memory=fields.values(MemoryConfig, settings),
         )
         return io.NodeOutput(PolicyHandle(spec))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.comfy.workflow import SHIPPED, TEXT
+from dgpo_core.comfy.forms import PROMPT_LIST, SHIPPED, TEXT
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt, load_prompts, read_prompts
 from dgpo_core.runs.assemble import DEMO
@@ -23,29 +23,23 @@ class PromptList(io.ComfyNode):
             display_name="Prompts",
             category=host.CATEGORY,
             description="The prompts to train on: written here, or from a .txt or .jsonl file in the input folder.",
-            inputs=[
-                io.Combo.Input(
-                    "source",
-                    options=host.prompt_file_choices(),
-                    tooltip="The text below, the embedded model's own prompts, or a file in ComfyUI's input folder.",
-                ),
-                io.String.Input(
-                    "text", default="", multiline=True, tooltip="One prompt per line; lines that start with # are not."
-                ),
-                *fields.order_widgets(),
-            ],
+            inputs=fields.inputs(
+                PROMPT_LIST,
+                **fields.ORDER,
+                source={
+                    "options": host.prompt_file_choices(),
+                    "tooltip": "The text below, the embedded model's own prompts, or a file in ComfyUI's input folder.",
+                },
+                text={"multiline": True, "tooltip": "One prompt per line; lines that start with # are not."},
+            ),
             outputs=[fields.Prompts.Output(display_name="prompts", tooltip="For a sampler or a loop.")],
         )
 
     @classmethod
     def validate_inputs(cls, source: str | None, text: str | None) -> bool | str:
         """A missing or broken file, and an empty text, are told before anything runs; None is a linked input."""
-        try:
-            if source is not None and (source != TEXT or text is not None):
-                _read(source, text or "")
-        except UserError as error:
-            return str(error)
-        return True
+        linked = source == TEXT and text is None
+        return fields.first_error((lambda source: _read(source, text or ""), None if linked else source))
 
     @classmethod
     def execute(cls, source: str, text: str, per_iteration: int, order_seed: int) -> io.NodeOutput:

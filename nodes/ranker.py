@@ -80,11 +80,7 @@ class HumanRanker(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, preset: str | None = "") -> bool | str:
         """A preset that cannot be read is refused before anything is drawn."""
-        try:
-            parse_preset(preset or "")
-        except UserError as error:
-            return str(error)
-        return True
+        return fields.first_error((parse_preset, preset))
 
     @classmethod
     def execute(

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io, ui
 
+from dgpo_core.comfy.forms import REWARD_SCORER, REWARD_TERM
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt, refuse_foreign
 from dgpo_core.common.reading import parse_json
@@ -32,41 +33,29 @@ class Reward(io.ComfyNode):
             display_name="Reward",
             category=host.CATEGORY,
             description="What images are scored by. Chain several: their weighted scores add up.",
-            inputs=[
-                io.Combo.Input(
-                    "name", options=known_rewards(), tooltip="The reward; its help page says what it needs."
-                ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=-1000.0,
-                    max=1000.0,
-                    step=0.01,
-                    tooltip="Negative: less is better. 0: only a condition of another.",
-                ),
-                io.String.Input("options", default="", tooltip='Options as JSON, such as {"batch": 4}; or empty.'),
-                fields.Reward.Input("reward", optional=True, tooltip="Rewards that this one is added to."),
-                io.String.Input(
-                    "only_if",
-                    default="",
-                    optional=True,
-                    tooltip="Counts only where another reward of the chain says so: ocr > 0.5; or empty.",
-                ),
-            ],
+            inputs=fields.inputs(
+                REWARD_TERM,
+                name={"options": known_rewards(), "tooltip": "The reward; its help page says what it needs."},
+                weight={
+                    "min": -1000.0,
+                    "max": 1000.0,
+                    "step": 0.01,
+                    "tooltip": "Negative: less is better. 0: only a condition of another.",
+                },
+                options='Options as JSON, such as {"batch": 4}; or empty.',
+                reward="Rewards that this one is added to.",
+                only_if="Counts only where another reward of the chain says so: ocr > 0.5; or empty.",
+            ),
             outputs=[fields.Reward.Output(display_name="reward", tooltip="For the Reward Scorer, or the next reward.")],
         )
 
     @classmethod
     def validate_inputs(cls, name: str | None, options: str | None, only_if: str | None = "") -> bool | str:
         """What the reward lacks (a package, weights) and what is wrong with its widgets: told before anything runs."""
-        try:
-            if only_if and only_if.strip():
-                Gate.of(only_if, name or "")
-            if name:
-                require_reward(name, _term(name, 1.0, options or "").options)
-        except UserError as error:
-            return str(error)
-        return True
+        return fields.first_error(
+            (lambda only_if: Gate.of(only_if, name or "") if only_if.strip() else None, only_if),
+            (lambda name: require_reward(name, _term(name, 1.0, options or "").options), name or None),
+        )
 
     @classmethod
     def execute(
@@ -103,10 +92,7 @@ class RewardScorer(io.ComfyNode):
             display_name="Reward Scorer",
             category=host.CATEGORY,
             description="Scores every image. Green frames: better than the rest of their group, favoured; red: worse.",
-            inputs=[
-                fields.Group.Input("groups", tooltip="The groups to score."),
-                fields.Reward.Input("reward", tooltip="What they are scored by."),
-            ],
+            inputs=fields.inputs(REWARD_SCORER, groups="The groups to score.", reward="What they are scored by."),
             outputs=[
                 fields.Group.Output(display_name="scored", tooltip="The groups with their scores, for the trainer."),
                 io.Float.Output(display_name="scores", tooltip="The score of each image.", is_output_list=True),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
 import comfy.samplers
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.comfy.workflow import MODELS_OWN
-from dgpo_core.common.errors import UserError
+from dgpo_core.comfy.forms import GROUP_SAMPLER, MODELS_OWN, SAMPLER_SETTINGS
 from dgpo_core.diffusion.solvers import SOLVERS, choose, find
-from dgpo_core.settings.config import ModelConfig, RolloutConfig
+from dgpo_core.settings.config import RolloutConfig
 
 from .common import fields, host, warn
 from .common.values import PolicyHandle, Prompts, Sampler
@@ -22,7 +20,6 @@ from .runs import sessions
 _OF_ENGINE = dict.fromkeys(name for names in SOLVERS.values() for name in names)
 SOLVER_NAMES = [*SAMPLERS, *(name for name in _OF_ENGINE if not find(name, SAMPLERS))]
 """All that draw without noise on the way; a policy says which of them it has."""
-DRAWING = [field.name for field in dataclasses.fields(RolloutConfig) if field.name != "scheduler"]
 
 
 class SamplerSettings(io.ComfyNode):
@@ -35,38 +32,37 @@ class SamplerSettings(io.ComfyNode):
             display_name="Sampler Settings",
             category=host.CATEGORY,
             description="Solver, steps, guidance, size of the images and of the groups.",
-            inputs=[
-                *fields.widgets(RolloutConfig, *DRAWING, solver={"options": SOLVER_NAMES}),
-                *fields.widgets(
-                    ModelConfig, "height", "width", height={"max": 4096, "step": 8}, width={"max": 4096, "step": 8}
-                ),
-                io.Combo.Input(  # optional and last: graphs that were saved without it stay valid
-                    "scheduler",
-                    options=[MODELS_OWN, *comfy.samplers.KSampler.SCHEDULERS],
-                    default=MODELS_OWN,
-                    optional=True,
-                    tooltip="Noise levels of a native policy: as KSampler's of this name, or the model's own.",
-                ),
-            ],
+            inputs=fields.inputs(
+                SAMPLER_SETTINGS,
+                solver={"options": SOLVER_NAMES},
+                height={"max": 4096, "step": 8},
+                width={"max": 4096, "step": 8},
+                scheduler={
+                    "options": [MODELS_OWN, *comfy.samplers.KSampler.SCHEDULERS],
+                    "tooltip": "Noise levels of a native policy: as KSampler's of this name, or the model's own.",
+                },
+            ),
             outputs=[fields.Sampler.Output(display_name="settings", tooltip="For every node that draws images.")],
         )
 
     @classmethod
     def validate_inputs(cls, solver: str | None = None, scheduler: str | None = None) -> bool | str:
         """A solver that adds noise is told before anything runs, with the one to use instead."""
-        try:  # a connected input is None here
-            if solver is not None:
-                choose(solver, SOLVER_NAMES, "DGPO")
-            if scheduler not in (None, MODELS_OWN):
-                check_scheduler(scheduler)
-        except UserError as error:
-            return str(error)
-        return True
+        return fields.first_error((_check_solver, solver), (_check_scheduler, scheduler))
 
     @classmethod
     def execute(cls, height: int, width: int, scheduler: str = MODELS_OWN, **settings: Any) -> io.NodeOutput:
         settings["scheduler"] = "" if scheduler == MODELS_OWN else scheduler
         return io.NodeOutput(Sampler(fields.values(RolloutConfig, settings), height, width))
+
+
+def _check_solver(name: str) -> None:
+    choose(name, SOLVER_NAMES, "DGPO")
+
+
+def _check_scheduler(name: str) -> None:
+    if name != MODELS_OWN:
+        check_scheduler(name)
 
 
 class GroupSampler(io.ComfyNode):
@@ -79,19 +75,18 @@ class GroupSampler(io.ComfyNode):
             display_name="Group Sampler",
             category=host.CATEGORY,
             description="Draws a group of images for each prompt of an iteration; every image has a seed of its own.",
-            inputs=[
-                fields.Policy.Input("policy", tooltip="The model; its run's state at this iteration draws the images."),
-                fields.Prompts.Input("prompts", tooltip="The prompts; an iteration takes the next few of them."),
-                fields.Sampler.Input("settings", tooltip="How images are drawn."),
-                io.Int.Input(
-                    "iteration",
-                    default=0,
-                    min=0,
-                    max=1_000_000,
-                    control_after_generate=True,
-                    tooltip="Counts from 0. Leave its control on increment: each press of Run is one iteration.",
-                ),
-            ],
+            inputs=fields.inputs(
+                GROUP_SAMPLER,
+                policy="The model; its run's state at this iteration draws the images.",
+                prompts="The prompts; an iteration takes the next few of them.",
+                settings="How images are drawn.",
+                iteration={
+                    "min": 0,
+                    "max": 1_000_000,
+                    "control_after_generate": True,
+                    "tooltip": "Counts from 0. Leave its control on increment: each press of Run is one iteration.",
+                },
+            ),
             outputs=[
                 fields.Group.Output(display_name="groups", tooltip="The groups, for a scorer or ranker."),
                 io.Image.Output(display_name="images", tooltip="All images in one batch, group after group."),

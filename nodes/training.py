@@ -7,9 +7,16 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io, ui
 
+from dgpo_core.comfy.forms import (
+    AS_BELOW,
+    LORA_TRAINER,
+    TRAINING_LOOP,
+    TRAINING_SETTINGS,
+    chosen_preset,
+    preset_choices,
+)
 from dgpo_core.common.errors import UserError
-from dgpo_core.settings.config import Config, RewardTerm, TrainingConfig
-from dgpo_core.settings.presets import MODES, apply_mode, load_preset, preset_names
+from dgpo_core.settings.config import RewardTerm, TrainingConfig
 
 from .common import fields, host, warn
 from .common.values import Groups, PolicyHandle, Prompts, Sampler, Training
@@ -17,39 +24,33 @@ from .runs import loop, sessions
 from .runs.states import State
 from .runs.watching import Log, Watching
 
-AS_BELOW = "as set below"
-
 
 class TrainingSettings(io.ComfyNode):
     """From scores to weights."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        modes = [f"mode {mode}" for mode in MODES]
         return io.Schema(
             node_id="DGPO_TrainingSettings",
             display_name="Training Settings",
             category=host.CATEGORY,
             description="How scores become weights. A preset, or everything by hand.",
-            inputs=[
-                io.Combo.Input(
-                    "preset",
-                    options=[AS_BELOW, *preset_names(), *modes],
-                    tooltip="Take these values from a preset of the engine (mode: of the paper) instead of from below.",
-                ),
-                *fields.widgets(Config, "combine"),
-                *fields.widgets(TrainingConfig),
-            ],
+            inputs=fields.inputs(
+                TRAINING_SETTINGS,
+                preset={
+                    "options": preset_choices(),
+                    "tooltip": "Take these values from a preset of the engine (mode: of the paper) instead of from"
+                    " below.",
+                },
+            ),
             outputs=[fields.Training.Output(display_name="settings", tooltip="For the trainer or the loop.")],
         )
 
     @classmethod
     def execute(cls, preset: str, combine: str, **settings: Any) -> io.NodeOutput:
-        if preset in preset_names():
-            chosen = load_preset(preset)
-            return io.NodeOutput(Training(chosen.training, chosen.combine))
-        if preset.startswith("mode "):
-            return io.NodeOutput(Training(apply_mode(Config(), preset.removeprefix("mode ")).training, combine))
+        chosen = chosen_preset(preset)
+        if chosen:
+            return io.NodeOutput(Training(chosen[0], chosen[1] or combine))
         if preset != AS_BELOW:
             raise UserError(f"There is no preset {preset}: choose one of the list.")
         return io.NodeOutput(Training(fields.values(TrainingConfig, settings), combine))
@@ -77,12 +78,13 @@ class LoRATrainer(io.ComfyNode):
             category=host.CATEGORY,
             description="Takes one training step from scored groups. The same step is never taken twice.",
             is_output_node=True,
-            inputs=[
-                fields.Policy.Input("policy", tooltip="The model; straight from Load Policy, the state that drew."),
-                fields.Group.Input("scored", tooltip="Groups with scores."),
-                fields.Training.Input("settings", tooltip="How scores become weights."),
-                fields.weights_input(),
-            ],
+            inputs=fields.inputs(
+                LORA_TRAINER,
+                **fields.WEIGHTS,
+                policy="The model; straight from Load Policy, the state that drew.",
+                scored="Groups with scores.",
+                settings="How scores become weights.",
+            ),
             outputs=trained_outputs(),
             hidden=[io.Hidden.unique_id],
         )
@@ -115,37 +117,6 @@ def trained(
     return io.NodeOutput(policy, lora, losses, curve, metrics, ui=ui.PreviewImage(curve, cls=cls))
 
 
-def watch_inputs() -> list[io.Input]:
-    """What a loop measures on the way; all optional, and without held-out prompts nothing is measured."""
-    return [
-        fields.Prompts.Input(
-            "held_out",
-            optional=True,
-            tooltip="Prompts that are not trained on: drawn from the same seeds every time, to see what is learned.",
-        ),
-        fields.Reward.Input(
-            "watch", optional=True, tooltip="Rewards that are only scored on them, never trained, besides statistics."
-        ),
-        io.Int.Input(
-            "evaluate_every",
-            default=10,
-            min=1,
-            max=10_000,
-            optional=True,
-            tooltip="Iterations between two evaluations of the held-out prompts.",
-        ),
-        io.Int.Input(
-            "evaluation_images", default=64, min=2, max=10_000, optional=True, tooltip="Images of each evaluation."
-        ),
-        io.Combo.Input(
-            "on_alarm",
-            options=["warn", "stop"],
-            optional=True,
-            tooltip="Where a watched value falls while the reward rises: tell, or stop and give out the best before.",
-        ),
-    ]
-
-
 class TrainingLoop(io.ComfyNode):
     """Whole iterations, one after the other."""
 
@@ -158,25 +129,31 @@ class TrainingLoop(io.ComfyNode):
             description="Draws, scores and trains, again and again, in one press. Cancel keeps the last iteration; the "
             "next press goes on from there.",
             is_output_node=True,
-            inputs=[
-                fields.Policy.Input("policy", tooltip="The model to train."),
-                fields.Prompts.Input("prompts", tooltip="What to draw."),
-                fields.Sampler.Input("sampler", tooltip="How to draw."),
-                fields.Reward.Input("reward", tooltip="What the images are scored by."),
-                fields.Training.Input("settings", tooltip="How scores become weights."),
-                io.Int.Input(
-                    "iterations",
-                    default=40,
-                    min=1,
-                    max=1_000_000,
-                    tooltip="Iterations in all. With a larger number a finished run goes on.",
-                ),
-                io.Int.Input(
-                    "save_every", default=10, min=1, max=10_000, tooltip="Iterations between two saved states."
-                ),
-                fields.weights_input(),
-                *watch_inputs(),
-            ],
+            inputs=fields.inputs(
+                TRAINING_LOOP,
+                **fields.WEIGHTS,
+                policy="The model to train.",
+                prompts="What to draw.",
+                sampler="How to draw.",
+                reward="What the images are scored by.",
+                settings="How scores become weights.",
+                iterations="Iterations in all. With a larger number a finished run goes on.",
+                save_every={"min": 1, "max": 10_000, "tooltip": "Iterations between two saved states."},
+                held_out="Prompts that are not trained on: drawn from the same seeds every time, to see what is"
+                " learned.",
+                watch="Rewards that are only scored on them, never trained, besides statistics.",
+                evaluate_every={
+                    "min": 1,
+                    "max": 10_000,
+                    "tooltip": "Iterations between two evaluations of the held-out prompts.",
+                },
+                evaluation_images={"min": 2, "max": 10_000, "tooltip": "Images of each evaluation."},
+                on_alarm={
+                    "default": None,
+                    "tooltip": "Where a watched value falls while the reward rises: tell, or stop and give out the best"
+                    " before.",
+                },
+            ),
             outputs=trained_outputs(),
             hidden=[io.Hidden.unique_id],
         )

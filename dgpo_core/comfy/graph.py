@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dgpo_core.comfy.forms import PROMPT_LIST, TEXT
 from dgpo_core.comfy.node_table import DETAILERS, LONGEST, RULES, SAMPLERS, SCRIPTS, WIDGETS
 from dgpo_core.common.errors import NoPrompt, SeveralPrompts, UserError
 from dgpo_core.common.prompts import read_prompts
@@ -153,7 +154,7 @@ def _own_prompts(nodes: Mapping[str, Node]) -> dict[str, None]:
     found: dict[str, None] = {}
     for node in nodes.values():
         text = node.inputs.get("text")
-        if node.kind == "DGPO_Prompts" and node.inputs.get("source") == "the text below" and isinstance(text, str):
+        if node.kind == PROMPT_LIST.id and node.inputs.get("source") == TEXT and isinstance(text, str):
             try:
                 found |= {prompt.text: None for prompt in read_prompts(text)}
             except UserError:

@@ -5,34 +5,32 @@ cannot run headless and is refused; so is what a file that is shared may not dec
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgpo_core.comfy.forms import (
+    FORMS,
+    HELD_OUT,
+    LORA_TRAINER,
+    MODEL_FOLDERS,
+    MODELS_OWN,
+    NO_LORA,
+    SHIPPED,
+    TEXT,
+    TRAINING_LOOP,
+    WATCHING,
+    Form,
+    Widget,
+    chosen_preset,
+)
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import parse_json, read_json, shown
 from dgpo_core.rewards.trust import check_shared
-from dgpo_core.settings.config import (
-    EMBEDDED,
-    Config,
-    LoraConfig,
-    MemoryConfig,
-    ModelConfig,
-    RewardTerm,
-    RolloutConfig,
-    TrainingConfig,
-)
-from dgpo_core.settings.presets import apply_mode, load_preset, preset_names
+from dgpo_core.settings.config import EMBEDDED, Config, RewardTerm
 from dgpo_core.settings.values import read_rewards, to_plain
 
-MODELS_OWN = "model's own"
-"""The choice of Sampler Settings that is no scheduler."""
-HELD_OUT = "embedded, held out"  # the embedded model's prompts that it does not train on, in the node Prompts
 CONTROLLED = ("iteration",)  # widgets behind which the front end stores one more value, "increment" or the like
-TEXT = "the text below"  # the choice of the node Prompts that is no file
-SHIPPED = {EMBEDDED: "train.jsonl", HELD_OUT: "held_out.jsonl"}
-MODELS = ("checkpoints", "diffusers")
-"""The folders of models/ that the node Load Policy lists."""
 
 
 _NOTHING = object()
@@ -57,24 +55,24 @@ class Workflow:
         except ValueError:
             raise UserError(f"{self.path} is not a workflow of ComfyUI: save it with Save or Export (API).") from None
 
-    def find(self, *kinds: str) -> Node:
-        """The first node of the first kind that is there."""
-        for kind in kinds:
+    def find(self, *forms: Form) -> Node:
+        """The first node of the first form that is there."""
+        for form in forms:
             for node in self.nodes.values():
-                if node.kind == kind:
+                if node.kind == form.id:
                     return node
         raise UserError(f"The workflow {self.path} has no node that trains (Training Loop or DGPO LoRA Trainer).")
 
-    def behind(self, node: Node, name: str, *kinds: str) -> Node:
-        """The node that is linked to an input. Raises UserError if it is none of `kinds`."""
-        link = node.inputs.get(name)
+    def behind(self, node: Node, name: str) -> Node:
+        """The node that is linked to an input. Raises UserError if it is none that can stand there."""
+        link, source = node.inputs.get(name), FORMS[node.kind].inputs[name].source
         other = self.nodes.get(str(link[0])) if is_link(link) else None
         if other is None:
             raise UserError(f"In the workflow {self.path}, nothing is connected to {name!r} of {node.kind}.")
-        if other.kind not in kinds:
+        if other.kind != source:
             raise UserError(
                 f"The workflow {self.path} has {shown(other.kind, 60)} at {name!r} of {node.kind}, which only runs in"
-                f" ComfyUI: connect {' or '.join(kinds)} to run it headless."
+                f" ComfyUI: connect {source} to run it headless."
             )
         return other
 
@@ -98,10 +96,19 @@ class Workflow:
             raise UserError(f"{where} must be a text, not {_short(found)}.")
         return found
 
-    def values(self, node: Node, group: type, *, but: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The widgets that are fields of a group of settings; lists are texts with commas."""
-        names = [field for field in fields(group) if field.name in node.inputs and field.name not in but]
-        return {field.name: _listed(self.value(node, field.name), field.default) for field in names}
+    def settings(self, node: Node, *names: str) -> dict[str, Any]:
+        """What the widgets of these names (all where none is named) set, such as {"lora.rank": 8}."""
+        widgets = FORMS[node.kind].inputs
+        found = {}
+        for name in names or widgets:
+            widget = widgets[name]
+            if not isinstance(widget, Widget) or not widget.setting:
+                continue
+            if name in node.inputs or widget.needed:
+                found[widget.setting] = _listed(self.value(node, name), widget.setting)
+            elif widget.default is not None:
+                found[widget.setting] = widget.default
+        return found
 
 
 def is_link(value: Any) -> bool:
@@ -113,79 +120,69 @@ def _short(value: Any) -> str:
     return shown(repr(value), 60)
 
 
-def _listed(value: Any, default: Any) -> Any:
+def _listed(value: Any, setting: str) -> Any:
+    """Lists are texts with commas in a widget."""
+    group, _, name = setting.rpartition(".")
+    default = getattr(getattr(Config(), group) if group else Config(), name)
     if not isinstance(default, tuple) or not isinstance(value, str):
         return value
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{"lora": {"rank": 8}} for {"lora.rank": 8}."""
+    nested: dict[str, Any] = {}
+    for setting, value in settings.items():
+        group, _, name = setting.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[name] = value
+    return nested
+
+
 def load_workflow(path: str | Path) -> dict[str, Any]:
     """The settings of the training in a workflow, for `from_dict`. Raises UserError, naming the file."""
     flow = Workflow(path)
-    trainer = flow.find("DGPO_TrainingLoop", "DGPO_LoRATrainer")
-    looped = trainer.kind == "DGPO_TrainingLoop"
-    scorer = trainer if looped else flow.behind(trainer, "scored", "DGPO_RewardScorer")
-    drawer = trainer if looped else flow.behind(scorer, "groups", "DGPO_GroupSampler")
-    policy = flow.behind(drawer, "policy", "DGPO_LoadPolicy")
-    sampler = flow.behind(drawer, "sampler" if looped else "settings", "DGPO_SamplerSettings")
-    training, combine = _training(flow, flow.behind(trainer, "settings", "DGPO_TrainingSettings"))
+    trainer = flow.find(TRAINING_LOOP, LORA_TRAINER)
+    looped = trainer.kind == TRAINING_LOOP.id
+    scorer = trainer if looped else flow.behind(trainer, "scored")
+    drawer = trainer if looped else flow.behind(scorer, "groups")
+    policy = flow.behind(drawer, "policy")
+    sampler = flow.behind(drawer, "sampler" if looped else "settings")
     settings = {
-        "name": flow.value(policy, "run"),
-        "seed": flow.value(policy, "run_seed"),
-        "combine": combine,
+        **_training(flow, flow.behind(trainer, "settings")),
+        **flow.settings(policy),
+        "model.path": _model(flow, flow.text(policy, "model")),
+        "lora.init": _lora(flow, flow.text(policy, "start_from")),
+        **flow.settings(sampler),
+        "rollout.scheduler": _scheduler(flow, sampler),
+        **{f"evaluation.{name}": flow.value(sampler, name) for name in ("steps", "cfg", "batch")},
+        **_data(flow, flow.behind(drawer, "prompts")),
         "reward": _rewards(flow, scorer),
-        "model": {
-            **flow.values(policy, ModelConfig),  # `prediction`, which older workflows do not have
-            "path": _model(flow, flow.text(policy, "model")),
-            "dtype": flow.value(policy, "dtype"),
-            "height": flow.value(sampler, "height"),
-            "width": flow.value(sampler, "width"),
-        },
-        "lora": {**flow.values(policy, LoraConfig), "init": _lora(flow, flow.text(policy, "start_from"))},
-        "memory": flow.values(policy, MemoryConfig),
-        "data": _data(flow, flow.behind(drawer, "prompts", "DGPO_Prompts")),
-        "rollout": {**flow.values(sampler, RolloutConfig, but=("scheduler",)), "scheduler": _scheduler(flow, sampler)},
-        "training": training,
-        "evaluation": {
-            "steps": flow.value(sampler, "steps"),
-            "cfg": flow.value(sampler, "cfg"),
-            "batch": flow.value(sampler, "batch"),
-            "weights": flow.value(trainer, "weights"),
-        },
+        **flow.settings(trainer, "weights"),
     }
-    if not looped:
-        return settings
-    settings["iterations"] = flow.value(trainer, "iterations")
-    return _watched(flow, trainer, settings)
+    if looped:
+        settings |= flow.settings(trainer, "iterations") | _watched(flow, trainer)
+    return _nested(settings)
 
 
-def _watched(flow: Workflow, loop: Node, settings: dict[str, Any]) -> dict[str, Any]:
-    """With what a Training Loop measures on the way; without held-out prompts, as they are."""
+def _watched(flow: Workflow, loop: Node) -> dict[str, Any]:
+    """What a Training Loop measures on the way; nothing without held-out prompts."""
     if not is_link(loop.inputs.get("held_out")):
-        return settings
-    names = {"evaluate_every": ("every", 10), "evaluation_images": ("images", 64), "on_alarm": ("on_alarm", "warn")}
-    evaluation = {
-        name: flow.value(loop, widget) if widget in loop.inputs else default
-        for widget, (name, default) in names.items()
-    }
+        return {}
     watch = _rewards(flow, loop, "watch") if is_link(loop.inputs.get("watch")) else []
     return {
-        **settings,
+        **flow.settings(loop, *WATCHING),
         "watch": [{**term, "weight": 1.0} for term in watch],
-        "data": settings["data"] | _held_out(flow, flow.behind(loop, "held_out", "DGPO_Prompts")),
-        "evaluation": settings["evaluation"] | evaluation,
+        **_held_out(flow, flow.behind(loop, "held_out")),
     }
 
 
-def _training(flow: Workflow, node: Node) -> tuple[dict[str, Any], Any]:
+def _training(flow: Workflow, node: Node) -> dict[str, Any]:
     """As the node Training Settings has it: a chosen preset goes before the widgets."""
-    preset = flow.text(node, "preset")
-    if preset in preset_names():
-        chosen = load_preset(preset)
-        return to_plain(chosen.training), chosen.combine
-    if preset.startswith("mode "):
-        return to_plain(apply_mode(Config(), preset.removeprefix("mode ")).training), flow.value(node, "combine")
-    return flow.values(node, TrainingConfig), flow.value(node, "combine")
+    chosen = chosen_preset(flow.text(node, "preset"))
+    if chosen is None:
+        return flow.settings(node)
+    training, combine = chosen
+    return {"training": to_plain(training), "combine": combine or flow.value(node, "combine")}
 
 
 def _scheduler(flow: Workflow, sampler: Node) -> Any:
@@ -205,7 +202,7 @@ def _rewards(flow: Workflow, scorer: Node, name: str = "reward") -> list[dict[st
 
 def _chain(flow: Workflow, scorer: Node, name: str) -> Iterator[Node]:
     """The rewards behind an input, last one first."""
-    node, passed = flow.behind(scorer, name, "DGPO_Reward"), set()
+    node, passed = flow.behind(scorer, name), set()
     while True:
         if id(node) in passed:
             raise UserError(f"In the workflow {flow.path}, the rewards are connected in a circle: cut it.")
@@ -213,7 +210,7 @@ def _chain(flow: Workflow, scorer: Node, name: str) -> Iterator[Node]:
         yield node
         if not is_link(node.inputs.get("reward")):
             return
-        node = flow.behind(node, "reward", "DGPO_Reward")
+        node = flow.behind(node, "reward")
 
 
 def _term(flow: Workflow, node: Node) -> RewardTerm:
@@ -230,22 +227,19 @@ def _term(flow: Workflow, node: Node) -> RewardTerm:
 
 def _data(flow: Workflow, prompts: Node) -> dict[str, Any]:
     source = flow.text(prompts, "source")
-    found = {
-        "groups_per_iteration": flow.value(prompts, "per_iteration"),
-        "order_seed": flow.value(prompts, "order_seed"),
-    }
+    settings = flow.settings(prompts)
     if source == TEXT:
-        return {**found, "text": flow.text(prompts, "text"), "held_out": ""}
+        return {**settings, "data.text": flow.text(prompts, "text"), "data.held_out": ""}
     if source == EMBEDDED:
-        return found
-    return {**found, "prompts": _prompt_file(flow, source), "held_out": ""}
+        return settings
+    return {**settings, "data.prompts": _prompt_file(flow, source), "data.held_out": ""}
 
 
 def _held_out(flow: Workflow, prompts: Node) -> dict[str, Any]:
     source = flow.text(prompts, "source")
     if source == TEXT:
-        return {"held_out_text": flow.text(prompts, "text"), "held_out": ""}
-    return {"held_out": EMBEDDED if source == HELD_OUT else _prompt_file(flow, source)}
+        return {"data.held_out_text": flow.text(prompts, "text"), "data.held_out": ""}
+    return {"data.held_out": EMBEDDED if source == HELD_OUT else _prompt_file(flow, source)}
 
 
 def _prompt_file(flow: Workflow, source: str) -> str:
@@ -261,17 +255,17 @@ def _prompt_file(flow: Workflow, source: str) -> str:
 
 def _model(flow: Workflow, choice: str) -> str:
     """The path of one of Load Policy's models. Folders of models are often links to another disk; they are followed."""
-    if choice.startswith("embedded"):
+    if choice.startswith(EMBEDDED):
         return EMBEDDED
     path = _inside(flow, "models", choice)
-    if path.split("/")[1] not in MODELS:
-        where = "models/checkpoints or models/diffusers"
+    if path.split("/")[1] not in MODEL_FOLDERS:
+        where = " or ".join(f"models/{folder}" for folder in MODEL_FOLDERS)
         raise UserError(f"The workflow {flow.path} names the model {_short(choice)}, which is not in {where}.")
     return path
 
 
 def _lora(flow: Workflow, choice: str) -> str:
-    return "" if choice == "none" else _inside(flow, "models/loras", choice)
+    return "" if choice == NO_LORA else _inside(flow, "models/loras", choice)
 
 
 def _inside(flow: Workflow, folder: str, name: str) -> str:

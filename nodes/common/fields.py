@@ -1,81 +1,96 @@
-"""Widgets from the engine's settings: one source for each default, range and line of help."""
+"""Inputs of nodes, from the engine's forms and settings: one source for each name, default, range and line of help."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.settings.config import DataConfig, EvalConfig, ModelConfig, Range
+from dgpo_core.comfy import forms
+from dgpo_core.common.errors import UserError
+from dgpo_core.settings.config import Config, Range
 from dgpo_core.settings.schema import field_docs
 from dgpo_core.settings.values import read_settings
 
 FINE, COARSE = 1e-6, 0.01  # steps of float widgets
 SEEDS = 2**32 - 1
 
-Policy = io.Custom("DGPO_POLICY")
-Prompts = io.Custom("DGPO_PROMPTS")
+Policy = io.Custom(forms.POLICY)
+Prompts = io.Custom(forms.PROMPTS)
 Conditionings = io.Custom("DGPO_CONDITIONINGS")
-Sampler = io.Custom("DGPO_SAMPLER")
-Group = io.Custom("DGPO_GROUP")
-Reward = io.Custom("DGPO_REWARD")
-Training = io.Custom("DGPO_TRAINING")
+Sampler = io.Custom(forms.SAMPLER)
+Group = io.Custom(forms.GROUP)
+Reward = io.Custom(forms.REWARD)
+Training = io.Custom(forms.TRAINING)
+_EDGES = {
+    forms.POLICY: Policy,
+    forms.PROMPTS: Prompts,
+    forms.SAMPLER: Sampler,
+    forms.GROUP: Group,
+    forms.REWARD: Reward,
+    forms.TRAINING: Training,
+}
+_KINDS = {str: io.String, int: io.Int, float: io.Float, bool: io.Boolean}
+
+About = str | Mapping[str, Any]
+"""An input's tooltip, or several of its arguments."""
+
+# What more than one node says of its inputs.
+RUN: Mapping[str, About] = {
+    "run": "Name of the run: its states are kept in output/dgpo/<run>.",
+    "run_seed": {
+        "min": 0,
+        "max": SEEDS,
+        "tooltip": "Seed of everything random in the run. Another seed is another run from the start.",
+    },
+}
+ORDER: Mapping[str, About] = {
+    "per_iteration": "Prompts, and so groups, in each iteration: more make a steadier step, and take longer.",
+    "order_seed": {"min": 0, "max": SEEDS, "tooltip": "Seed of the order of the prompts."},
+}
+WEIGHTS: Mapping[str, About] = {
+    "weights": {
+        "options": ["current", "ema"],
+        "tooltip": "The adapter's current weights, or their slow moving average: steadier, but far behind in a short"
+        " run.",
+    }
+}
 
 
-def widgets(settings: type, *names: str, **options: Mapping[str, Any]) -> list[io.Input]:
-    """One widget per named field of a settings dataclass (all where none is named).
+def inputs(form: forms.Form, **about: About) -> list[io.Input]:
+    """The inputs of a form, in its order.
 
-    options: further arguments of single widgets, such as `options=[...]` to choose a text from.
+    about: what there is to say of single ones, by name; of a setting, its own help is said where nothing else is.
     """
-    hints = typing.get_type_hints(settings, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(settings)}
-    return [_widget(settings, fields[name], hints[name], options.get(name, {})) for name in names or fields]
-
-
-def run_widgets() -> list[io.Input]:
-    """The name and the seed of a run."""
-    return [
-        io.String.Input("run", default="my_run", tooltip="Name of the run: its states are kept in output/dgpo/<run>."),
-        io.Int.Input(
-            "run_seed",  # the front end would draw a widget called "seed" anew at every press
-            default=0,
-            min=0,
-            max=SEEDS,
-            tooltip="Seed of everything random in the run. Another seed is another run from the start.",
-        ),
-    ]
-
-
-def order_widgets() -> list[io.Input]:
-    """How many prompts an iteration takes, and in which order."""
-    return [
-        io.Int.Input(
-            "per_iteration",
-            **{"default": 8, **_limits(typing.get_type_hints(DataConfig, include_extras=True)["groups_per_iteration"])},
-            tooltip="Prompts, and so groups, in each iteration: more make a steadier step, and take longer.",
-        ),
-        io.Int.Input("order_seed", default=0, min=0, max=SEEDS, tooltip="Seed of the order of the prompts."),
-    ]
-
-
-def prediction_widget() -> io.Input:
-    """What a model predicts. The last widget of its nodes, and optional: older workflows go on without it."""
-    (widget,) = widgets(ModelConfig, "prediction", prediction={"optional": True})
-    return widget
+    unknown = about.keys() - form.inputs.keys()
+    if unknown:
+        raise TypeError(f"{form.id} has no {min(unknown)}")
+    return [_input(name, entry, about.get(name, {})) for name, entry in form.inputs.items()]
 
 
 def weights_input(optional: bool = False) -> io.Input:
     """Which weights of the adapter to take."""
-    return io.Combo.Input(
-        "weights",
-        options=["current", "ema"],
-        default=EvalConfig().weights,
-        optional=optional,
-        tooltip="The adapter's current weights, or their slow moving average: steadier, but far behind in a short run.",
-    )
+    (widget,) = inputs(forms.TRAINING_LOOP.part("weights"), weights={**WEIGHTS["weights"], "optional": optional})
+    return widget
+
+
+def first_error(*checks: tuple[Callable[[Any], Any], Any]) -> bool | str:
+    """What `validate_inputs` answers: True, or the sentence of the first check that the value beside it fails.
+
+    None passes: that is what a connected input is before anything runs.
+    """
+    for check, value in checks:
+        if value is None:
+            continue
+        try:
+            check(value)
+        except UserError as error:
+            return str(error)
+    return True
 
 
 def values(settings: type, given: Mapping[str, Any]) -> Any:
@@ -84,26 +99,50 @@ def values(settings: type, given: Mapping[str, Any]) -> Any:
     return read_settings(settings, {name: value for name, value in given.items() if name in names})
 
 
-def _widget(settings: type, field: dataclasses.Field, hint: Any, options: Mapping[str, Any]) -> io.Input:
-    kind, limits = hint, {}
-    if typing.get_origin(hint) is typing.Annotated:
-        kind, limits = typing.get_args(hint)[0], _limits(hint)
-    about = {"default": field.default, "tooltip": field_docs(settings)[field.name], **options}
+def _input(name: str, entry: forms.Widget | forms.Link, about: About) -> io.Input:
+    about = {"tooltip": about} if isinstance(about, str) else dict(about)
+    if entry.optional:
+        about["optional"] = True
+    if isinstance(entry, forms.Link):
+        return _EDGES[entry.edge].Input(name, **about)
+    if entry.setting:
+        return _of_setting(name, entry, about)
+    kind = io.Combo if "options" in about else _KINDS[entry.kind]
+    return kind.Input(name, **{"default": entry.default, **about})
+
+
+def _of_setting(name: str, widget: forms.Widget, about: Mapping[str, Any]) -> io.Input:
+    """With the setting's own type, range, default and help, as far as nothing else is said."""
+    group, field, kind, limits = _setting(widget.setting)
+    default = field.default if widget.default is None else widget.default
+    about = {"default": default, "tooltip": field_docs(group)[field.name], **about}
     if "options" in about or typing.get_origin(kind) is Literal:
-        return io.Combo.Input(field.name, **{"options": list(typing.get_args(kind)), **about})
+        return io.Combo.Input(name, **{"options": list(typing.get_args(kind)), **about})
     if kind is bool:
-        return io.Boolean.Input(field.name, **about)
+        return io.Boolean.Input(name, **about)
     if kind is int:
-        return io.Int.Input(field.name, **{"min": 0, "max": 1_000_000, **limits, **about})
+        return io.Int.Input(name, **{"min": 0, "max": 1_000_000, **limits, **about})
     if kind is float:
         fine = 0 < field.default < 0.05 or field.name in ("clip", "kl_weight")
         step = FINE if fine else COARSE
         low = limits.get("min", 0.0) + (step if limits.get("open") else 0.0)
         high = limits.get("max", 1e6) - (step if limits.get("open_high") else 0.0)
-        return io.Float.Input(field.name, **{"min": low, "max": high, "step": step, "round": step, **about})
+        return io.Float.Input(name, **{"min": low, "max": high, "step": step, "round": step, **about})
     if isinstance(field.default, tuple):
         about["default"] = ", ".join(f"{item:g}" if isinstance(item, float) else item for item in field.default)
-    return io.String.Input(field.name, **about)
+    return io.String.Input(name, **about)
+
+
+@functools.cache
+def _setting(name: str) -> tuple[type, dataclasses.Field, Any, Mapping[str, Any]]:
+    """Of a setting such as "lora.rank": its group, its field there, its type, and the limits of its values."""
+    group, _, leaf = name.rpartition(".")
+    settings = typing.get_type_hints(Config)[group] if group else Config
+    hint = typing.get_type_hints(settings, include_extras=True)[leaf]
+    (field,) = (field for field in dataclasses.fields(settings) if field.name == leaf)
+    if typing.get_origin(hint) is typing.Annotated:
+        return settings, field, typing.get_args(hint)[0], _limits(hint)
+    return settings, field, hint, {}
 
 
 def _limits(hint: Any) -> dict[str, Any]:

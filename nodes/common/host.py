@@ -17,19 +17,17 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from dgpo_core.comfy.workflow import HELD_OUT
+from dgpo_core.comfy.forms import EMBEDDED_MODEL, MODEL_FOLDERS, NO_LORA, SHIPPED, TEXT
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import check_folder_name
 from dgpo_core.common.reading import shown
 from dgpo_core.people.gallery import MOST_CROPPED, cropped
 from dgpo_core.policy import Policy
-from dgpo_core.settings import config
+from dgpo_core.settings.config import EMBEDDED
 
 CATEGORY = "DGPO"
-EMBEDDED = "embedded (shapes world)"
-NO_LORA = "none"
 REWARD_MODELS = "reward_models"
-FROM_CHECKPOINTS, FROM_DIFFUSERS = "checkpoints/", "diffusers/"
+FROM_CHECKPOINTS, FROM_DIFFUSERS = (f"{folder}/" for folder in MODEL_FOLDERS)
 PREVIEW = 1024  # pixels of a preview's longer side
 REWARD_BYTES = 6 * 2**30  # the largest reward model, with what it computes
 
@@ -63,13 +61,13 @@ def model_choices() -> list[str]:
             if "model_index.json" in files:
                 folders.append(os.path.relpath(path, root).replace(os.sep, "/"))
     names = [FROM_CHECKPOINTS + n for n in checkpoints] + [FROM_DIFFUSERS + n for n in sorted(folders)]
-    return [EMBEDDED, *names]
+    return [EMBEDDED_MODEL, *names]
 
 
 def model_path(choice: str) -> str:
     """The path of one of `model_choices`, for `load_policy`; "embedded", the embedded model's, stays as it is."""
-    if choice in (EMBEDDED, config.EMBEDDED):
-        return config.EMBEDDED
+    if choice in (EMBEDDED_MODEL, EMBEDDED):
+        return EMBEDDED
     if choice not in model_choices():
         raise UserError(f"There is no model {choice}: put it into models/checkpoints or models/diffusers and refresh.")
     if choice.startswith(FROM_CHECKPOINTS):
@@ -110,7 +108,7 @@ def prompt_file_choices() -> list[str]:
     files = (
         sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".txt", ".jsonl")) if folder.is_dir() else []
     )
-    return ["the text below", "embedded", HELD_OUT, *files]
+    return [TEXT, *SHIPPED, *files]
 
 
 def prompt_file(choice: str) -> Path:
@@ -122,11 +120,11 @@ def prompt_file(choice: str) -> Path:
     return path
 
 
-def check_name(name: str, what: str) -> str:
-    """`name`, if it can be one folder below the output folder."""
+def check_run(name: str) -> str:
+    """The name of a run, if it can be one folder below the output folder."""
     if not 0 < len(name) <= 100 or name.startswith("."):
-        raise UserError(f"The {what} {shown(name)!r} cannot be a folder name: use letters, digits, '-', '_' and '.'.")
-    check_folder_name(name, what)
+        raise UserError(f"The run name {shown(name)!r} cannot be a folder name: use letters, digits, '-', '_' and '.'.")
+    check_folder_name(name, "run name")
     return name
 
 

@@ -3,16 +3,17 @@
 from dataclasses import asdict
 from typing import Any
 
-from dgpo_core.settings.config import Config, TrainingConfig
-from dgpo_core.settings.presets import MODES, apply_mode, load_preset, preset_names
+from dgpo_core.comfy.forms import AS_BELOW, chosen_preset, preset_choices
+from dgpo_core.settings.config import TrainingConfig
 
 
 def preset_values() -> dict[str, dict[str, Any]]:
     """What each option of the combo `preset` stands for: widget name -> value. A mode says nothing of `combine`."""
-    presets = {name: load_preset(name) for name in preset_names()}
-    values = {name: {"combine": preset.combine, **widget_values(preset.training)} for name, preset in presets.items()}
-    modes = {f"mode {mode}": widget_values(apply_mode(Config(), mode).training) for mode in MODES}
-    return values | modes
+    presets = {choice: chosen_preset(choice) for choice in preset_choices() if choice != AS_BELOW}
+    return {
+        choice: {**({"combine": combine} if combine else {}), **widget_values(training)}
+        for choice, (training, combine) in presets.items()
+    }
 
 
 def widget_values(training: TrainingConfig) -> dict[str, Any]:

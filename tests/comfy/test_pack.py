@@ -6,6 +6,9 @@ import pytest
 from comfy_browser import Browser
 from comfy_server import ComfyServer, RequestFailed
 
+from dgpo_core.comfy.forms import FORMS
+
+KINDS = ("required", "optional")
 UNKNOWN = {"id": 1, "type": "NoSuchNode", "pos": [100, 100], "size": [200, 100], "flags": {}, "order": 0, "mode": 0}
 
 
@@ -35,10 +38,17 @@ def test_every_input_has_a_tooltip(nodes: dict[str, dict[str, Any]]) -> None:
     inputs = [
         (id_, name, (spec[1] if len(spec) > 1 else {}).get("tooltip"))
         for id_, node in nodes.items()
-        for kind in ("required", "optional")
+        for kind in KINDS
         for name, spec in node["input"].get(kind, {}).items()
     ]
     assert [(id_, name) for id_, name, tooltip in inputs if not tooltip] == []
+
+
+def test_the_nodes_have_the_inputs_of_their_forms(nodes: dict[str, dict[str, Any]]) -> None:
+    for id_, form in FORMS.items():
+        optional = {name: entry.optional for name, entry in form.inputs.items()}
+        ordered = {kind: [name for name in form.inputs if optional[name] == (kind == "optional")] for kind in KINDS}
+        assert nodes[id_]["input_order"] == {kind: names for kind, names in ordered.items() if names}, id_
 
 
 def test_every_output_has_a_tooltip_and_a_name(nodes: dict[str, dict[str, Any]]) -> None:
