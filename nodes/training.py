@@ -92,7 +92,7 @@ class LoRATrainer(io.ComfyNode):
     @classmethod
     def execute(cls, policy: PolicyHandle, scored: Groups, settings: Training, weights: str) -> io.NodeOutput:
         loop.require_scores(scored)
-        tick = host.Progress(loop.training_forwards(scored, settings), cls.hidden.unique_id)
+        tick = host.Progress(loop.update_steps(scored, settings), cls.hidden.unique_id)
         after, state = sessions.learn(policy, scored, settings, tick)
         sessions.keep(after, state)
         return trained(cls, after, state, scored.sampler, settings, scored.terms, weights, Log(None))

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from collections import Counter
 from dataclasses import dataclass
+from math import ceil
 
 from PIL import Image
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.pictures import reward_curve
+from dgpo_core.method.advantage import informative
 from dgpo_core.method.step import NOTHING_TO_LEARN
+from dgpo_core.method.update import OLD, References
 from dgpo_core.settings.config import RewardTerm
 
 from ..common import host
-from ..common.contact_sheet import contact_sheet
+from ..common.contact_sheet import combined, contact_sheet
 from ..common.values import Groups, PolicyHandle, Prompts, Sampler, Training
 from . import scoring, sessions
 from .states import State
@@ -107,11 +111,24 @@ def require_scores(groups: Groups) -> None:
         raise UserError("These groups have no scores: put a Reward Scorer, Scores from Graph or Human Ranker before.")
 
 
-def training_forwards(groups: Groups, settings: Training) -> int:
-    """About how many forwards an update takes."""
-    t = settings.training
-    rows = sum(len(group) for group in groups.groups) * t.timesteps
-    return max(1, rows // t.micro_batch) * (2 if t.clip == 0 else 3)
+def update_steps(groups: Groups, settings: Training) -> int:
+    """How many steps the bar of an update has: its forwards, as `Update` takes them, and the optimiser's step.
+
+    There are a few forwards less while the old policy is the current one.
+    """
+    t, references = settings.training, References.of(settings.training)
+    compared = {references.logit, references.kl, OLD if t.clip > 0 else None} - {None}
+    anchored = {references.kl} - {None}
+    kinds = Counter((bool(informative(combined(group, groups)[None])), len(group)) for group in groups.groups)
+    steps = 1
+    for (prefers, size), number in kinds.items():
+        asked = compared if prefers else anchored
+        if not asked:  # nothing to learn from them
+            continue
+        parts = ceil(number * t.timesteps / max(1, t.micro_batch // size)) * ceil(size / t.micro_batch)
+        before = int(prefers and size > t.micro_batch)  # the logit of a group that is cut
+        steps += parts * (1 + before + sum(1 if reference.cfg == 1 else 2 for reference in asked))
+    return steps
 
 
 def curve(state: State, log: Log) -> Image.Image:
