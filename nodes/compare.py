@@ -88,7 +88,7 @@ class BeforeAfter(io.ComfyNode):
     ) -> io.NodeOutput:
         few = list(prompts.prompts[:first])
         if reward:
-            scoring.prepare(reward, few)
+            scoring.require_ready(reward, few)
         seeds = [first_seed + i for i in range(images)]
         if policy is not None:
             handle = sessions.resolve(policy, sessions.store(policy.spec).newest())
@@ -134,11 +134,11 @@ def _output(cls: type, before: list[Group], after: list[Group], terms: tuple[Rew
     ]
     scores, said = None, "no reward connected"
     if terms:
-        weights = {name: weight for name, weight in weights_of(terms).items() if weight}
-        rows = [[total(group, weights) for group in scoring.score_all(groups, terms)] for groups in (before, after)]
+        counting = {name: weight for name, weight in weights_of(terms).items() if weight}
+        rows = [[total(group, counting) for group in scoring.score_all(groups, terms)] for groups in (before, after)]
         means = [float(torch.cat(row).mean()) for row in rows]
         scores = [r for both in zip(*rows, strict=True) for r in both]
-        said = f"{'+'.join(weights)}: {means[0]:.3f} before, {means[1]:.3f} after"
+        said = f"{'+'.join(counting)}: {means[0]:.3f} before, {means[1]:.3f} after"
     sheet = host.to_image(grid(pairs, said, scores))
     return io.NodeOutput(sheet, said, ui=ui.PreviewImage(sheet, cls=cls))
 

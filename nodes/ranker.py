@@ -95,7 +95,7 @@ class HumanRanker(io.ComfyNode):
         if on_timeout == REWARD and not reward:
             raise UserError(f'Connect a reward, or set on_timeout to something else than "{REWARD}".')
         if on_timeout == REWARD:
-            scoring.prepare(reward, [group.prompt for group in groups.groups])
+            scoring.require_ready(reward, [group.prompt for group in groups.groups])
         answer = _answer(groups, mode, timeout, preset)
         if answer is None and on_timeout == CANCEL:
             raise comfy.model_management.InterruptProcessingException
@@ -117,7 +117,7 @@ def _answer(groups: Groups, mode: str, timeout: int, preset: str) -> Answer | No
         {"prompt_id": context.prompt_id, "node_id": context.node_id},
         mode=mode,
         timeout_s=timeout,
-        check=host.check,
+        check=host.stop_if_cancelled,
         shown={"subfolder": f"dgpo/{run}/{FOLDER}", "type": "output"},
     )
 

@@ -105,12 +105,12 @@ def trained(
     sampler: Sampler,
     settings: Training,
     terms: Sequence[RewardTerm],
-    weights: str,
+    adapter: str,
     log: Log,
 ) -> io.NodeOutput:
     """The five outputs, and the curve on the node."""
     config = sessions.config_of(policy.spec, sampler, settings.training, terms, settings.combine)
-    lora = sessions.lora(policy, state, terms, config, weights)
+    lora = sessions.lora(policy, state, terms, config, adapter)
     curve = host.to_image(loop.curve(state, log))
     losses = {"loss": [record["loss"] for record in state.history]}
     metrics = loop.describe(state, log)

@@ -44,7 +44,7 @@ def _cuda() -> list[torch.device]:
     return [device] if device.type == "cuda" else []
 
 
-def check() -> None:
+def stop_if_cancelled() -> None:
     """Raises ComfyUI's interrupt once the user has pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
@@ -227,7 +227,7 @@ class Progress:
 
     def __call__(self) -> None:
         """Before every forward: stop here if the user has cancelled, else move the bar."""
-        check()
+        stop_if_cancelled()
         self.done += 1
         self.bar.update_absolute(min(self.done, self.total), self.total)
 

@@ -49,7 +49,7 @@ def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State, Log]:
     """
     handle, state = _furthest(plan)
     if handle.step < plan.iterations:
-        scoring.prepare(plan.terms, plan.prompts.prompts)
+        scoring.require_ready(plan.terms, plan.prompts.prompts)
     log = Log(plan.watching)
     log.recall(handle, state)
     best = log.best(handle, state) if log.history else handle
@@ -58,7 +58,7 @@ def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State, Log]:
     try:
         while handle.step < plan.iterations and not log.stopped:
             groups = sessions.score(_draw(plan, handle), plan.terms)
-            handle, state = sessions.learn(handle, groups, plan.settings, host.check)
+            handle, state = sessions.learn(handle, groups, plan.settings, host.stop_if_cancelled)
             if log.look(handle):
                 best = handle
                 sessions.keep(handle, state)
@@ -90,19 +90,19 @@ def _before_the_decline(log: Log, handle: PolicyHandle, state: State) -> tuple[P
 
 
 def _draw(plan: Plan, handle: PolicyHandle) -> Groups:
-    return sessions.draw(handle, plan.prompts.at(handle.step), plan.sampler, handle.step, host.check)
+    return sessions.draw(handle, plan.prompts.at(handle.step), plan.sampler, handle.step, host.stop_if_cancelled)
 
 
 def _furthest(plan: Plan) -> tuple[PolicyHandle, State]:
     """The last state of this very plan that is kept: keys tell without drawing anything."""
     handle = plan.policy if plan.policy.state else sessions.store(plan.policy.spec).at(0)
-    found, last = handle, min(plan.iterations, sessions.furthest(handle.spec))
+    kept, last = handle, min(plan.iterations, sessions.furthest(handle.spec))
     while handle.step < last:
-        host.check()
+        host.stop_if_cancelled()
         handle = sessions.foretell(handle, plan.prompts.at(handle.step), plan.sampler, plan.terms, plan.settings)
         if sessions.is_kept(handle):
-            found = handle
-    return found, sessions.state_of(found)
+            kept = handle
+    return kept, sessions.state_of(kept)
 
 
 def require_scores(groups: Groups) -> None:

@@ -23,7 +23,7 @@ MOST_REWARDS = 4
 _rewards: Bounded[Reward] = Bounded(MOST_REWARDS)
 
 
-def prepare(terms: Sequence[RewardTerm], prompts: Sequence[Prompt]) -> None:
+def require_ready(terms: Sequence[RewardTerm], prompts: Sequence[Prompt]) -> None:
     """Raises UserError for what would stop the scoring later: to be called before anything is drawn."""
     check_rewards(terms)
     with host.engine():

@@ -128,23 +128,23 @@ def keep(handle: PolicyHandle, state: State) -> None:
 
 
 def lora(
-    handle: PolicyHandle, state: State, terms: Sequence[RewardTerm], config: Config, weights: AdapterName = "ema"
+    handle: PolicyHandle, state: State, terms: Sequence[RewardTerm], config: Config, adapter: AdapterName = "ema"
 ) -> LoraModel:
     """The adapter of a policy in this state, as a file would hold it."""
     with host.engine():
-        live = _load(handle.spec)
-        _restore(live, state, weights)
-        told = origin.describe(replace(config, reward=tuple(terms)), handle.step)
-        metadata = live.policy.lora_metadata(told)
-        return LoraModel(lora_file.for_comfyui(live.policy.lora_tensors(weights)), metadata)
+        loaded = _load(handle.spec)
+        _restore(loaded, state, adapter)
+        described = origin.describe(replace(config, reward=tuple(terms)), handle.step)
+        metadata = loaded.policy.lora_metadata(described)
+        return LoraModel(lora_file.for_comfyui(loaded.policy.lora_tensors(adapter)), metadata)
 
 
-def patched(handle: PolicyHandle, weights: AdapterName) -> Any:
+def patched(handle: PolicyHandle, adapter: AdapterName) -> Any:
     """A MODEL of ComfyUI's with one adapter of the handle's state. UserError where the policy is not on a MODEL."""
     with host.engine():
-        live = _load(handle.spec)
-        _restore(live, state_of(handle), weights)
-        return live.opened.patched(live.policy.lora_tensors(weights))
+        loaded = _load(handle.spec)
+        _restore(loaded, state_of(handle), adapter)
+        return loaded.opened.patched(loaded.policy.lora_tensors(adapter))
 
 
 def draw_with(
@@ -156,11 +156,11 @@ def draw_with(
 
 def _draw_rows(handle: PolicyHandle, adapter: AdapterName | None, rows: Sequence[Row], sampler: Sampler) -> list[Group]:
     with host.engine():
-        step, drawn = _enter(handle, sampler, DRAWING, (), host.check), sampler.rollout
+        step, drawn = _enter(handle, sampler, DRAWING, (), host.stop_if_cancelled), sampler.rollout
         drawing = Drawing(step.policy, step.solver, step.size, drawn.cfg, drawn.negative_prompt)
 
         def work(batch: int) -> list[Group]:
-            return drawing.draw(adapter, rows, batch, host.check)
+            return drawing.draw(adapter, rows, batch, host.stop_if_cancelled)
 
         images = sum(len(seeds) for _, seeds in rows)
         groups, step.rollout_batch = within_memory(work, step.rollout_batch, images)
@@ -180,18 +180,18 @@ def evaluate(
 
     The seeds are those of every evaluation. Kept on disk, and found again there.
     """
-    found = evaluated(handle, adapter, prompts, images, sampler, terms)
-    if found:
-        return found
+    known = evaluated(handle, adapter, prompts, images, sampler, terms)
+    if known:
+        return known
     with host.engine():
         groups = _draw_rows(handle, adapter, evaluation_set(prompts, images), sampler)
         scored = score_all(groups, terms)
     step = 0 if adapter is None else handle.step
-    found = Evaluation.of(step, [(i, group.scores) for i, group in enumerate(scored)])
+    evaluation = Evaluation.of(step, [(i, group.scores) for i, group in enumerate(scored)])
     runs = store(handle.spec)
     HELD.note_writing(runs.folder)
-    runs.save_evaluation(keys.evaluated(handle, adapter, prompts, images, sampler, terms), found)
-    return found
+    runs.save_evaluation(keys.evaluated(handle, adapter, prompts, images, sampler, terms), evaluation)
+    return evaluation
 
 
 def evaluated(handle: PolicyHandle, adapter: AdapterName | None, *asked: Any) -> Evaluation | None:
@@ -205,7 +205,7 @@ def encode(handle: PolicyHandle, prompt: Prompt, images: torch.Tensor, sampler: 
     """A group from pictures [G, 3, H, W] in [0, 1] that somebody has, cropped and scaled to the sampler's size."""
     handle = resolve(handle, iteration)
     with host.engine():
-        step = _enter(handle, sampler, DRAWING, (), host.check)
+        step = _enter(handle, sampler, DRAWING, (), host.stop_if_cancelled)
         pictures = host.fit(images, *step.size)
         digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
         latents = step.policy.encode_images(pictures.to(step.policy.device)).cpu()
@@ -294,15 +294,15 @@ def _enter(
     combine: str = "sum",
 ) -> Step:
     """A step on the loaded model in the handle's state."""
-    live = _load(handle.spec)
+    loaded = _load(handle.spec)
     spec = handle.spec
     settings = StepSettings(spec.seed, sampler.rollout, training, terms, combine, spec.lora.dropout)
-    size = sampler.height or live.opened.size[0], sampler.width or live.opened.size[1]
-    live.policy.latent_shape(*size)
-    step = Step(live.policy, settings, size=size, check=tick)
+    size = sampler.height or loaded.opened.size[0], sampler.width or loaded.opened.size[1]
+    loaded.policy.latent_shape(*size)
+    step = Step(loaded.policy, settings, size=size, check=tick)
     state = state_of(handle)
     step.load_state(state.tensors, state.info)
-    for setting, most in live.fits.items():
+    for setting, most in loaded.fits.items():
         asked = getattr(step, setting)
         setattr(step, setting, min(asked or most, most))
     return step
@@ -313,16 +313,16 @@ def _note_memory(spec: PolicySpec, step: Step) -> None:
     settings = step.settings
     asked = {"rollout_batch": settings.rollout.batch, "micro_batch": settings.training.micro_batch}
     for setting, most in asked.items():
-        found = getattr(step, setting)
-        if found and found != most:
-            _load(spec).fits[setting] = found
+        fitted = getattr(step, setting)
+        if fitted and fitted != most:
+            _load(spec).fits[setting] = fitted
 
 
-def _restore(live: LoadedModel, state: State, name: AdapterName) -> None:
+def _restore(loaded: LoadedModel, state: State, adapter: AdapterName) -> None:
     """Only one adapter's weights."""
     with torch.no_grad():
-        for key, value in live.policy.adapter_state(name).items():
-            value.copy_(state.tensors[f"{name}/{key}"])
+        for key, value in loaded.policy.adapter_state(adapter).items():
+            value.copy_(state.tensors[f"{adapter}/{key}"])
 
 
 def _snapshot(step: Step, history: Sequence[Mapping[str, Any]] = (), line: Sequence[str] = ()) -> State:

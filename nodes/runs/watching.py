@@ -23,7 +23,7 @@ from .states import State
 class Watching:
     """What to measure every `every` iterations, and whether an alarm ends the loop.
 
-    trained: the rewards of the training; watched: others, besides the statistics.
+    trained: the rewards of the training; watched: others, besides the statistics. adapter: which one is measured.
     """
 
     prompts: tuple[Prompt, ...]
@@ -32,7 +32,7 @@ class Watching:
     watched: tuple[RewardTerm, ...]
     every: int
     images: int
-    weights: AdapterName
+    adapter: AdapterName
     stops: bool
 
     def __post_init__(self) -> None:
@@ -56,12 +56,15 @@ class Watching:
 
 @dataclass
 class Log:
-    """The evaluations of a run of the loop. asked: None where nothing is measured, and everything here is empty."""
+    """The evaluations of a run of the loop. asked: None where nothing is measured, and everything here is empty.
+
+    ending: what is to be said of the state that is given out, after an alarm.
+    """
 
     asked: Watching | None
     history: list[Evaluation] = field(default_factory=list)
     records: list[Mapping[str, Any]] = field(default_factory=list)
-    told: str = ""
+    ending: str = ""
 
     def recall(self, handle: PolicyHandle, state: State) -> None:
         """The base, and those of the states that led to this one, as far as they were measured before."""
@@ -69,14 +72,14 @@ class Log:
             return
         self._add(self._measure(handle, None))
         for step in range(self.asked.every, state.step, self.asked.every):
-            self._add(sessions.evaluated(self.handle(handle, state, step), self.asked.weights, *self._how()))
+            self._add(sessions.evaluated(self.handle(handle, state, step), self.asked.adapter, *self._how()))
         self.look(handle)
 
     def look(self, handle: PolicyHandle) -> bool:
         """Measure this state if it is time to; whether it is the best so far."""
         if not self.asked or handle.step == 0 or handle.step % self.asked.every:
             return False
-        self._add(self._measure(handle, self.asked.weights))
+        self._add(self._measure(handle, self.asked.adapter))
         return self._best() is self.history[-1]
 
     @property
@@ -96,7 +99,7 @@ class Log:
     def given_out(self, step: int, best: int) -> None:
         """Note which state the loop gives out after an alarm, and which measured best."""
         lost = f", as the best one (iteration {best}) is no longer kept" if step != best else ", the best before"
-        self.told = f"Stopped by an alarm: given out is the state after iteration {step}{lost}."
+        self.ending = f"Stopped by an alarm: given out is the state after iteration {step}{lost}."
 
     def text(self) -> str:
         """The last evaluation and all alarms, in lines."""
@@ -104,7 +107,7 @@ class Log:
             return ""
         alarms = [f"Warning: {alarm}" for alarm in self.asked.watch.alarms(self.history)]
         last = f"iteration {self.history[-1].iteration}: {side_by_side(self.records[-1])}"
-        return "\n".join([last, *alarms, *filter(None, [self.told])])
+        return "\n".join([last, *alarms, *filter(None, [self.ending])])
 
     def _best(self) -> Evaluation:
         return self.asked.watch.best(self.history)
