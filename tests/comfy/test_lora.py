@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comfy_families import LORA_FAMILIES, TOLERANCE
 from comfy_server import run_script, why_not
 
 SCRIPT = Path(__file__).parent / "inside" / "comfy_lora.py"
-TOLERANCE = 1e-5
-"""Of a prediction, as a share of its largest value: float32 sums in another order. 1.1e-6 was measured."""
-FAMILIES = ("sd15", "sdxl", "sd3", "sd3.5", "flux", "embedded")
 TRAINED = "DGPO step 60, rewards shapes_graded=1, base sd3, made for sd3, rank 4"
 
 
@@ -24,7 +22,7 @@ def found() -> dict[str, Any]:
     return run_script(SCRIPT, timeout=600)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LORA_FAMILIES)
 def test_the_lora_does_what_it_does_in_diffusers(found: dict[str, Any], family: str) -> None:
     case = found["families"][family]
     assert case["base"] < TOLERANCE  # the same network
@@ -35,13 +33,13 @@ def test_the_lora_does_what_it_does_in_diffusers(found: dict[str, Any], family: 
     assert case["clip"] is None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LORA_FAMILIES)
 def test_the_model_on_the_input_is_left_alone(found: dict[str, Any], family: str) -> None:
     assert found["families"][family]["untouched"]
     assert found["families"][family]["restored"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LORA_FAMILIES)
 def test_comfyuis_own_loader_knows_the_names(found: dict[str, Any], family: str) -> None:
     case = found["families"][family]
     if case["core_kohya"] is None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comfy_families import LORA_FAMILIES, TOLERANCE
 from comfy_server import run_script, why_not
-from test_lora import FAMILIES, TOLERANCE
 
 SCRIPT = Path(__file__).parent / "inside" / "comfy_lora_forms.py"
 
@@ -21,7 +21,7 @@ def found() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("style", ["kohya", "generic"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LORA_FAMILIES)
 def test_a_training_starts_from_what_the_loader_applies(found: dict[str, Any], family: str, style: str) -> None:
     """All layers by the names of the network's makers, q, k and v in one, alpha / rank one half."""
     case = found["makers"][f"{family} {style}"]

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comfy_families import MODULES, TOLERANCE
 from comfy_server import run_script, why_not
 
 SCRIPT = Path(__file__).parent / "inside" / "comfy_native.py"
-TOLERANCE = 1e-5
-"""Of predictions and gradients, as a share of the largest value: float32 sums in another order. 3e-6 was measured."""
-MODULES = {"sd15": 32, "sdxl": 64, "sd3": 7, "flux": 18, "qwen": 24, "lumina": 8, "zimage": 8, "wan": 24, "aura": 20}
-"""Attention projections; q, k and v are fused in sd3, flux, lumina and zimage. Nothing in the pack knows of aura."""
 UNUSED = {"qwen": 2}  # of its last block the text's q and out: nothing is made of them
 PREDICTIONS = {"sd15": "epsilon", "sdxl": "epsilon"}  # the others' is flow
 BLOCKS = {"sd15": 12, "sdxl": 12, "sd3": 2, "flux": 6, "qwen": 3, "lumina": 4, "zimage": 4, "wan": 3, "aura": 3}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comfy_families import MODULES, TOLERANCE
 from comfy_server import run_script, why_not
-from test_native import MODULES, TOLERANCE
 
 SCRIPT = Path(__file__).parent / "inside" / "comfy_native_forms.py"
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from comfy_checkpoint import checkpoint
+from comfy_graphs import Graph
+from comfy_native_graphs import graph, ksampler
+from comfy_results import cancel, equal, lora, tensors
 from comfy_server import REPO, ComfyServer, ExecutionFailed, PromptRefused
 from safetensors.torch import save_file
-from test_native_graph import graph, ksampler
-from test_training import _progress_of, equal, lora, tensors
-from test_workflows import checkpoint
 
 from dgpo_core.common.seeds import derive_seed
 
-Graph = dict[str, dict[str, Any]]
 STEPS = ("loader", "policy", "prompts", "settings", "groups", "reward", "scores", "training", "trainer", "save")
 USERS_LORA = {
     "class_type": "LoraLoaderModelOnly",
@@ -125,18 +124,6 @@ def test_cancel_leaves_the_model_and_the_users_lora_as_they_were(comfy: ComfySer
     for turn, node in enumerate(("groups", "trainer"), start=1):  # while it draws, and while it trains
         steps = {"settings": {"group_size": 16, "steps": 100}} if node == "groups" else {}
         run = training("stopped", 0, **{**slow, **steps}, policy={"model": ["user", 0]})
-        stop(comfy, {**run, "user": USERS_LORA}, node)
+        cancel(comfy, {**run, "user": USERS_LORA}, node)
         again = {"denoise": 1 - turn * 1e-6}  # the same to KSampler, but nothing that ComfyUI remembers
         assert [pixels(comfy, comfy.run(picture(3, model, **again))) for model in models] == before
-
-
-def stop(comfy: ComfyServer, prompt: Graph, node: str) -> None:
-    """Queues it and presses Cancel once `node` has made a step."""
-    done = len(comfy.events.messages)
-    queued, end = comfy.queue(prompt), time.monotonic() + 300
-    while not any(_progress_of(message) == (queued, node) for message in comfy.events.messages[done:]):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    comfy.interrupt()
-    with pytest.raises(ExecutionFailed, match="interrupted"):
-        comfy.wait(queued, 60)

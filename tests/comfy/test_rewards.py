@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import tiny_clip
+from comfy_graphs import REWARD, SCORE, TRAIN, loop, visual
+from comfy_results import files
 from comfy_server import ComfyServer, PromptRefused, RequestFailed
 from judge_server import serving
-from test_training import REWARD, SCORE, TRAIN, files, loop, visual
 
 from dgpo_core.rewards import make_reward
 from dgpo_core.rewards.serve import RewardServer

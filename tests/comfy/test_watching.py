@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from comfy_graphs import PROMPTS, TRAIN, Graph, loop
+from comfy_results import equal, error_of, files, line, lora, steps_done, tensors
 from comfy_server import ComfyServer, images
 from safetensors import safe_open
-from test_training import PROMPTS, TRAIN, Graph, equal, error_of, files, line, loop, lora, steps_done, tensors
 
 HELD_OUT, WATCHED, SAID = "held_out", "watched", "said"
 

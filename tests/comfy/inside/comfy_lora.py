@@ -1,4 +1,4 @@
-"""Run by `test_comfy_lora.py` in ComfyUI's folder and interpreter: prints what the LoRA nodes did there, as JSON.
+"""Run by `test_lora.py` in ComfyUI's folder and interpreter: prints what the LoRA nodes did there, as JSON.
 
 For each family, a small random network is put into ComfyUI's own class, a LoRA of the engine is loaded into it by the
 node, and the predictions are compared with diffusers'.

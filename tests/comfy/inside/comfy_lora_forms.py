@@ -1,4 +1,4 @@
-"""Run by `test_comfy_lora_forms.py` in ComfyUI's folder and interpreter: LoRAs of other trainers, as JSON.
+"""Run by `test_lora_forms.py` in ComfyUI's folder and interpreter: LoRAs of other trainers, as JSON.
 
 Each is read twice: by the LoRA Loader into ComfyUI's class, and as the start of a training into diffusers'.
 """

@@ -1,4 +1,4 @@
-"""Run by `test_comfy_memory.py` in ComfyUI's folder and interpreter: prints the batches that an accelerator, which has
+"""Run by `test_memory.py` in ComfyUI's folder and interpreter: prints the batches that an accelerator, which has
 room for two samples only, was asked for, as JSON.
 """
 

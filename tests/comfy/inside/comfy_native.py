@@ -1,4 +1,4 @@
-"""Run by `test_comfy_native.py` in ComfyUI's folder and interpreter: prints what the native policy did there, as JSON.
+"""Run by `test_native.py` in ComfyUI's folder and interpreter: prints what the native policy did there, as JSON.
 
 For each family, a small random network is put into ComfyUI's own class with weights as its loaders make them (inference
 tensors), and a policy on it is compared with plain autograd on a second copy of the same weights.

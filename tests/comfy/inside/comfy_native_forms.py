@@ -1,4 +1,4 @@
-"""Run by `test_comfy_native_forms.py` in ComfyUI's folder and interpreter: prints what it saw there, as JSON.
+"""Run by `test_native_forms.py` in ComfyUI's folder and interpreter: prints what it saw there, as JSON.
 
 The forms of the native policy: dropout, a LoRA to start from, conditionings of the graph, and the MODEL that comes out,
 on the small random networks of `comfy_native.py`.

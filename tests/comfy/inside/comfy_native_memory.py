@@ -1,4 +1,4 @@
-"""Run by `test_comfy_native_memory.py` in ComfyUI's folder and interpreter: what is alive over 50 iterations."""
+"""Run by `test_native_memory.py` in ComfyUI's folder and interpreter: what is alive over 50 iterations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run by `test_comfy_native_parity.py` in ComfyUI's folder and interpreter: the native policy beside the diffusers one.
+"""Run by `test_native_parity.py` in ComfyUI's folder and interpreter: the native policy beside the diffusers one.
 
 Both hold the embedded model's weights: its transformer in ComfyUI's own class, converted by ComfyUI's own code, and its
 text encoders and VAE behind the methods that a CLIP and a VAE of ComfyUI's have.

@@ -1,4 +1,4 @@
-"""Run by `test_comfy_native_sampling.py` in ComfyUI's folder and interpreter: prints what roll-outs drew, as JSON.
+"""Run by `test_native_sampling.py` in ComfyUI's folder and interpreter: prints what roll-outs drew, as JSON.
 
 The judge is ComfyUI's own KSampler node, followed by its VAE Decode, with the same seed, texts and settings.
 """

@@ -1,4 +1,4 @@
-"""Run by `test_comfy_native_types.py` in ComfyUI's folder and interpreter: number types and memory, printed as JSON.
+"""Run by `test_native_types.py` in ComfyUI's folder and interpreter: number types and memory, printed as JSON.
 
 A MODEL's weights are kept in bf16, fp8 and scaled fp8 as its loaders keep them, or are loaded in part and patched where
 they are used, or lie in pages that are taken back; gradients are compared with plain autograd on the same numbers.
