@@ -24,6 +24,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -33,12 +34,13 @@ from transformers import (
     T5EncoderModel,
 )
 
-from dgpo_core.policy import load_policy
+from dgpo_core.policy import Cond, load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
 SIZE = 32
 """Height and width of the images, pixels: latents of 16 x 16 (the tiny VAEs halve once)."""
 MAX_TOKENS = 16
+PROMPTS = ["a red circle", "two blue squares"]
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
@@ -227,3 +229,9 @@ def folder(family: str) -> Path:
 def shared(family: str) -> DiffusersPolicy:
     """A policy of a family, of rank 2 and with a fresh adapter, for the tests that leave it as it was."""
     return load_policy(folder(family), rank=2)
+
+
+def inputs(policy: DiffusersPolicy) -> tuple[Tensor, Tensor, Cond]:
+    """Noisy latents, two timesteps and the prompts, for a prediction; always the same."""
+    x = torch.randn(2, *policy.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(2))
+    return x, torch.tensor([900.0, 300.0]), Cond.cat(policy.encode(PROMPTS))

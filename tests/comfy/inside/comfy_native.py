@@ -7,16 +7,13 @@ tensors), and a policy on it is compared with plain autograd on a second copy of
 from __future__ import annotations
 
 import functools
-import gc
 import importlib
 import json
 import logging
 import os
 import tempfile
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ import comfy.sd
 import comfy.utils
 import comfy_extras.nodes_model_advanced as nodes_model_advanced
 import comfy_lora
+import comfy_native_node
 import folder_paths
 import torch
 from bright import Bright, register
@@ -45,12 +43,6 @@ from dgpo_core.policy import Cond
 from dgpo_core.settings.config import Config, DataConfig, RewardTerm, RolloutConfig, TrainingConfig
 
 native_hooks = importlib.import_module("pack.on_model.hooks")
-native_models = importlib.import_module("pack.on_model.models")
-native_texts = importlib.import_module("pack.on_model.texts")
-native_node = importlib.import_module("pack.native")
-held = importlib.import_module("pack.runs.held")
-sessions = importlib.import_module("pack.runs.sessions")
-values = importlib.import_module("pack.common.values")
 FAMILIES = os.environ.get("FAMILIES", " ".join(NATIVES)).split()
 
 
@@ -252,91 +244,6 @@ def sampling_nodes(case: Case) -> dict[str, str]:
     return found
 
 
-WIDGETS = {
-    "run": "a_run", "run_seed": 0, "rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": "", "start_from": "none",
-    "gradient_checkpointing": True,
-}  # fmt: skip
-
-
-def execute(case: Case, model: Any = None, **inputs: Any) -> Any:
-    """What the node gives out, run as ComfyUI runs it."""
-    with torch.inference_mode():
-        node = native_node.NativePolicyNode
-        node.hidden = types.SimpleNamespace(unique_id="1")
-        return node.execute(model or case.model, case.clip, case.vae, **{**WIDGETS, **inputs}).result[0]
-
-
-def step(handle: Any, iteration: int) -> tuple[Any, Any]:
-    """One iteration by the steps that the nodes take."""
-    sampler = values.Sampler(RolloutConfig(group_size=4, steps=4, solver="euler"), 8 * SIDE, 8 * SIDE)
-    training = values.Training(TrainingConfig(timesteps=2, t_min=0.0, lr=1e-2, micro_batch=8))
-    with torch.inference_mode():
-        groups = sessions.draw(handle, [(0, Prompt("red"))], sampler, iteration, lambda: None)
-        scored = sessions.score(groups, (RewardTerm("bright"),))
-        after, state = sessions.learn(handle, scored, training, lambda: None)
-        sessions.keep(after, state)
-    return after, state
-
-
-def same(a: Any, b: Any) -> bool:
-    return set(a.tensors) == set(b.tensors) and all(torch.equal(a.tensors[key], b.tensors[key]) for key in a.tensors)
-
-
-def node(case: Case, root: Path) -> dict[str, Any]:
-    """The node, and the steps that other nodes take with its policy."""
-    before = case.drawn()
-    handle = execute(case)
-    first, first_state = step(handle, 0)
-    second, second_state = step(first, 1)
-    with torch.inference_mode():
-        lora = sessions.lora(second, second_state, (), Config(model=second.spec.model), "current")
-        patched = comfy.sd.load_lora_for_models(case.model, None, dict(lora), 1.0, 0)[0]
-    restored = bool(torch.equal(case.drawn(), before))
-    again = Case(case.family)  # the same files, loaded again by another ComfyUI
-    sessions.HELD = held.Held()
-    handle_again = execute(again)
-    resumed = step(sessions.resolve(handle_again, 1), 1)
-    sessions.store(second.spec).folder.rename(root / "elsewhere")
-    anew = step(handle_again, 0)
-    spec = replace(handle_again.spec, model=replace(handle_again.spec.model, path="SD15-gone"))
-    return {
-        "steps": [first.step, second.step, second_state.step],
-        "moved": not same(first_state, second_state),
-        "patched": len(patched.patches),
-        "differs": not torch.equal(case.drawn(patched), before),
-        "metadata": {key: lora.metadata[key] for key in ("dgpo.base", "dgpo.step", "ss_base_model_version")},
-        "restored": restored and bool(torch.equal(case.drawn(), before)),
-        "named_alike": handle_again.spec == handle.spec,
-        "resumed": resumed[0] == second,
-        "anew": same(anew[1], first_state),
-        "other_patches": execute(case, patched).spec.model.path != handle.spec.model.path,
-        "network": sessions._load(handle_again.spec).policy.patcher.model is again.native.model,
-        "lost": lost(again, patched),
-        "gone": comfy_lora.error(lambda: sessions._load(spec)),
-        "bad_run": native_node.NativePolicyNode.validate_inputs(run="a/b", start_from=None),
-    }
-
-
-def lost(case: Case, other: Any) -> list[int]:
-    """How often a run has lost a MODEL: dropped, dropped while one alike is there, and after another was named."""
-
-    def alike(number: int) -> Any:
-        model = case.model.clone()
-        model.model_options["number"] = number  # of no meaning to ComfyUI
-        return model
-
-    counts, kept = [], alike(1)
-    for number, newer in enumerate((None, kept, other)):
-        dropped = alike(number)
-        for model in (dropped, newer):
-            if model is not None:
-                native_models.MODELS.remember(model, native_texts.by_clip(case.clip), case.vae, "b_run", "7")
-        del dropped, model
-        gc.collect()
-        counts.append(native_models.MODELS.lost("b_run"))
-    return [*counts, native_models.MODELS.lost("c_run"), native_models.MODELS.lost(None)]
-
-
 def cast(dtype: torch.dtype) -> dict[str, float]:
     """Gradients on weights that are kept in another type and cast where they are used."""
     case = Case("sd3")
@@ -450,7 +357,7 @@ def look(family: str, root: Path) -> dict[str, Any]:
         found.update(more, kernels=kernels(case))
     if family == "sd3":
         types = {"bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
-        found.update({name: cast(dtype) for name, dtype in types.items()}, node=node(case, root))
+        found.update({name: cast(dtype) for name, dtype in types.items()}, node=comfy_native_node.look(case, root))
     return found
 
 

@@ -1,7 +1,7 @@
 """Run by `test_native_forms.py` in ComfyUI's folder and interpreter: prints what it saw there, as JSON.
 
 The forms of the native policy: dropout, a LoRA to start from, conditionings of the graph, and the MODEL that comes out,
-on the small random networks of `comfy_native.py`.
+on the small random networks of `comfy_native_models.py`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.ops
 import comfy_lora
-import comfy_native
 import folder_paths
 import torch
+from bright import register
 from comfy_lora import CPU, difference
-from comfy_native import execute, native_node, sessions, step
+from comfy_native_node import WIDGETS, execute, native_node, same, sessions, step
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -174,7 +174,7 @@ def conditioned(case: Case, conditionings: Any, negative: Given, **inputs: Any) 
     with torch.inference_mode():
         node = native_node.NativePolicyConditioning
         node.hidden = types.SimpleNamespace(unique_id="2")
-        given = {**comfy_native.WIDGETS, "per_iteration": 2, "order_seed": 0, **inputs}
+        given = {**WIDGETS, "per_iteration": 2, "order_seed": 0, **inputs}
         return node.execute(case.model, case.vae, conditionings, negative, **given).result
 
 
@@ -202,7 +202,7 @@ def conditioning(case: Case) -> dict[str, Any]:
     rounded = [[red[0][0] + 1e-3 * (torch.arange(7) == 5).view(1, 7, 1), red[0][1]]]  # one token's numbers
     return {
         "prompts": [[p.text for p in prompts.prompts], prompts.per_iteration, prompts.seed],
-        "same_state": comfy_native.same(state, state_clip),
+        "same_state": same(state, state_clip),
         "other_root": other.spec.model.path != handle.spec.model.path,
         "one_token": conditioned(case, chain(red=rounded, blue=blue), none)[0].spec != handle.spec,
         "other_negative": conditioned(case, chain(red=red, blue=blue), red)[0].spec != handle.spec,
@@ -332,7 +332,7 @@ def settings_of_patches(case: Case) -> dict[str, bool]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    comfy_native.register()
+    register()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "loras").mkdir()

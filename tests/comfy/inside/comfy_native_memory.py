@@ -8,7 +8,8 @@ import tempfile
 from typing import Any
 
 # isort: split
-from comfy_native import Case, execute, sessions, step
+from comfy_native_case import Case
+from comfy_native_node import execute, sessions, step
 
 # isort: split
 import comfy.model_management
