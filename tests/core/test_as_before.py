@@ -17,7 +17,7 @@ from torch import Tensor
 from dgpo_core import train
 from dgpo_core.comfy.workflow import load_workflow
 from dgpo_core.common.errors import UserError
-from dgpo_core.settings import config_io
+from dgpo_core.settings.values import from_dict
 
 ROOT = Path(__file__).parents[2]
 CASES = ROOT / "tests" / "cases" / "as_before"
@@ -88,4 +88,4 @@ def test_a_workflow_means_the_settings_that_it_meant(name: str) -> None:
         with pytest.raises(UserError):
             load_workflow(path)
     else:
-        assert config_io.from_dict(load_workflow(path)) == config_io.from_dict(WORKFLOWS[name])
+        assert from_dict(load_workflow(path)) == from_dict(WORKFLOWS[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -23,8 +23,8 @@ ENGINE = {  # what each folder of dgpo_core may import, besides itself; the arro
     "people": {"common", "comfy", "rewards", "settings"},
     "method": {"common", "diffusion", "people", "policy", "rewards", "settings"},
     "evaluation": {"common", "diffusion", "method", "policy", "rewards", "settings"},
-    "runs": {"common", "evaluation", "method", "people", "policy", "rewards", "settings"},
-    "benchmark": {"common", "demo", "policy", "settings"},
+    "runs": {"comfy", "common", "evaluation", "method", "people", "policy", "rewards", "settings"},
+    "benchmark": {"common", "demo", "policy"},
 }
 NODES = {  # the same in the pack, where the files of the nodes lie at the top; all of them may import the engine
     "common": set(),
@@ -88,13 +88,17 @@ def edges(top: str) -> list[tuple[str, str]]:
     return [(module, found) for module in ours for found in imports(module) if found in modules() and found != module]
 
 
+def _listed(rooms: Iterable[str]) -> str:
+    return ", ".join(sorted(rooms)) or "itself"
+
+
 # --- the rules -------------------------------------------------------------------------------------------------------
 
 
 def test_the_engines_folders_import_only_what_lies_below_them() -> None:
     """Commands may import anything; `dgpo_core` itself, which only knows its version, is for all."""
     wrong = [
-        f"{module} imports {found}, but {room(module)} may import only {', '.join(ENGINE[room(module)]) or 'itself'}"
+        f"{module} imports {found}, but {room(module)} may import only {_listed(ENGINE[room(module)])}"
         for module, found in edges("dgpo_core")
         if room(module) and not is_command(module) and found != "dgpo_core"
         if room(found) not in {room(module), *ENGINE[room(module)]}
@@ -104,7 +108,7 @@ def test_the_engines_folders_import_only_what_lies_below_them() -> None:
 
 def test_the_packs_folders_import_only_what_lies_below_them() -> None:
     wrong = [
-        f"{module} imports {found}, but {room(module)} may import only {', '.join(NODES[room(module)]) or 'itself'}"
+        f"{module} imports {found}, but {room(module)} may import only {_listed(NODES[room(module)])}"
         for module, found in edges("nodes")
         if found.startswith("nodes") and room(found) not in {room(module), *NODES[room(module)]}
     ]
