@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-import dgpo_core
 from dgpo_core.common.errors import UserError
 from dgpo_core.runs.options import parse_args
 from dgpo_core.settings.config import Config, Range, RewardTerm, show_number
@@ -380,23 +379,3 @@ def test_changed_rewards_are_seen() -> None:
     old = Config()
     new = replace(old, reward=(RewardTerm("shapes_graded", 1.0, {"strict": True}),))
     assert list(differences(old, new)) == ["reward"]
-
-
-# --- the package -----------------------------------------------------------------------------------------------------
-
-
-def test_the_distribution_holds_the_engine_alone() -> None:
-    project = pytest.importorskip("tomllib", reason="Python 3.11").loads(
-        (Path(dgpo_core.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    )
-    assert project["project"]["version"] == dgpo_core.__version__
-    assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["dgpo_core*"]
-    assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": "requirements.txt"}
-
-
-def test_no_requirement_is_pinned() -> None:
-    root = Path(dgpo_core.__file__).parents[1]
-    lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    requirements = [line for line in lines if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", line) for line in requirements)
-    assert not any(line.startswith("torchaudio") for line in requirements)
