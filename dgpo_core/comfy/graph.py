@@ -226,7 +226,9 @@ def _through_bypassed(
 ) -> tuple[Any, int] | None:
     """Where a link really begins: a bypassed node gives out what it gets, by type; a muted one gives nothing."""
     for _ in drawn:
-        node = drawn.get(source[0]) if source else None
+        if source is None:
+            return None
+        node = drawn.get(source[0])
         if node is None or node.get("mode", 0) not in (MUTED, BYPASSED):
             return source
         if node["mode"] == MUTED:

@@ -18,8 +18,15 @@ LONGEST = 100_000
 class At(Protocol):
     """One output of one node, as a rule sees it."""
 
-    inputs: Mapping[str, Any]
-    output: int
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The node's inputs by name: values of widgets, and links."""
+        ...
+
+    @property
+    def output(self) -> int:
+        """Which of the node's outputs."""
+        ...
 
     def text(self, name: str) -> str:
         """What is at an input, written there or linked. Raises NoPrompt where no text is."""

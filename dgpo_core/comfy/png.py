@@ -33,9 +33,6 @@ def prompt_of(chunks: Mapping[str, Any]) -> str:
     """
     written = next((chunks[name] for name in GRAPHS if isinstance(chunks.get(name), str)), None)
     infotext = chunks.get(INFOTEXT)
-    if written is None and not isinstance(infotext, str):
-        tool = next((tool for name, tool in OTHERS.items() if name in chunks), None)
-        raise NoPrompt(f"holds the settings of {tool}, which are not read" if tool else NONE)
     if written is not None:
         try:
             return graph_prompt(_parsed(written))
@@ -44,6 +41,9 @@ def prompt_of(chunks: Mapping[str, Any]) -> str:
         except NoPrompt:
             if not isinstance(infotext, str):
                 raise
+    if not isinstance(infotext, str):
+        tool = next((tool for name, tool in OTHERS.items() if name in chunks), None)
+        raise NoPrompt(f"holds the settings of {tool}, which are not read" if tool else NONE)
     if infotext.lstrip().startswith("{"):
         raise NoPrompt("holds settings in JSON of a tool that is not read, and no prompt of ComfyUI's")
     return positive_prompt(infotext)

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -36,9 +36,12 @@ class World:
         self.rank: int = self._state.process_index
         self.size: int = self._state.num_processes
         self.device: torch.device = chosen or self._state.device
-        self._group = dist.new_group(backend="gloo", timeout=FOR_EVER) if self.size > 1 else None
-        self._peers = Peers(self.rank, self.size) if self.size > 1 else None
-        if self._peers:
+        self._group: dist.ProcessGroup | None = None
+        self._peers: Peers | None = None
+        if self.size > 1:
+            # every process is in it, so it is none of the other things that `new_group` can give
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=FOR_EVER))
+            self._peers = Peers(self.rank, self.size)
             atexit.register(self.close)
 
     @property
@@ -109,7 +112,8 @@ class World:
         try:
             yield
         except RuntimeError:
-            self._peers.explain()
+            if self._peers:
+                self._peers.explain()
             raise
 
 

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import threading
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -59,7 +60,8 @@ class Peers:
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self._line = dist.new_group(backend="gloo", timeout=FOR_EVER)
+        # every process is in it, so it is none of the other things that `new_group` can give
+        self._line = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=FOR_EVER))
         self._heard = threading.Condition()
         self._left: dict[int, News] = {}
         self._leaving = False

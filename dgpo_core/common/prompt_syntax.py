@@ -119,15 +119,15 @@ def syntax_warning(prompts: Sequence[Written], by_comfyui: bool = False) -> str:
     by_comfyui: the prompts go through ComfyUI's own text encoders, which interpret some of it.
     """
     syntaxes = [syntax for syntax in SYNTAXES if not (by_comfyui and syntax.comfyui)]
-    found = [(prompt, told) for prompt in prompts if (told := _examples(syntaxes, prompt.text))]
-    if not found:
+    warned_of = [(prompt, seen) for prompt in prompts if (seen := _examples(syntaxes, prompt.text))]
+    if not warned_of:
         return ""
-    first = found[0][0].where
-    examples = {name: example for _, told in reversed(found) for name, example in told.items()}  # the first of each
-    told = ", ".join(f"{s.name} such as {shown(examples[s.name], 60)}" for s in syntaxes if s.name in examples)
+    first = warned_of[0][0].where
+    examples = {name: example for _, seen in reversed(warned_of) for name, example in seen.items()}  # the first of each
+    listed = ", ".join(f"{s.name} such as {shown(examples[s.name], 60)}" for s in syntaxes if s.name in examples)
     return (
-        f"{len(found)} of {len(prompts)} prompts{f', the first in {shown(first)},' if first else ''} hold what other"
-        f" programs interpret; here it is taken as words: {told}."
+        f"{len(warned_of)} of {len(prompts)} prompts{f', the first in {shown(first)},' if first else ''} hold what"
+        f" other programs interpret; here it is taken as words: {listed}."
     )
 
 

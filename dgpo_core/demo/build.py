@@ -9,9 +9,10 @@ the time. That is the imperfection which preference training then removes.
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -238,11 +239,12 @@ def train_model(data: Data, tokenizer: CLIPTokenizer, config: BuildConfig) -> Te
         learner.step(loss)
         average.update_parameters(model)
         log(step, loss.item())
-    return average.module.eval().requires_grad_(False)
+    averaged = cast(TextToLatent, average.module)  # a copy of the model
+    return averaged.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(average: list[Tensor], current: list[Tensor], updates: int) -> None:
+def follow(average: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
     """An exponential moving average that forgets the untrained start quickly."""
     decay = min(0.998, (1 + updates) / (10 + updates))
     for mean, value in zip(average, current, strict=True):
@@ -256,7 +258,8 @@ def shifted(sigma: Tensor) -> Tensor:
 
 def optimizers(model: nn.Module, config: BuildConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for the rest. Muon needs a third of AdamW's steps here."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inside = "transformer_blocks." in name or ".layers." in name
         (matrices if inside and parameter.ndim == 2 else rest).append(parameter)

@@ -61,12 +61,13 @@ class SimulatedRater(GroupReward):
         """What is said about a group, in the words of `preferences`."""
         n = len(group)
         seen = self.verifier.score(group.images, [group.prompt.text] * n, [group.prompt.metadata] * n)
-        seen = (seen + self.slip * noise(derive_seed("rater", self.seed, *group.seeds), (n,))).tolist()
+        slips = self.slip * noise(derive_seed("rater", self.seed, *group.seeds), (n,))
+        rated: list[float] = (seen + slips).tolist()
         if self.mode == "thumbs":
-            return {"thumbs": [(score > GOOD) - (score < BAD) for score in seen]}
+            return {"thumbs": [(score > GOOD) - (score < BAD) for score in rated]}
         if self.mode == "best":
-            return {"ranking": [[max(range(n), key=seen.__getitem__)]]}
-        return {"ranking": ranks(seen, self.ties)}
+            return {"ranking": [[max(range(n), key=rated.__getitem__)]]}
+        return {"ranking": ranks(rated, self.ties)}
 
 
 def ranks(scores: Sequence[float], ties: float) -> list[list[int]]:
@@ -166,7 +167,8 @@ def table(outcomes: Sequence[Outcome], options: RaterConfig) -> str:
     lines = [f"groups of {options.size} rated until success is {options.gain:g} higher (mean; by seed)"]
     for mode in options.modes:
         rated = [outcome.rated for outcome in outcomes if outcome.mode == mode]
-        middle = f"{mean(rated):.0f}" if None not in rated else "-"
+        reached = [groups for groups in rated if groups is not None]
+        middle = f"{mean(reached):.0f}" if len(reached) == len(rated) else "-"
         each = ", ".join(f"more than {options.most * options.groups}" if n is None else str(n) for n in rated)
         lines.append(f"{mode:7} {middle:>5}  ({each})")
     return "\n".join(lines)

@@ -93,7 +93,7 @@ def _ideal(shape: str, height: int, width: int) -> tuple[np.ndarray, int]:
     canvas = Image.new("L", (width * 8, height * 8))
     ImageDraw.Draw(canvas).polygon([tuple(p) for p in scaled], fill=255)
     mask = np.asarray(canvas.reduce(8)) > 127
-    return mask, np.count_nonzero(mask)
+    return mask, int(np.count_nonzero(mask))
 
 
 def check(image: np.ndarray, metadata: Mapping[str, Any]) -> tuple[bool, float]:

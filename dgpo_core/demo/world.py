@@ -86,8 +86,8 @@ def all_scenes() -> Iterator[Scene]:
         yield Scene("single_object", (kind,))
         for count in COUNTS:
             yield Scene("counting", (replace(kind, count=count),))
-    for a, b in itertools.permutations(SHAPES, 2):
-        yield Scene("two_object", (Thing(a), Thing(b)))
+    for one, other in itertools.permutations(SHAPES, 2):
+        yield Scene("two_object", (Thing(one), Thing(other)))
     for a, b in itertools.permutations(kinds, 2):
         yield Scene("color_attr", (a, b))
         for relation in RELATIONS:

@@ -258,7 +258,7 @@ def choose(name: str, known: Sequence[str], what_for: str) -> str:
 def find(name: str, known: Sequence[str]) -> str:
     """The one of `known` that a solver's name stands for, in whatever spelling; empty where there is none."""
     plain = _plain(name)
-    return next((other for other in (plain, _ALIASES.get(plain)) if other in known), "")
+    return next((other for other in (plain, _ALIASES.get(plain, plain)) if other in known), "")
 
 
 def _plain(name: str) -> str:

@@ -26,8 +26,11 @@ def _in_type_of(x: Tensor, parameter: Tensor) -> Tensor:
         return parameter
     if torch.is_grad_enabled() and parameter.requires_grad:
         return parameter.to(x.dtype)
-    version, cast = getattr(parameter, _CAST, (-1, None))
-    if version != parameter._version or cast.dtype != x.dtype or cast.device != parameter.device:
-        cast = parameter.detach().to(x.dtype)
-        setattr(parameter, _CAST, (parameter._version, cast))
+    kept: tuple[int, Tensor] | None = getattr(parameter, _CAST, None)
+    if kept is not None:
+        version, cast = kept
+        if version == parameter._version and cast.dtype == x.dtype and cast.device == parameter.device:
+            return cast
+    cast = parameter.detach().to(x.dtype)
+    setattr(parameter, _CAST, (parameter._version, cast))
     return cast

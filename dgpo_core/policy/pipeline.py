@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.diffusion.prediction import Prediction
-from dgpo_core.diffusion.solvers import SchedulerSolver, make_solver
+from dgpo_core.diffusion.solvers import SchedulerSolver, Solver, make_solver
 from dgpo_core.policy.adapters import Adapters
 from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import AdapterName, Check, Cond, Policy, guided
@@ -88,7 +88,7 @@ class DiffusersPolicy(Policy):
         offload: bool = False,
     ) -> None:
         self.pipe, self.dtype, self.device, self.guidance, self.offload = pipe, dtype, device, guidance, offload
-        self.network: nn.Module = getattr(pipe, self.network_name)
+        self.network: Any = getattr(pipe, self.network_name)
         self.scheduler_config: dict[str, Any] = dict(pipe.scheduler.config)
         for module in pipe.components.values():
             if isinstance(module, nn.Module):
@@ -186,13 +186,15 @@ class DiffusersPolicy(Policy):
 
     @torch.no_grad()
     def sample(
-        self, solver: SchedulerSolver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check
+        self, solver: Solver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check
     ) -> Tensor:
+        made_here = cast(SchedulerSolver, solver)  # by `solver`, as `Policy.sample` asks
+
         def predict(x: Tensor, t: Tensor) -> Tensor:
             check()
             return guided(self, x, t, cond, uncond, cfg)
 
-        return solver.sample(predict, x_T.to(self.device))
+        return made_here.sample(predict, x_T.to(self.device))
 
     def enable_gradient_checkpointing(self) -> None:
         self.network.enable_gradient_checkpointing()

@@ -145,6 +145,7 @@ def _from_file(path: str, attribute: str) -> Any:
     if not Path(path).is_file():
         raise UserError(f"There is no file {path} with a reward in it.")
     spec = importlib.util.spec_from_file_location(f"dgpo_reward_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None  # there is one for every .py
     module = importlib.util.module_from_spec(spec)
     with guarded(f"The reward file {path} cannot be run:"):
         spec.loader.exec_module(module)

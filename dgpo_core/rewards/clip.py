@@ -72,7 +72,7 @@ def preprocess(picture: Image.Image, side: int) -> Tensor:
     picture = picture.resize((side, long) if width <= height else (long, side), Image.Resampling.BICUBIC)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     pixels = np.asarray(picture.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
-    return torch.from_numpy((pixels - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1)
+    return torch.from_numpy((pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)).permute(2, 0, 1)
 
 
 def _unit(features: Any) -> Tensor:

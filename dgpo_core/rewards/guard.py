@@ -6,6 +6,8 @@ Also `sys.exit`, which would end the run as if all were done, in the middle of a
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
+
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import shown
@@ -39,10 +41,10 @@ def check_prompts(rewards: Mapping[str, Reward], prompts: Sequence[Prompt]) -> N
             reward.check(prompts)
 
 
-def overlap(name: str, reward: Reward, *drawing: object) -> bool:
-    """What `reward.overlaps(*drawing)` says."""
+def overlap(name: str, reward: Reward, device: torch.device, group_size: int) -> bool:
+    """What `reward.overlaps` says of these."""
     with guarded(f"Reward {name!r} failed in overlaps() with"):
-        return bool(reward.overlaps(*drawing))
+        return bool(reward.overlaps(device, group_size))
 
 
 def idle(rewards: Mapping[str, Reward]) -> None:

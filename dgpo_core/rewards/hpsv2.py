@@ -62,7 +62,7 @@ def preprocess(images: Tensor, side: int) -> Tensor:
     return (images - mean) / std
 
 
-def load_model(path: Path) -> nn.Module:
+def load_model(path: Path) -> Any:
     """OpenCLIP's CLIP with the weights of a file, in float32. Raises UserError where the file holds another network."""
     from open_clip.model import CLIP
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class ModelReward(Reward):
     coarse to tell the images of a group apart). batch: images per forward. Raises UserError for other values.
     """
 
-    shareable = ("dtype", "batch")
+    shareable: ClassVar[tuple[str, ...]] = ("dtype", "batch")
 
     def __init__(self, device: str = "cpu", dtype: str = "auto", batch: int = 16) -> None:
         super().__init__(device)

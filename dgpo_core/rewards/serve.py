@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
@@ -67,9 +67,10 @@ class RewardServer(LocalServer):
         self.lock = threading.Lock()
         try:
             self.address_family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            local = ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
+            numeric = str(address[0])
+            local = ipaddress.ip_address(numeric.partition("%")[0]).is_loopback
             if local or token:
-                super().__init__(address[:2], Handler)
+                super().__init__((numeric, int(address[1])), Handler)
         except (OSError, UnicodeError) as error:
             raise UserError(f"Cannot listen on {host}, port {port}: {reason(error)}.") from None
         if not local and not token:
@@ -78,7 +79,7 @@ class RewardServer(LocalServer):
     @property
     def url(self) -> str:
         """Where it listens."""
-        host, port = self.server_address[:2]
+        host, port = cast(tuple[str, int], self.server_address[:2])  # not one of Unix's, which may be bytes
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def scores(self, request: wire.Request) -> list[float]:

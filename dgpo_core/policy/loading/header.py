@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import reason
@@ -111,7 +111,7 @@ def _entry(path: Path, name: str, entry: Any, data: int) -> Entry:
     return Entry(dtype, tuple(shape))
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: Any) -> TypeGuard[list[int]]:
     """Whether this is a list of whole numbers from 0 on."""
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 

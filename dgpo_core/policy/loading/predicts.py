@@ -73,8 +73,7 @@ def of_header(header: Header, kinds: Sequence[str]) -> Evidence:
     signs = [Sign("v", "the key v_pred")] if "v_pred" in header.tensors else []
     signs += [Sign(_kind(data[key]), f"{key} in its header") for key in _HEADER_KEYS if data.get(key, "").strip()]
     flags = {key: _flag(data[key]) for key in (*_V_FLAGS, *_ZERO_SNR_FLAGS) if key in data}
-    says = {True: "v", False: "epsilon"}
-    flagged = {key: says[flags[key]] for key in _V_FLAGS if flags.get(key) is not None}
+    flagged = {key: "v" if flag else "epsilon" for key in _V_FLAGS if (flag := flags.get(key)) is not None}
     signs += [Sign(kind, f"{key} in its header") for key, kind in flagged.items() if kind == "v" or kind in kinds]
     architecture = data.get("modelspec.architecture", "").lower()
     signs += [

@@ -145,7 +145,7 @@ def refuse_channels(cls: type[DiffusersPolicy], channels: int | None, what: str)
 
     channels: what it takes in, None where that is not known; what: begins the sentence, "The model x".
     """
-    if channels in cls.other_inputs:
+    if channels is not None and channels in cls.other_inputs:
         raise UserError(f"{what} is {cls.other_inputs[channels]} ({channels} input channels): {_BASE}.")
 
 

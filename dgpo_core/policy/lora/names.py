@@ -73,7 +73,8 @@ def _taken_apart(
 
 
 def _rows(module: nn.Module) -> int:
-    return module.out_features if hasattr(module, "out_features") else module.out_channels
+    layer: Any = module  # a Linear or a convolution
+    return layer.out_features if hasattr(layer, "out_features") else layer.out_channels
 
 
 def _flat(name: str) -> str:
@@ -127,7 +128,8 @@ def _unet(network: Any, own: Mapping[str, nn.Module]) -> Iterator[tuple[str, Pla
 
 def _numbered(stages: Any, way: str, first: int, block: str) -> dict[str, str]:
     """The blocks of one way through the UNet, which its makers number on; a change of size counts as one going down."""
-    found, number = {}, first
+    found: dict[str, str] = {}
+    number = first
     for i, stage in enumerate(stages):
         inner = ["resnets", "attentions"] if getattr(stage, "attentions", None) else ["resnets"]
         for j in range(len(stage.resnets)):

@@ -1,7 +1,9 @@
 """Object detection by transformers: DETR and its kin (boxes) and Mask2Former (boxes and masks)."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import (
     AutoConfig,
@@ -46,8 +48,8 @@ class Detector:
     def __init__(self, given: str, reward: str) -> None:
         self.masked = load_helper(AutoConfig, DETECTOR, given, reward).model_type in MASKED
         kind = AutoModelForUniversalSegmentation if self.masked else AutoModelForObjectDetection
-        self.model: nn.Module = load_network(kind, DETECTOR, given, reward).float()
-        self.processor = None if self.masked else load_helper(AutoImageProcessor, DETECTOR, given, reward)
+        self.model = load_network(kind, DETECTOR, given, reward).float()
+        self.processor: Any = None if self.masked else load_helper(AutoImageProcessor, DETECTOR, given, reward)
         names: dict[int, str] = self.model.config.id2label
         self.labels = {index: ALIASES.get(name.lower(), name.lower()) for index, name in names.items()}
         if "person" not in self.labels.values():
@@ -62,7 +64,8 @@ class Detector:
         return self._boxes(images, threshold)
 
     def _boxes(self, images: Tensor, threshold: float) -> list[list[Detection]]:
-        size = tuple(images.shape[-2:])
+        height, width = images.shape[-2:]
+        size = height, width
         inputs = self.processor([to_pil(image) for image in images], return_tensors="pt").to(self.model.device)
         found = self.processor.post_process_object_detection(
             self.model(**inputs), threshold=threshold, target_sizes=[size] * len(images)

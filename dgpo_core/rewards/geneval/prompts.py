@@ -42,6 +42,8 @@ PLURALS = {
     "skis": "pairs of skis",
     "scissors": "pairs of scissors",
 }
+_Names = tuple[str, ...]  # of objects, or of their colours
+_Asked = tuple[int, _Names, str]  # count, colours, and relation
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -111,21 +113,23 @@ def _permutation(n: int, rng: random.Random) -> Iterator[int]:
         moved[j] = moved.get(i, i)
 
 
-def _choices(task: str) -> tuple[list[tuple[str, ...]], list[tuple[int, tuple[str, ...], str]]]:
+def _choices(task: str) -> tuple[list[_Names], list[_Asked]]:
     """The objects of a task, and what it asks for of them: count, colours, relation of the first to the second.
 
     Each of the first goes with each of the second; no two mean the same.
     """
-    any_one, any_two = [(name,) for name in OBJECTS], list(itertools.combinations(OBJECTS, 2))
+    any_one: list[_Names] = [(name,) for name in OBJECTS]
+    any_two: list[_Names] = list(itertools.combinations(OBJECTS, 2))
     one, two = ([names for names in some if "person" not in names] for some in (any_one, any_two))  # to be coloured
-    return {
+    choices: dict[str, tuple[list[_Names], list[_Asked]]] = {
         "single_object": (any_one, [(1, ("",), "")]),
         "two_object": (any_two, [(1, ("", ""), "")]),
         "counting": (any_one, [(count, ("",), "") for count in NUMBERS]),
         "colors": (one, [(1, (color,), "") for color in COLORS]),
         "color_attr": (two, [(1, colors, "") for colors in itertools.permutations(COLORS, 2)]),
         "position": (any_two, [(1, ("", ""), relation) for relation in RELATIONS]),
-    }[task]
+    }
+    return choices[task]
 
 
 def _turned(things: tuple[Thing, ...], relation: str) -> tuple[tuple[Thing, ...], str]:
@@ -156,7 +160,7 @@ def meaning(prompt: Prompt) -> Hashable:
         return None
     wishes = prompt.metadata["include"]
     things = [(str(wish["class"]), wish["count"], wish.get("color", "")) for wish in wishes]
-    places = [_place(things[n], *wish["position"], things) for n, wish in enumerate(wishes) if "position" in wish]
+    places = [_place(n, wish["position"], things) for n, wish in enumerate(wishes) if "position" in wish]
     return frozenset(Counter(things).items()), frozenset(places)
 
 
@@ -165,5 +169,6 @@ def _wishes(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [wish for wish in itertools.chain(*lists) if isinstance(wish, Mapping)]
 
 
-def _place(thing: tuple, relation: str, target: int, things: list[tuple]) -> Hashable:
-    return min((thing, relation, things[target]), (things[target], OPPOSITE[relation], thing))
+def _place(n: int, position: tuple[str, int], things: list[tuple[Any, ...]]) -> Hashable:
+    relation, target = position
+    return min((things[n], relation, things[target]), (things[target], OPPOSITE[relation], things[n]))

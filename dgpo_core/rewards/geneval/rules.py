@@ -4,7 +4,7 @@ Two judgements, which differ: `correct` is what GenEval reports, `training_score
 Source: https://github.com/djghosh13/geneval, evaluation/evaluate_images.py (MIT), https://arxiv.org/abs/2310.11513.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ ColorsOf = Callable[[Sequence[Detection], str], Sequence[str]]
 """From detections of a class to the colour of each."""
 
 
-def check_metadata(prompt: str, metadata: Mapping[str, Any], classes: Sequence[str]) -> None:
+def check_metadata(prompt: str, metadata: Mapping[str, Any], classes: Collection[str]) -> None:
     """Raises UserError, naming the prompt, for metadata that is not GenEval's or asks for an unknown class.
 
     metadata: {"tag": one of TAGS, "include": [{"class": ..., "count": 1, ...}, ...], "exclude": [...]}; an object of
@@ -50,7 +50,7 @@ def check_metadata(prompt: str, metadata: Mapping[str, Any], classes: Sequence[s
         raise UserError(f"GenEval cannot judge the prompt {shown(repr(prompt))}: {shown(problem)}.")
 
 
-def _problem(metadata: Mapping[str, Any], classes: Sequence[str]) -> str:
+def _problem(metadata: Mapping[str, Any], classes: Collection[str]) -> str:
     if metadata.get("tag") not in TAGS:
         return f'its metadata must have a "tag", one of {", ".join(TAGS)}, not {metadata.get("tag")!r}'
     include, exclude = metadata.get("include"), metadata.get("exclude", [])

@@ -67,7 +67,8 @@ class _Line:
     """The connections of one request, to be cut from another thread."""
 
     def __init__(self) -> None:
-        self._lock, self._sockets, self._is_cut = threading.Lock(), [], False
+        self._lock, self._is_cut = threading.Lock(), False
+        self._sockets: list[socket.socket] = []
 
     def connect(self, *args: Any, **kwargs: Any) -> socket.socket:
         """`socket.create_connection`. Raises TimeoutError where the line has been cut meanwhile."""
@@ -122,7 +123,7 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 def _over(line: _Line, kind: type[http.client.HTTPConnection], *args: Any, **kwargs: Any) -> Any:
-    connection = kind(*args, **kwargs)
+    connection: Any = kind(*args, **kwargs)
     connection._create_connection = line.connect  # http.client's own place for it; there is no public one
     return connection
 

@@ -131,13 +131,14 @@ class Server:
         """The address without a last slash, whether it is encrypted, and its host."""
         try:
             parts = urllib.parse.urlsplit(url if isinstance(url, str) else "")
-            good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+            host = parts.hostname or ""
+            good = parts.scheme in ("http", "https") and bool(host) and (parts.port is None or parts.port > 0)
         except ValueError:
             good = False
         if not good or "@" in parts.netloc or parts.query or parts.fragment or not url.isprintable() or " " in url:
             # not shown: there may be a password in it
             self.fail("its option url must be the server's address, such as http://127.0.0.1:8000, without a password.")
-        return url.rstrip("/"), parts.scheme == "https", parts.hostname
+        return url.rstrip("/"), parts.scheme == "https", host
 
 
 class ServerReward(Reward):
@@ -145,7 +146,7 @@ class ServerReward(Reward):
 
     name: ClassVar[str]
     key_option: ClassVar[str] = "key_env"
-    shareable = ("endpoint", "timeout", "retries", "backoff")
+    shareable: ClassVar[tuple[str, ...]] = ("endpoint", "timeout", "retries", "backoff")
 
     @classmethod
     def place(cls, options: Mapping[str, Any]) -> Endpoint:

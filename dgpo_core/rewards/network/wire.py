@@ -58,6 +58,6 @@ def _facts(body: bytes, name: str, kind: type) -> list[Any]:
     except (UserError, KeyError, TypeError):
         found = None
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
-        what = {str: "texts", dict: "objects"}[kind]
+        what = "texts" if kind is str else "objects"
         raise ValueError(f'The metadata of the safetensors body must hold "{name}", a JSON list of {what}.')
     return found
