@@ -24,9 +24,10 @@ from dgpo_core.common.files import reason
 from dgpo_core.common.local_server import JsonHandler, LocalServer
 from dgpo_core.common.reading import parse_json, shown
 from dgpo_core.common.terminal import note
-from dgpo_core.rewards import Reward, make_reward
+from dgpo_core.rewards.base import Reward
 from dgpo_core.rewards.network import wire
 from dgpo_core.rewards.network.web import secret
+from dgpo_core.rewards.registry import make_reward
 from dgpo_core.rewards.scoring import checked
 from dgpo_core.settings.command_line import command, parse
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
-from dgpo_core.rewards import is_file, refuse_files, reward_class
 from dgpo_core.rewards.base import Reward
 from dgpo_core.rewards.network import endpoints
 from dgpo_core.rewards.network.web import ServerReward
+from dgpo_core.rewards.registry import is_file, refuse_files, reward_class
 from dgpo_core.settings.config import PEOPLE, Config, RewardTerm
 
 
