@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from dgpo_core.diffusion.prediction import Prediction
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 OnStep = Callable[[int, int], None]
+Reset = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Schedule:
         return self.mu if self.config.get("time_shift_type", "exponential") == "linear" else math.exp(self.mu)
 
 
+Builder = Callable[[Schedule], tuple[Any, Reset]]
+"""A solver's noise levels and steps: a scheduler of diffusers', or what has its `step`, `timesteps` and, where they are
+needed, `scale_model_input` and `init_noise_sigma`; and a function that makes it ready to draw once."""
+
+
 @dataclass(frozen=True)
 class Solver:
     """What all policies' solvers have; see `Policy.solver` and `Policy.sample`.
@@ -71,7 +77,7 @@ class SchedulerSolver(Solver):
 
     calls: int
     _scheduler: Any
-    _reset: Callable[[], None]
+    _reset: Reset
 
     @torch.no_grad()
     def sample(self, predict: Predict, noise: Tensor, on_step: OnStep | None = None) -> Tensor:
@@ -103,7 +109,7 @@ def _scheduler(name: str) -> Any:
 # --- flow models -----------------------------------------------------------------------------------------------------
 
 
-def _flow_euler(s: Schedule) -> tuple[Any, Callable[[], None]]:
+def _flow_euler(s: Schedule) -> tuple[Any, Reset]:
     config = {**s.config, "shift": s.fixed_shift if not s.dynamic else s.config.get("shift", 1.0)}
     config.update(use_dynamic_shifting=s.dynamic, stochastic_sampling=False)
     scheduler = _scheduler("FlowMatchEulerDiscreteScheduler").from_config(config)
@@ -111,7 +117,7 @@ def _flow_euler(s: Schedule) -> tuple[Any, Callable[[], None]]:
     return scheduler, lambda: scheduler.set_timesteps(s.steps, sigmas=sigmas, mu=s.mu if s.dynamic else None)
 
 
-def _flow_heun(s: Schedule) -> tuple[Any, Callable[[], None]]:
+def _flow_heun(s: Schedule) -> tuple[Any, Reset]:
     """Heun on Euler's levels: diffusers' own Heun scheduler knows neither dynamic shifting nor explicit sigmas."""
     euler, reset_euler = _flow_euler(s)
     reset_euler()
@@ -127,7 +133,7 @@ def _flow_heun(s: Schedule) -> tuple[Any, Callable[[], None]]:
     return heun, reset
 
 
-def _flow_multistep(cls: str, s: Schedule) -> tuple[Any, Callable[[], None]]:
+def _flow_multistep(cls: str, s: Schedule) -> tuple[Any, Reset]:
     scheduler = _scheduler(cls)(
         num_train_timesteps=s.config.get("num_train_timesteps", 1000),
         prediction_type="flow_prediction",
@@ -137,47 +143,46 @@ def _flow_multistep(cls: str, s: Schedule) -> tuple[Any, Callable[[], None]]:
     return scheduler, lambda: scheduler.set_timesteps(s.steps)
 
 
-def _flow_dpmpp_2m(s: Schedule) -> tuple[Any, Callable[[], None]]:
+def _flow_dpmpp_2m(s: Schedule) -> tuple[Any, Reset]:
     return _flow_multistep("DPMSolverMultistepScheduler", s)
 
 
-def _flow_unipc(s: Schedule) -> tuple[Any, Callable[[], None]]:
+def _flow_unipc(s: Schedule) -> tuple[Any, Reset]:
     return _flow_multistep("UniPCMultistepScheduler", s)
 
 
 # --- epsilon and v models --------------------------------------------------------------------------------------------
 
 
-def _discrete(cls: str, s: Schedule, **forced: Any) -> tuple[Any, Callable[[], None]]:
+def _discrete(cls: str, s: Schedule, **forced: Any) -> tuple[Any, Reset]:
     """A scheduler of class `cls` on the checkpoint's betas, without the clipping to -1..1 that is meant for pixels."""
     scheduler = _scheduler(cls).from_config({**s.config, "clip_sample": False, "thresholding": False, **forced})
     return scheduler, lambda: scheduler.set_timesteps(s.steps)
 
 
-def _ddim(s: Schedule) -> tuple[Any, Callable[[], None]]:
+def _ddim(s: Schedule) -> tuple[Any, Reset]:
     return _discrete("DDIMScheduler", s)  # `step` has eta 0 by default
 
 
-def _plms(s: Schedule) -> tuple[Any, Callable[[], None]]:
+def _plms(s: Schedule) -> tuple[Any, Reset]:
     if s.config.get("rescale_betas_zero_snr", False):
         raise UserError("Solver 'plms' cannot start from zero terminal SNR, which this model uses: take 'ddim'.")
     return _discrete("PNDMScheduler", s, skip_prk_steps=True)
 
 
-def _euler(s: Schedule) -> tuple[Any, Callable[[], None]]:
+def _euler(s: Schedule) -> tuple[Any, Reset]:
     return _discrete("EulerDiscreteScheduler", s)
 
 
-def _dpmpp_2m(s: Schedule) -> tuple[Any, Callable[[], None]]:
+def _dpmpp_2m(s: Schedule) -> tuple[Any, Reset]:
     forced = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
     return _discrete("DPMSolverMultistepScheduler", s, **forced)
 
 
-def _unipc(s: Schedule) -> tuple[Any, Callable[[], None]]:
+def _unipc(s: Schedule) -> tuple[Any, Reset]:
     return _discrete("UniPCMultistepScheduler", s, solver_order=2, solver_type="bh2", predict_x0=True)
 
 
-Builder = Callable[[Schedule], tuple[Any, Callable[[], None]]]
 _FLOW: dict[str, Builder] = {
     "euler": _flow_euler,
     "heun": _flow_heun,
@@ -191,10 +196,8 @@ _DISCRETE: dict[str, Builder] = {
     "dpmpp_2m": _dpmpp_2m,
     "unipc": _unipc,
 }
-_BUILDERS: dict[str, dict[str, Builder]] = {"flow": _FLOW, "epsilon": _DISCRETE, "v": _DISCRETE}
-
-SOLVERS: dict[str, tuple[str, ...]] = {prediction: tuple(table) for prediction, table in _BUILDERS.items()}
-"""Solver names by prediction name."""
+SOLVERS: dict[str, dict[str, Builder]] = {"flow": _FLOW, "epsilon": _DISCRETE, "v": _DISCRETE}
+"""By the prediction's name, the solvers by theirs. A new one is one function above and one line in its table."""
 
 _ALIASES = {  # another spelling, where a name is not known as it is
     "uni_pc": "unipc",
@@ -233,7 +236,7 @@ _NOISY = {  # solvers that add noise -> deterministic ones to use instead, the n
 
 def check_solver(name: str, prediction: str) -> str:
     """The canonical name of a solver for a prediction ("flow", "epsilon", "v"); UserError where there is none."""
-    return choose(name, tuple(_BUILDERS[prediction]), f"{prediction} models")
+    return choose(name, tuple(SOLVERS[prediction]), f"{prediction} models")
 
 
 def choose(name: str, known: Sequence[str], what_for: str) -> str:
@@ -241,9 +244,9 @@ def choose(name: str, known: Sequence[str], what_for: str) -> str:
 
     Raises UserError where there is none: for a solver that adds noise with the one of `known` to use instead.
     """
-    found, plain = find(name, known), _plain(name)
-    if found:
-        return found
+    one, plain = find(name, known), _plain(name)
+    if one:
+        return one
     siblings = _siblings(plain.removesuffix("_gpu"))
     if siblings:
         sibling = next((other for other in siblings if other in known), "euler")
@@ -255,7 +258,7 @@ def choose(name: str, known: Sequence[str], what_for: str) -> str:
     raise UserError(f"Solver {name!r} does not exist for {what_for}: {hint}use one of {', '.join(known)}.")
 
 
-def find(name: str, known: Sequence[str]) -> str:
+def find(name: str, known: Container[str]) -> str:
     """The one of `known` that a solver's name stands for, in whatever spelling; empty where there is none."""
     plain = _plain(name)
     return next((other for other in (plain, _ALIASES.get(plain, plain)) if other in known), "")
@@ -291,7 +294,7 @@ def make_solver(
     schedule = Schedule(scheduler_config, steps, shift, mu, sigmas)
     if prediction.name == "flow" and schedule.dynamic and mu is None:
         raise UserError("This model shifts its noise levels with the image size: give `mu` (or a fixed `shift`).")
-    scheduler, reset = _BUILDERS[prediction.name][name](schedule)
+    scheduler, reset = SOLVERS[prediction.name][name](schedule)
     reset()
     levels = scheduler.timesteps.float().unique(sorted=True).flip(0)
     return SchedulerSolver(name, levels, len(scheduler.timesteps), scheduler, reset)
