@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from dgpo_core.diffusion.solvers import SchedulerSolver, Solver, make_solver
 from dgpo_core.policy.adapters import Adapters
 from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import AdapterName, Check, Cond, Policy, guided
+from dgpo_core.policy.family import Family
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
 
@@ -27,51 +28,14 @@ _VAE_PIXELS = 8 * 512 * 512
 _CACHE_BYTES = 16 * 2**30
 _WORKING_BYTES = 2**30  # what text encoders need besides their weights
 
-VAE_MARKS = ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight")
-UNET_INPUTS = {
-    5: "a model of pictures with depth",
-    7: "an upscaling model",
-    8: "an InstructPix2Pix model, which edits pictures",
-    9: "an inpainting model",
-}
-CLIP_L = "text_encoders.clip_l.transformer.text_model.embeddings.position_embedding.weight"
-CLIP_G = "text_encoders.clip_g.transformer.text_model.embeddings.position_embedding.weight"
-T5 = "text_encoders.t5xxl.transformer.shared.weight"
 
-
-class DiffusersPolicy(Policy):
-    """The shared part of all families; see `Policy` for what the methods promise.
+class DiffusersPolicy(Family, Policy):
+    """The shared part of all families: see `Family` for what each says, and `Policy` for what the methods promise.
 
     pipe: the loaded pipeline, its modules already in `dtype` on `device`; adapters are added to its network here.
     guidance: embedded guidance scale, for networks that have one (Flux dev). offload: text encoders and VAE stay on the
     CPU and come to the device only while they work.
     """
-
-    pipeline_classes: ClassVar[tuple[str, ...]]
-    """`_class_name`s in model_index.json that belong to this family; the first is the one that is built."""
-    network_name: ClassVar[str]
-    """The pipeline's attribute, and the prefix of the LoRA's keys: "transformer" or "unet"."""
-    targets: ClassVar[tuple[str, ...]]
-    """Default LoRA targets: all q, k, v and out projections of the image stream and of the text stream."""
-    architecture: ClassVar[str]
-    """`modelspec.architecture` of the LoRA, without its "/lora"."""
-    base_version: ClassVar[str]
-    """`ss_base_model_version` of the LoRA."""
-    kinds: ClassVar[tuple[str, ...]] = ("flow",)
-    """The predictions that models of this family can have."""
-    marks: ClassVar[tuple[str, ...]]
-    """Tensors by which a single checkpoint is known, each of them enough; the network's prefix is left out."""
-    input_layer: ClassVar[str]
-    """The tensor of a single checkpoint, without prefix, whose second dimension is the network's input channels."""
-    other_inputs: ClassVar[Mapping[int, str]] = {}
-    """What networks of this architecture are that take another number of channels than a noisy latent has."""
-    packing: ClassVar[int] = 1
-    """Input channels of the network for each channel of the latent."""
-    parts: ClassVar[Mapping[str, tuple[str, ...]]]
-    """By component, tensors of a single checkpoint of which one says that the component is in it, and whole."""
-    text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    patch: ClassVar[int] = 1
-    """Latent height and width are multiples of this."""
 
     def __init__(
         self,
@@ -205,7 +169,7 @@ class DiffusersPolicy(Policy):
         # fall back to eager without a word.
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, 64)
-        repeated = set(getattr(self.network, "_repeated_blocks", None) or ()) | {"JointTransformerBlock"}
+        repeated = set(getattr(self.network, "_repeated_blocks", None) or ()) | set(self.repeated_blocks)
         for module in self.network.modules():
             if type(module).__name__ in repeated:
                 module.compile(backend=backend)
@@ -282,10 +246,10 @@ class DiffusersPolicy(Policy):
 
     def load_lora(self, lora: str | Path | lora_file.LoraFile) -> None:
         """Starts all three adapters from a plain LoRA of any trainer; UserError if it does not fit."""
-        found = lora if isinstance(lora, lora_file.LoraFile) else lora_file.read(lora)
+        plain = lora if isinstance(lora, lora_file.LoraFile) else lora_file.read(lora)
         layers = frozenset(name for name, _ in self.network.named_modules())
         state = self.adapters.state("current")
-        named = lora_names.resolve(found, self.network)
+        named = lora_names.resolve(plain, self.network, self.makers_names)
         self.adapters.load(lora_file.fit(named, state, self.lora_scale, layers))
 
     def lora_tensors(self, name: AdapterName = "current") -> dict[str, Tensor]:
@@ -389,15 +353,3 @@ def _in_chunks(f: Callable[[Tensor], Tensor], batch: Tensor, pixels: int) -> Ten
     if len(batch) <= rows:
         return f(batch)
     return torch.cat([f(part) for part in batch.split(rows)])
-
-
-def dynamic_mu(config: Mapping[str, Any], latent: tuple[int, int, int], patch: int, max_shift: float = 1.16) -> float:
-    """The exponent of the dynamic shift for a latent (C, h, w): a line in the number of image tokens.
-
-    Source: `calculate_shift` of diffusers' SD3 and Flux pipelines (whose defaults of max_shift differ).
-    """
-    tokens = (latent[1] // patch) * (latent[2] // patch)
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    base, top = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
-    slope = (top - base) / (high - low)
-    return tokens * slope + (base - slope * low)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dgpo_core.common.errors import UserError
-from dgpo_core.policy import load_policy
+from dgpo_core.policy import FAMILIES, load_policy
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
 
@@ -41,7 +41,8 @@ def kohya(name: str, a: Tensor, b: Tensor, alpha: float = 1.0) -> dict[str, Tens
 
 def resolved(family: str, path: Path) -> Mapping[str, tuple[Tensor, Tensor]]:
     """The file under the names of the tiny network of a family."""
-    return lora_names.resolve(lora_file.read(path), tiny.shared(family).network).weights
+    policy = tiny.shared(family)
+    return lora_names.resolve(lora_file.read(path), policy.network, policy.makers_names).weights
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -136,7 +137,8 @@ def test_a_fused_layer_of_another_size_is_told(tmp_path: Path) -> None:
 def test_kohyas_names_of_sdxl_are_read(tmp_path: Path) -> None:
     """The file is of a model with two resnets per stage, as the published ones have them."""
     network = tiny.unet(sdxl=True, layers_per_block=2)
-    found = lora_names.resolve(lora_file.read(CASES / "sdxl_kohya_sgm_names.safetensors"), network).weights
+    file = lora_file.read(CASES / "sdxl_kohya_sgm_names.safetensors")
+    found = lora_names.resolve(file, network, FAMILIES["sdxl"].makers_names).weights
     assert list(found) == ["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"]
 
 

@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.policy import load_policy
+from dgpo_core.policy.families.sd15 import SD15
 from dgpo_core.policy.loading.header import Entry, Header
 from dgpo_core.policy.loading.predicts import Evidence, Sign, decide, of_header, of_scheduler
 
@@ -29,7 +30,7 @@ def header(*keys: str, **metadata: str) -> Header:
 
 
 def of_file(found: Header, scheduler: dict[str, Any], **options: Any) -> tuple[str, bool]:
-    own = of_header(found, UNET)
+    own = of_header(found, UNET, SD15.predicted_by)
     return decide("The model x", own, of_scheduler(scheduler), kinds=UNET, borrowed=True, **options)
 
 
@@ -96,7 +97,7 @@ def test_a_flow_family_predicts_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="predicts epsilon by its scheduler"):
         load_policy(folder, rank=2)
     # trainers write this for flows, too, where it means nothing
-    assert of_header(header(ss_v_parameterization="False"), ("flow",)).signs == ()
+    assert of_header(header(ss_v_parameterization="False"), ("flow",), {}).signs == ()
 
 
 # --- the models ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The model families by name. A new one is one file and one line here.
 
-The marks of single checkpoints are looked for in this order: SD1.5's is in every SDXL, too.
+Its file holds a class on `DiffusersPolicy`: what `policy.family.Family` asks for, and how its pipeline encodes a prompt
+and its network is called. The marks of single checkpoints are looked for in this order: SD1.5's is in every SDXL, too.
 """
 
 from dgpo_core.policy.families.flux import Flux

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dgpo_core.diffusion.prediction import Flow, Prediction
-from dgpo_core.policy.pipeline import CLIP_L, T5, VAE_MARKS, DiffusersPolicy, dynamic_mu
+from dgpo_core.policy.families import parts as parts_of
+from dgpo_core.policy.families.flow import FlowPolicy, dynamic_mu
+from dgpo_core.policy.lora.names import Place
 
 _T5_TOKENS = 512  # diffusers' default max_sequence_length
 
+_FLUX_DOUBLE = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn.proj": ("attn.to_out.0",),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "txt_attn.proj": ("attn.to_add_out",),
+    "img_mlp.0": ("ff.net.0.proj",), "img_mlp.2": ("ff.net.2",), "img_mod.lin": ("norm1.linear",),
+    "txt_mlp.0": ("ff_context.net.0.proj",), "txt_mlp.2": ("ff_context.net.2",),
+    "txt_mod.lin": ("norm1_context.linear",),
+}  # fmt: skip
+_FLUX_SINGLE = {
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear1_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "linear2": ("proj_out",),
+    "modulation.lin": ("norm.linear",),
+}  # fmt: skip
+_FLUX = {
+    "img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+}  # fmt: skip
 
-class Flux(DiffusersPolicy):
+
+class Flux(FlowPolicy):
     """Flux.1 dev and schnell. `guidance` is embedded where the network has a place for it (dev).
 
     Latents are [B,C,h,w] everywhere; only the network sees them packed in 2 x 2 patches.
@@ -22,20 +45,26 @@ class Flux(DiffusersPolicy):
 
     family = "flux"
     pipeline_classes = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
-    network_name = "transformer"
-    targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     architecture = "flux-1-dev"
     base_version = "flux1"
     marks = ("double_blocks.0.img_attn.norm.key_norm.scale", "double_blocks.0.img_attn.norm.key_norm.weight")
     input_layer = "img_in.weight"
     other_inputs = {384: "Flux Fill, which fills in", 128: "Flux Depth or Canny"}  # noqa: RUF012
     packing = 4
-    parts = {"text_encoder": (CLIP_L,), "text_encoder_2": (T5,), "vae": VAE_MARKS}  # noqa: RUF012
+    parts = {"text_encoder": (parts_of.CLIP_L,), "text_encoder_2": (parts_of.T5,), "vae": parts_of.VAE}  # noqa: RUF012
     text_encoder_names = ("text_encoder", "text_encoder_2")
-    patch = 2
 
-    def _prediction(self) -> Prediction:
-        return Flow(num_train_timesteps=self.scheduler_config.get("num_train_timesteps", 1000))
+    @classmethod
+    def makers_names(cls, network: Any, own: Mapping[str, nn.Module]) -> Iterator[tuple[str, Place]]:
+        for theirs, ours, block in (
+            ("double_blocks", "transformer_blocks", _FLUX_DOUBLE),
+            ("single_blocks", "single_transformer_blocks", _FLUX_SINGLE),
+        ):
+            for i in range(len(getattr(network, ours))):
+                for name, modules in block.items():
+                    yield f"{theirs}.{i}.{name}", Place(tuple(f"{ours}.{i}.{module}" for module in modules))
+        yield from ((name, Place((module,))) for name, module in _FLUX.items())
+        yield "final_layer.adaLN_modulation.1", Place(("norm_out.linear",), swapped=True)
 
     def _encode(self, text: str) -> dict[str, Tensor]:
         tokens, pooled, _ = self.pipe.encode_prompt(

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dgpo_core.diffusion.prediction import Prediction, prediction_from_config
-from dgpo_core.policy.pipeline import UNET_INPUTS, VAE_MARKS, DiffusersPolicy
+from dgpo_core.policy.families import parts as parts_of
+from dgpo_core.policy.families.unet import UNetPolicy
 
 
-class SDXL(DiffusersPolicy):
+class SDXL(UNetPolicy):
     """Stable Diffusion XL. The size conditioning is the image's own size with no crop, as its pipeline has it.
 
     The empty prompt is encoded as zeros where the pipeline's `force_zeros_for_empty_prompt` says so (SDXL base does):
@@ -24,23 +24,18 @@ class SDXL(DiffusersPolicy):
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
     )
-    network_name = "unet"
-    targets = ("to_q", "to_k", "to_v", "to_out.0")
     architecture = "stable-diffusion-xl-v1-base"
     base_version = "sdxl_base_v1-0"
-    kinds = ("epsilon", "v", "flow")
+    other_models = {  # noqa: RUF012 - as in the base class
+        "requires_aesthetics_score": "an SDXL refiner, which cannot be trained here: take the SDXL base"
+    }
     marks = ("label_emb.0.0.weight",)
-    input_layer = "input_blocks.0.0.weight"
-    other_inputs = UNET_INPUTS
     parts = {  # noqa: RUF012 - as in the base class
         "text_encoder": ("conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",),
         "text_encoder_2": ("conditioner.embedders.1.model.text_projection",),  # some merges lack this one alone
-        "vae": VAE_MARKS,
+        "vae": parts_of.VAE,
     }
     text_encoder_names = ("text_encoder", "text_encoder_2")
-
-    def _prediction(self) -> Prediction:
-        return prediction_from_config(self.scheduler_config, self.device)
 
     def _encode(self, text: str) -> dict[str, Tensor]:
         device = self.pipe.text_encoder.device

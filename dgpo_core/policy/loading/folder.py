@@ -120,19 +120,20 @@ def open_folder(
 ) -> tuple[type[DiffusersPolicy], Any]:
     """The family's class and the loaded pipeline, on the CPU; path: of a folder, or an id of the hub."""
     folder, what = Folder(path), f"The model {shown(path)}"
-    found = _family(folder, what)
-    if family not in (None, found):
-        raise UserError(f"{what} is of family {found}, not {family}: set the family to {found} or auto.")
-    cls = FAMILIES[found]
+    own_family = _family(folder, what)
+    if family not in (None, own_family):
+        raise UserError(f"{what} is of family {own_family}, not {family}: set the family to {own_family} or auto.")
+    cls = FAMILIES[own_family]
     _refuse_configs(folder, cls, what)
     config, name = folder.scheduler()
-    predicts.settle(what, predicts.Evidence(), config, name, kinds=cls.kinds, asked=prediction)  # before a download
+    predicts.settle(what, predicts.Evidence(), config, name, cls, asked=prediction)  # before a download
     folder = _here(folder, what)
     _refuse_absent(folder, what)
     headers = [read_header(file) for file in _weight_files(Path(folder.path))]
-    own = [predicts.of_header(h, cls.kinds) for h in headers if h.path.parent.name == cls.network_name]
+    own = [h for h in headers if h.path.parent.name == cls.network_name]
     _refuse_weights(headers)
-    scheduler = predicts.settle(what, predicts.together(own), config, name, kinds=cls.kinds, asked=prediction)
+    evidence = predicts.together([predicts.of_header(h, cls.kinds, cls.predicted_by) for h in own])
+    scheduler = predicts.settle(what, evidence, config, name, cls, asked=prediction)
     variant = _variant(Path(folder.path))
     with user_errors(f"{what} cannot be loaded"):
         pipe = folder.build(cls, dtype, scheduler=scheduler, **({"variant": variant} if variant else {}))
@@ -161,15 +162,16 @@ def holds_weights(folder: Path, component: str) -> bool:
 
 def _family(folder: Folder, what: str) -> str:
     name = folder.index.get("_class_name")
-    found = next((f for f, c in FAMILIES.items() if name in c.pipeline_classes), None)
-    if found is None:
+    family = next((f for f, c in FAMILIES.items() if name in c.pipeline_classes), None)
+    if family is None:
         raise UserError(
             f"{what} is a {shown(name, 80)}, which is none of the families {', '.join(FAMILIES)}: take one of those"
             " (in ComfyUI, DGPO Policy (native) trains most other models of images)."
         )
-    if folder.index.get("requires_aesthetics_score") is True:
-        raise UserError(f"{what} is an SDXL refiner, which cannot be trained here: take the SDXL base.")
-    return found
+    for flag, other in FAMILIES[family].other_models.items():
+        if folder.index.get(flag) is True:
+            raise UserError(f"{what} is {other}.")
+    return family
 
 
 def _refuse_configs(folder: Folder, cls: type[DiffusersPolicy], what: str) -> None:

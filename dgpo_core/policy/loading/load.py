@@ -77,7 +77,7 @@ def load_policy(
                 refuse_missing(module, name, f"The model {shown(path)}")
                 refuse_not_finite(module, name, f"The model {shown(path)}", dtype)
         if lora is not None:
-            lora = lora_names.resolve(lora, getattr(pipe, cls.network_name))
+            lora = lora_names.resolve(lora, getattr(pipe, cls.network_name), cls.makers_names)
         targets = targets or [*cls.targets, *(lora.modules if lora else [])]
         policy = cls(
             pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=dtype, device=device, seed=seed,

@@ -12,18 +12,10 @@ from typing import Any
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
+from dgpo_core.policy.family import Family
 from dgpo_core.policy.loading.header import Header
 from dgpo_core.policy.loading.libraries import user_errors
 
-UNET_BETAS = {  # of SD1.5, SD2 and SDXL, for a scheduler config that has none of its own
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-}
 _SPELLINGS = {
     "epsilon": "epsilon",
     "eps": "epsilon",
@@ -42,7 +34,6 @@ _SPELLINGS = {
 _HEADER_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type")
 _V_FLAGS = ("ss_v_parameterization", "v_parameterization", "v_pred")
 _ZERO_SNR_FLAGS = ("ss_zero_terminal_snr", "zero_terminal_snr", "ztsnr", "modelspec.zero_terminal_snr")
-_ARCHITECTURES = {"stable-diffusion-v2-768-v": "v", "stable-diffusion-v2-512": "epsilon"}
 _DISCRETE = (  # what the names of diffusers' schedulers begin with that stand on a table of betas
     *("DDIM", "DDPM", "DEIS", "DPMSolver", "Euler", "Heun", "KDPM2", "LMS", "PNDM", "IPNDM", "UniPC", "SASolver"),
 )
@@ -64,10 +55,11 @@ class Evidence:
     zero_snr: str = ""
 
 
-def of_header(header: Header, kinds: Sequence[str]) -> Evidence:
+def of_header(header: Header, kinds: Sequence[str], predicted_by: Mapping[str, str]) -> Evidence:
     """What the names of a file's tensors and its metadata say; of several files of one model, join with `together`.
 
-    kinds: the predictions that the family can have. Trainers write `ss_v_parameterization: False` for flows, too.
+    kinds, predicted_by: what the family says, as in `Family`. Trainers write `ss_v_parameterization: False` for flows,
+    too.
     """
     data = header.metadata
     signs = [Sign("v", "the key v_pred")] if "v_pred" in header.tensors else []
@@ -78,7 +70,7 @@ def of_header(header: Header, kinds: Sequence[str]) -> Evidence:
     architecture = data.get("modelspec.architecture", "").lower()
     signs += [
         Sign(kind, "modelspec.architecture in its header")
-        for mark, kind in _ARCHITECTURES.items()
+        for mark, kind in predicted_by.items()
         if architecture.startswith(mark)
     ]
     zero_snr = "the key ztsnr" if "ztsnr" in header.tensors else ""
@@ -163,8 +155,8 @@ def settle(
     own: Evidence,
     config: Mapping[str, Any],
     class_name: str,
+    family: type[Family],
     *,
-    kinds: Sequence[str],
     asked: str = "auto",
     borrowed: bool = False,
 ) -> Any:
@@ -174,16 +166,19 @@ def settle(
     UNet with a flow whose shift depends on the size of the image: how is not known.
     """
     theirs = of_scheduler(config, class_name)
-    kind, zero_snr = decide(what, own, theirs, kinds=kinds, asked=asked, borrowed=borrowed)
-    if kind == "flow" and len(kinds) > 1 and config.get("use_dynamic_shifting") is True:
+    kind, zero_snr = decide(what, own, theirs, kinds=family.kinds, asked=asked, borrowed=borrowed)
+    if kind == "flow" and len(family.kinds) > 1 and config.get("use_dynamic_shifting") is True:
         raise UserError(
             f"{what} has a flow whose shift depends on the image's size, in a way that is not known for its family: put"
             " use_dynamic_shifting false and a shift into its scheduler's config."
         )
-    return _scheduler(config, str(config.get("_class_name") or class_name), kind, zero_snr, what)
+    named = str(config.get("_class_name") or class_name)
+    return _scheduler(config, named, kind, zero_snr, family.betas, what)
 
 
-def _scheduler(config: Mapping[str, Any], name: str, kind: str, zero_snr: bool, what: str) -> Any:
+def _scheduler(
+    config: Mapping[str, Any], name: str, kind: str, zero_snr: bool, betas: Mapping[str, Any], what: str
+) -> Any:
     """The scheduler that goes with what was decided, on the noise levels that `config` has.
 
     With zero terminal SNR the steps are spaced so that the first is on the last noise level ("trailing"): it is pure
@@ -202,7 +197,7 @@ def _scheduler(config: Mapping[str, Any], name: str, kind: str, zero_snr: bool, 
         cls = name if name.startswith(_DISCRETE) else "DDIMScheduler"
         own = "beta_start" in config or config.get("trained_betas") is not None
         named = "v_prediction" if kind == "v" else "epsilon"
-        made = {**(config if own else UNET_BETAS), "prediction_type": named, "rescale_betas_zero_snr": zero_snr}
+        made = {**(config if own else betas), "prediction_type": named, "rescale_betas_zero_snr": zero_snr}
         if zero_snr and made.get("timestep_spacing") != "linspace":
             made["timestep_spacing"] = "trailing"
     with user_errors(f"{what} has a scheduler that cannot be used ({shown(cls, 60)})"):

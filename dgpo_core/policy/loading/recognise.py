@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.policy.families import FAMILIES
+from dgpo_core.policy.family import Family
 from dgpo_core.policy.loading.header import Header
 from dgpo_core.policy.loading.tensors import FULLER
-from dgpo_core.policy.pipeline import DiffusersPolicy
 
 NETWORK_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _NATIVE = "in ComfyUI, DGPO Policy (native) trains it"
@@ -124,7 +124,8 @@ def recognise(header: Header) -> str:
     if _SHARD.search(header.path.name):
         raise _refused(header, "one part of several", "give the diffusers folder that they are from, or one whole file")
     names = tuple(name.removeprefix(_prefix(name)) for name in header.tensors)
-    _refuse(header, _UNLIKE, names)
+    trained = {name for cls in FAMILIES.values() for name in cls.known_as}
+    _refuse(header, [kind for kind in _UNLIKE if kind.name not in trained], names)
     family = next((f for f, cls in FAMILIES.items() if any(mark in names for mark in cls.marks)), None)
     if family is None:
         _refuse(header, _PARTS, names)
@@ -140,7 +141,7 @@ def recognise(header: Header) -> str:
     return family
 
 
-def refuse_channels(cls: type[DiffusersPolicy], channels: int | None, what: str) -> None:
+def refuse_channels(cls: type[Family], channels: int | None, what: str) -> None:
     """Raises UserError where the network's first layer wants more than a noisy latent.
 
     channels: what it takes in, None where that is not known; what: begins the sentence, "The model x".
@@ -149,7 +150,7 @@ def refuse_channels(cls: type[DiffusersPolicy], channels: int | None, what: str)
         raise UserError(f"{what} is {cls.other_inputs[channels]} ({channels} input channels): {_BASE}.")
 
 
-def _channels(cls: type[DiffusersPolicy], header: Header) -> int | None:
+def _channels(cls: type[Family], header: Header) -> int | None:
     entries: Mapping[str, tuple[int, ...]] = {
         name.removeprefix(_prefix(name)): entry.shape for name, entry in header.tensors.items()
     }
@@ -164,11 +165,11 @@ def _prefix(name: str) -> str:
 def _refuse(header: Header, kinds: Iterable[Kind], names: tuple[str, ...]) -> None:
     text = "\n".join(names)
     for kind in kinds:
-        if _found(kind.marks, text) and _found(kind.also, text) and not _found(kind.unless, text):
+        if _has(kind.marks, text) and _has(kind.also, text) and not _has(kind.unless, text):
             raise _refused(header, kind.name, kind.instead)
 
 
-def _found(marks: Iterable[str], text: str) -> bool:
+def _has(marks: Iterable[str], text: str) -> bool:
     """Whether one of the lines is one of the marks."""
     patterns = [re.escape(mark).replace(r"\*", ".*") for mark in marks]
     return bool(patterns) and re.search(f"^(?:{'|'.join(patterns)})$", text, re.MULTILINE) is not None

@@ -19,10 +19,7 @@ from dgpo_core.policy.loading.header import Header, read_header
 from dgpo_core.policy.loading.libraries import user_errors
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
-_OPTIONAL = ("text_encoder_3",)  # SD3 is trained to do without T5, and files without it are common
 _OUTSIDE = ("unet", "transformer", "vae")  # parts that diffusers' models read from a checkpoint themselves
-_SD2_V_MARK = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
-_SD2_WIDTH_MARK = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
 
 
 def open_file(
@@ -30,11 +27,11 @@ def open_file(
 ) -> tuple[type[DiffusersPolicy], Any]:
     """The family's class and the loaded pipeline, on the CPU. config, prediction: as in `load_policy`."""
     header = read_header(path)
-    found = recognise.recognise(header)
+    own_family = recognise.recognise(header)
     what = f"The model {shown(path)}"
-    if family not in (None, found):
-        raise UserError(f"{what} is of family {found}, not {family}: set the family to {found} or auto.")
-    cls = FAMILIES[found]
+    if family not in (None, own_family):
+        raise UserError(f"{what} is of family {own_family}, not {family}: set the family to {own_family} or auto.")
+    cls = FAMILIES[own_family]
     beside = path.with_suffix("")
     if config is None and (beside / MODEL_INDEX).is_file():
         config = beside
@@ -53,7 +50,7 @@ def open_file(
 def _refuse_parts(cls: type[DiffusersPolicy], header: Header, config: str | Path | None, beside: Path) -> None:
     """Raises UserError for a part that is neither in the file nor in the config folder."""
     missing = [name for name in _missing(cls, header) if config is None or not holds_weights(Path(config), name)]
-    missing = [name for name in missing if name not in _OPTIONAL]
+    missing = [name for name in missing if name not in cls.optional_parts]
     if missing:
         where = config if config is not None else beside
         raise UserError(
@@ -82,21 +79,12 @@ def _scheduler(
     cls: type[DiffusersPolicy], folder: Folder, header: Header, state: Mapping[str, Tensor], prediction: str, lent: bool
 ) -> Any:
     config, name = folder.scheduler()
-    own = predicts.of_header(header, cls.kinds)
-    if lent and not own.signs and _is_sd2(state):  # the hub's config for all of SD2 says v
-        config = {**config, "prediction_type": _sd2_prediction(state)}
+    own = predicts.of_header(header, cls.kinds, cls.predicted_by)
+    by_weights = cls.prediction_of_weights(state) if lent and not own.signs else ""
+    if by_weights:
+        config = {**config, "prediction_type": by_weights}
     what = f"The model {shown(header.path)}"
-    return predicts.settle(what, own, config, name, kinds=cls.kinds, asked=prediction, borrowed=True)
-
-
-def _is_sd2(state: Mapping[str, Tensor]) -> bool:
-    return _SD2_WIDTH_MARK in state and state[_SD2_WIDTH_MARK].shape[-1] == 1024
-
-
-def _sd2_prediction(state: Mapping[str, Tensor]) -> str:
-    """By the spread of one bias, which tells Stability's epsilon and v models apart (ComfyUI's rule for SD20)."""
-    mark = state.get(_SD2_V_MARK)
-    return "v" if mark is not None and mark.float().std(unbiased=False) > 0.09 else "epsilon"
+    return predicts.settle(what, own, config, name, cls, asked=prediction, borrowed=True)
 
 
 def _build(
