@@ -146,6 +146,13 @@ class Policy(ABC):
         """The live parameters of one adapter, the same keys for all three; write into them with `copy_` or `lerp_`."""
 
     @abstractmethod
+    def load_lora(self, lora: lora_file.LoraFile) -> None:
+        """All three adapters become the one in the file; the base, and so the reference, stays without it.
+
+        Raises UserError if it does not fit.
+        """
+
+    @abstractmethod
     def lora_tensors(self, name: AdapterName = "current") -> dict[str, Tensor]:
         """One adapter as a file holds it: at scale 1, float32, on the CPU, no memory shared with the adapter."""
 

@@ -7,8 +7,8 @@ the backward. So the weight is borrowed again in the backward, and the adapters 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,10 +16,8 @@ from torch import Size, Tensor
 from torch.nn import Parameter
 
 from dgpo_core.common.seeds import derive_seed, noise
-from dgpo_core.policy.adapters import NAMES, check_settings
-from dgpo_core.policy.base import AdapterName
+from dgpo_core.policy.adapters import NAMES, Adapters, check_settings
 from dgpo_core.policy.branch import lora_branch
-from dgpo_core.policy.dropout import Dropout
 
 Forward = Callable[[Tensor], Tensor]
 Lend = Callable[[], AbstractContextManager[Tensor]]  # a frozen weight for a moment, as the gradient's dtype and device
@@ -76,14 +74,14 @@ def frozen_conv(
     return _Frozen.apply(x, forward, pull)
 
 
-class LoraBank:
+class LoraBank(Adapters):
     """The adapters "current", "old" and "ema" of a network that knows nothing of them.
 
     shapes: (out, in) of each target by its module's name. rank >= 1; alpha > 0: the branch is scaled by alpha / rank.
     dropout 0..1: share of x that the branch of "current" does not see while it trains.
-    A is normal with deviation 1 / rank and B zero, drawn from `seed` per module and on the CPU: what `Adapters` begin
-    with under the same names. The parameters are float32 on `device`. Raises UserError for numbers out of range and
-    where there are no targets.
+    A is normal with deviation 1 / rank and B zero, drawn from `seed` per module and on the CPU: what `PeftAdapters`
+    begin with under the same names. The parameters are float32 on `device`. Raises UserError for numbers out of range
+    and where there are no targets.
     """
 
     def __init__(
@@ -97,40 +95,9 @@ class LoraBank:
         device: torch.device,
     ) -> None:
         check_settings(rank, alpha, dropout, tuple(shapes))
-        self.rank, self.alpha, self.targets = rank, alpha, tuple(shapes)
-        self.dropout = Dropout(dropout)
-        self._states = {name: _fresh(shapes, rank, seed, name == "current", device) for name in NAMES}
-        self._active: AdapterName | None = "current"
-
-    @property
-    def scale(self) -> float:
-        """What the branch is multiplied by."""
-        return self.alpha / self.rank
-
-    @property
-    def active(self) -> AdapterName | None:
-        """The adapter that branches use now; None: there are none."""
-        return self._active
-
-    def state(self, name: AdapterName) -> dict[str, Parameter]:
-        """The live parameters of one adapter: `<module>.lora_A.weight`, `<module>.lora_B.weight`."""
-        return dict(self._states[name])
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Copies the tensors (keys of `state`, all of them) into all three adapters."""
-        with torch.no_grad():
-            for own in self._states.values():
-                for key, parameter in own.items():
-                    parameter.copy_(state[key])
-
-    @contextmanager
-    def using(self, name: AdapterName | None) -> Iterator[None]:
-        """Switches for the length of the block, then back to what was active before."""
-        before, self._active = self._active, name
-        try:
-            yield
-        finally:
-            self._active = before
+        states = {name: _fresh(shapes, rank, seed, name == "current", device) for name in NAMES}
+        super().__init__(states, rank=rank, alpha=alpha, dropout=dropout)
+        self.targets = tuple(shapes)
 
     def add(self, module: str, x: Tensor, y: Tensor) -> Tensor:
         """y [..., out] with the active adapter's branch on x [..., in] added, computed in the type of y."""

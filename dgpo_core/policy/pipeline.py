@@ -15,12 +15,12 @@ from torch.nn import Parameter
 from dgpo_core.common.errors import UserError
 from dgpo_core.diffusion.prediction import Prediction
 from dgpo_core.diffusion.solvers import SchedulerSolver, Solver, make_solver
-from dgpo_core.policy.adapters import Adapters
 from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import AdapterName, Check, Cond, Policy, guided
 from dgpo_core.policy.family import Family
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
+from dgpo_core.policy.peft_adapters import PeftAdapters
 
 # Images decoded or encoded at once hold at most this many pixels (8 of 512 x 512): the VAE's peak memory is bounded.
 _VAE_PIXELS = 8 * 512 * 512
@@ -65,7 +65,7 @@ class DiffusersPolicy(Family, Policy):
         if not offload:
             self.text_encoders_to(device)
             self.vae_to(device)
-        self.adapters = Adapters(
+        self.adapters = PeftAdapters(
             self.network, rank=rank, alpha=alpha, dropout=dropout, targets=targets or self.targets, seed=seed
         )
         self.prediction: Prediction = self._prediction()
@@ -239,21 +239,16 @@ class DiffusersPolicy(Family, Policy):
     def adapter_state(self, name: AdapterName) -> dict[str, Tensor]:
         return dict(self.adapters.state(name))
 
-    @property
-    def lora_scale(self) -> float:
-        """What the LoRA branch is multiplied by: alpha / rank."""
-        return self.adapters.alpha / self.adapters.rank
-
     def load_lora(self, lora: str | Path | lora_file.LoraFile) -> None:
         """Starts all three adapters from a plain LoRA of any trainer; UserError if it does not fit."""
         plain = lora if isinstance(lora, lora_file.LoraFile) else lora_file.read(lora)
         layers = frozenset(name for name, _ in self.network.named_modules())
         state = self.adapters.state("current")
         named = lora_names.resolve(plain, self.network, self.makers_names)
-        self.adapters.load(lora_file.fit(named, state, self.lora_scale, layers))
+        self.adapters.load(lora_file.fit(named, state, self.adapters.scale, layers))
 
     def lora_tensors(self, name: AdapterName = "current") -> dict[str, Tensor]:
-        return lora_file.tensors(self.network_name, self.adapter_state(name), self.lora_scale)
+        return lora_file.tensors(self.network_name, self.adapter_state(name), self.adapters.scale)
 
     def lora_metadata(self, extra: Mapping[str, str]) -> dict[str, str]:
         architecture, base_version = self._labels()

@@ -253,7 +253,7 @@ class NativePolicy(Policy):
         return self.adapters.using(name)
 
     def dropping(self, seeds: Sequence[int]) -> AbstractContextManager[None]:
-        return self.adapters.dropout.dropping(seeds)
+        return self.adapters.dropping(seeds)
 
     def trainable(self) -> dict[str, Parameter]:
         return self.adapters.state("current")
