@@ -132,7 +132,7 @@ def apply_lora(
 
     Raises UserError where no module of the LoRA fits. name: of the LoRA, for the messages.
     """
-    lora_file.check(name, lora)
+    lora_file.refuse_unusable(name, lora)
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
     weights = model.model.state_dict()
     if clip is not None:

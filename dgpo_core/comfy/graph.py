@@ -36,10 +36,10 @@ def graph_prompt(data: Any) -> str:
     """The one text that everything in a workflow was drawn for. Raises NoPrompt where there is not just one."""
     nodes = _nodes(data)
     texts = _Texts(nodes)
-    found = {texts.at(link).strip(): None for link in _drawn_for(nodes)} or _own_prompts(nodes)
-    if len(found) > 1:
-        raise SeveralPrompts(f"was drawn with {len(found)} different positive prompts in the workflow that it holds")
-    text = next(iter(found), "")
+    prompts = {texts.at(link).strip(): None for link in _drawn_for(nodes)} or _own_prompts(nodes)
+    if len(prompts) > 1:
+        raise SeveralPrompts(f"was drawn with {len(prompts)} different positive prompts in the workflow that it holds")
+    text = next(iter(prompts), "")
     if not text:
         raise NoPrompt(NO_TEXT)
     return text
@@ -73,10 +73,10 @@ class _Texts:
         """What was found at an output; asks for what was not looked for yet."""
         if link not in self._known:
             raise _Needed(link)
-        found = self._known[link]
-        if isinstance(found, NoPrompt):
-            raise found
-        return found
+        text = self._known[link]
+        if isinstance(text, NoPrompt):
+            raise text
+        return text
 
     def _of(self, link: Output) -> str:
         node = self._nodes.get(link[0])
@@ -123,13 +123,13 @@ class _At:
 
 def _drawn_for(nodes: Mapping[str, Node]) -> list[Output]:
     """The outputs that anything was drawn for; which of several samplers made this picture, the file does not say."""
-    found = []
+    links = []
     for node in nodes.values():
         inputs = [_link(node.inputs.get(key)) for key in _positive(node)]
         if any(inputs):
             _refuse_scripts(node, nodes)
-        found += [link for link in inputs if link]
-    return found
+        links += [link for link in inputs if link]
+    return links
 
 
 def _positive(node: Node) -> tuple[str, ...]:
@@ -151,15 +151,15 @@ def _refuse_scripts(node: Node, nodes: Mapping[str, Node]) -> None:
 
 def _own_prompts(nodes: Mapping[str, Node]) -> dict[str, None]:
     """The prompts of this pack's own node, whose pictures come from no sampler of ComfyUI's."""
-    found: dict[str, None] = {}
+    prompts: dict[str, None] = {}
     for node in nodes.values():
         text = node.inputs.get("text")
         if node.kind == PROMPT_LIST.id and node.inputs.get("source") == TEXT and isinstance(text, str):
             try:
-                found |= {prompt.text: None for prompt in read_prompts(text)}
+                prompts |= {prompt.text: None for prompt in read_prompts(text)}
             except UserError:
                 raise NoPrompt(NO_TEXT) from None
-    return found
+    return prompts
 
 
 def _link(value: Any) -> Output | None:

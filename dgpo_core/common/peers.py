@@ -50,8 +50,8 @@ def how_it_left(error: BaseException | None) -> tuple[str, str]:
         return FOLLOWED, ""
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return STOPPED, ""
-    told = out_of_memory(error) or error
-    why = str(told) if isinstance(told, UserError) else f"{type(error).__name__}: {error}"
+    cause = out_of_memory(error) or error
+    why = str(cause) if isinstance(cause, UserError) else f"{type(error).__name__}: {error}"
     return FAILED, why
 
 

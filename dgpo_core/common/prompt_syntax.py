@@ -133,5 +133,5 @@ def syntax_warning(prompts: Sequence[Written], by_comfyui: bool = False) -> str:
 
 def _examples(syntaxes: Sequence[Syntax], text: str) -> dict[str, str]:
     """What is found in one prompt, by the syntax's name; words in capitals say nothing where all is in capitals."""
-    found = {syntax.name: syntax.find(text) for syntax in syntaxes if syntax.quoted or not text.isupper()}
-    return {name: example for name, example in found.items() if example}
+    examples = {syntax.name: syntax.find(text) for syntax in syntaxes if syntax.quoted or not text.isupper()}
+    return {name: example for name, example in examples.items() if example}

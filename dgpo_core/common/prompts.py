@@ -35,27 +35,27 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     if path.suffix.lower() not in (".txt", ".jsonl"):
         raise UserError(f"The prompt file {shown(path)} must be a .txt or .jsonl file.")
     read = _read_json if path.suffix.lower() == ".jsonl" else _read_text
-    found = _read_lines(_text_of(path).split("\n"), read, f"{path}:")
-    if not found:
+    prompts = _read_lines(_text_of(path).split("\n"), read, f"{path}:")
+    if not prompts:
         raise UserError(f"The prompt file {shown(path)} has no prompts in it.")
-    return found
+    return prompts
 
 
 def read_prompts(text: str) -> list[Prompt]:
     """The prompts of a text, one per line; as in a .txt file. Raises UserError naming the line."""
-    found = _read_lines(text.splitlines(), _read_text, "line ")
-    if not found:
+    prompts = _read_lines(text.splitlines(), _read_text, "line ")
+    if not prompts:
         raise UserError("There are no prompts in the text: write one per line.")
-    return found
+    return prompts
 
 
 def _read_lines(lines: Sequence[str], read: Callable[[str, str], Prompt | None], where: str) -> list[Prompt]:
     """The prompts of those lines that hold one. where: what a line's number stands behind."""
     prompts = [read(line.strip(), f"{where}{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    found = [prompt for prompt in prompts if prompt is not None]
-    for prompt in found:
+    written = [prompt for prompt in prompts if prompt is not None]
+    for prompt in written:
         refuse_foreign(prompt)
-    return found
+    return written
 
 
 def refuse_foreign(prompt: Prompt) -> None:

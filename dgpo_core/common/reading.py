@@ -39,10 +39,10 @@ def read_bytes(path: str | Path, what: str, most: int = MOST_BYTES) -> bytes:
         # without O_NONBLOCK, opening a pipe that nobody writes to would not return
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as file:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode):
-                raise UserError(f"{what} {shown(path)} cannot be read: it is {_kind(found.st_mode)}.")
-            content = file.read(most + 1) if found.st_size <= most else None
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{what} {shown(path)} cannot be read: it is {_kind(status.st_mode)}.")
+            content = file.read(most + 1) if status.st_size <= most else None
     except FileNotFoundError:
         raise UserError(f"{what} {shown(path)} does not exist.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

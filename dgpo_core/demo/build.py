@@ -221,7 +221,7 @@ def train_model(data: Data, tokenizer: CLIPTokenizer, config: BuildConfig) -> Te
     def tokens_of(texts: list[str]) -> Tensor:
         return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
-    right, wrong = (tokens_of([s.prompt() for s in told]) for told in (data.scenes, careless(data.scenes, config)))
+    right, wrong = (tokens_of([s.prompt() for s in scenes]) for scenes in (data.scenes, careless(data.scenes, config)))
     empty = tokens_of([""])
     torch.manual_seed(derive_seed(config.seed, "model"))
     model = TextToLatent(config.depth, tokenizer)

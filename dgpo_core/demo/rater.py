@@ -72,13 +72,13 @@ class SimulatedRater(GroupReward):
 
 def ranks(scores: Sequence[float], ties: float) -> list[list[int]]:
     """Indices, best first; who is at most `ties` below the first of a rank shares it."""
-    found: list[list[int]] = []
+    by_rank: list[list[int]] = []
     for i in sorted(range(len(scores)), key=scores.__getitem__, reverse=True):
-        if found and scores[found[-1][0]] - scores[i] <= ties:
-            found[-1].append(i)
+        if by_rank and scores[by_rank[-1][0]] - scores[i] <= ties:
+            by_rank[-1].append(i)
         else:
-            found.append([i])
-    return found
+            by_rank.append([i])
+    return by_rank
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ def run(options: RaterConfig, mode: Mode, seed: int) -> Outcome:
     def success(adapter: Literal["current"] | None) -> float:
         return measured.measure(adapter, options.images, weights, config.evaluation.batch).mean
 
-    found = [success(None)]
+    successes = [success(None)]
     while trainer.iteration < options.most:
         trainer.iterate()
-        found.append(success("current"))
-        if found[-1] >= found[0] + options.gain:
-            return Outcome(mode, seed, trainer.iteration * options.groups, found)
-    return Outcome(mode, seed, None, found)
+        successes.append(success("current"))
+        if successes[-1] >= successes[0] + options.gain:
+            return Outcome(mode, seed, trainer.iteration * options.groups, successes)
+    return Outcome(mode, seed, None, successes)
 
 
 def _settings(options: RaterConfig, seed: int) -> Config:

@@ -1,4 +1,4 @@
-"""The shapes world's verifier: finds the objects in a picture and checks them against a prompt's metadata.
+"""The shapes world's verifier: finds the objects in a picture and verifies them against a prompt's metadata.
 
 Plain numpy and scipy, deterministic, no learned part. An object is a connected region that differs from the ground; its
 shape is the ideal outline that overlaps it best, its colour the nearest palette colour of its core.
@@ -96,7 +96,7 @@ def _ideal(shape: str, height: int, width: int) -> tuple[np.ndarray, int]:
     return mask, int(np.count_nonzero(mask))
 
 
-def check(image: np.ndarray, metadata: Mapping[str, Any]) -> tuple[bool, float]:
+def verify(image: np.ndarray, metadata: Mapping[str, Any]) -> tuple[bool, float]:
     """(exactly right, share of what was asked in [0, 1]) for one image, float [H, W, 3] in [0, 1].
 
     The share is 1 exactly where the image is exactly right: every asked object is there in its shape and colour, none

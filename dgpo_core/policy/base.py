@@ -171,7 +171,7 @@ class Policy(ABC):
         """Moves the network, and whatever else is not moved about while it works."""
 
     @abstractmethod
-    def weights(self) -> nn.Module:
+    def movable(self) -> nn.Module:
         """All that `to` moves, for those who account for memory."""
 
     def text_encoders_to(self, device: torch.device | str) -> None:  # noqa: B027 - nothing to do is a fine default

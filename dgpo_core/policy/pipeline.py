@@ -275,7 +275,7 @@ class DiffusersPolicy(Family, Policy):
             self.text_encoders_to(self.device)
             self.vae_to(self.device)
 
-    def weights(self) -> nn.Module:
+    def movable(self) -> nn.Module:
         parts = [self.network] if self.offload else list(self.pipe.components.values())
         return nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
 
@@ -284,8 +284,8 @@ class DiffusersPolicy(Family, Policy):
             module.to(device)
 
     def _text_encoders(self) -> list[nn.Module]:
-        found = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-        return [module for module in found if module is not None]
+        components = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+        return [module for module in components if module is not None]
 
     @contextmanager
     def _room_for(self, modules: Sequence[nn.Module]) -> Iterator[None]:

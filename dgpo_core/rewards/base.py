@@ -97,10 +97,10 @@ def need_packages(reward: str, packages: Mapping[str, str]) -> None:
     """Raises UserError, with what to install, where one of them is missing."""
     for module in packages:
         try:
-            found = importlib.util.find_spec(module) is not None
+            is_there = importlib.util.find_spec(module) is not None
         except ValueError:  # a module that somebody has blocked
-            found = False
-        if not found:
+            is_there = False
+        if not is_there:
             install = " ".join(packages.values())
             raise UserError(
                 f"The reward {reward!r} needs the package {packages[module]}, which is not installed: run"

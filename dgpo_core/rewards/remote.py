@@ -68,13 +68,13 @@ class Remote(ServerReward):
 
 def batches(prompts: Sequence[str], most: int) -> list[slice]:
     """Whole groups together, as many as have at most `most` images; a larger group by itself."""
-    found: list[slice] = []
+    parts: list[slice] = []
     for group in runs(prompts):
-        if found and group.stop - found[-1].start <= most:
-            found[-1] = slice(found[-1].start, group.stop)
+        if parts and group.stop - parts[-1].start <= most:
+            parts[-1] = slice(parts[-1].start, group.stop)
         else:
-            found.append(group)
-    return found
+            parts.append(group)
+    return parts
 
 
 def _scores(answer: bytes, count: int) -> Tensor:

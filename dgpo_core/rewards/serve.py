@@ -181,10 +181,10 @@ def make_server(options: ServeConfig) -> RewardServer:
 
 
 def _read_options(text: str) -> dict[str, Any]:
-    found = parse_json(text, "--options") if text else {}
-    if not isinstance(found, dict):
+    options = parse_json(text, "--options") if text else {}
+    if not isinstance(options, dict):
         raise UserError("--options must be an object, such as '{\"quality\": 90}'.")
-    return found
+    return options
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.demo.verifier import check
+from dgpo_core.demo.verifier import verify
 from dgpo_core.demo.world import SIZE
 from dgpo_core.rewards.base import Reward
 
@@ -32,7 +32,7 @@ class Shapes(_Verified):
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         self.check([Prompt(text, facts) for text, facts in zip(prompts, metadata, strict=True)])
-        return torch.tensor([float(exact) for exact, _ in _check_all(images, metadata)])
+        return torch.tensor([float(exact) for exact, _ in _verified(images, metadata)])
 
 
 class ShapesGraded(_Verified):
@@ -40,11 +40,11 @@ class ShapesGraded(_Verified):
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         self.check([Prompt(text, facts) for text, facts in zip(prompts, metadata, strict=True)])
-        return torch.tensor([share for _, share in _check_all(images, metadata)])
+        return torch.tensor([share for _, share in _verified(images, metadata)])
 
 
-def _check_all(images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[tuple[bool, float]]:
+def _verified(images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[tuple[bool, float]]:
     if images.shape[-2:] != (SIZE, SIZE):
         raise UserError(f"The shapes rewards judge images of {SIZE} x {SIZE} pixels, not {tuple(images.shape[-2:])}.")
     pictures: np.ndarray = images.permute(0, 2, 3, 1).numpy()
-    return [check(picture, facts) for picture, facts in zip(pictures, metadata, strict=True)]
+    return [verify(picture, facts) for picture, facts in zip(pictures, metadata, strict=True)]

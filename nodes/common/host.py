@@ -145,7 +145,7 @@ class _Resident(comfy.model_patcher.ModelPatcher):
     """A policy in ComfyUI's account of memory: it moves as a whole, to the device or back to the CPU."""
 
     def __init__(self, policy: Policy) -> None:
-        super().__init__(policy.weights(), load_device=device(), offload_device=torch.device("cpu"))
+        super().__init__(policy.movable(), load_device=device(), offload_device=torch.device("cpu"))
         self.policy = policy
         self.model.device = torch.device("cpu")
 

@@ -39,7 +39,7 @@ def write(path: Path, lora: Mapping[str, Tensor], extra: Mapping[str, str]) -> N
     """
     if not lora:
         raise UserError("The LORA_MODEL is empty, so there is nothing to save.")
-    lora_file.check("to save", lora)
+    lora_file.refuse_unusable("to save", lora)
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in lora.items()}
     lora_file.write(path, tensors, {**getattr(lora, "metadata", {}), **extra})
 

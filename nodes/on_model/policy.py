@@ -296,7 +296,7 @@ class NativePolicy(Policy):
         with torch.inference_mode():
             self.patcher.detach(unpatch_all=False)
 
-    def weights(self) -> nn.Module:
+    def movable(self) -> nn.Module:
         return self.patcher.model
 
 

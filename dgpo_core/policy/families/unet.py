@@ -63,16 +63,16 @@ class UNetPolicy(DiffusersPolicy):
 
 def _numbered(stages: Any, way: str, first: int, block: str) -> dict[str, str]:
     """The blocks of one way through the UNet, which its makers number on; a change of size counts as one going down."""
-    found: dict[str, str] = {}
+    blocks: dict[str, str] = {}
     number = first
     for i, stage in enumerate(stages):
         inner = ["resnets", "attentions"] if getattr(stage, "attentions", None) else ["resnets"]
         for j in range(len(stage.resnets)):
-            found |= {f"{way}_blocks.{i}.{kind}.{j}": f"{block}.{number}.{k}" for k, kind in enumerate(inner)}
+            blocks |= {f"{way}_blocks.{i}.{kind}.{j}": f"{block}.{number}.{k}" for k, kind in enumerate(inner)}
             number += 1
         if way == "down" and stage.downsamplers:
-            found[f"down_blocks.{i}.downsamplers.0.conv"] = f"{block}.{number}.0.op"
+            blocks[f"down_blocks.{i}.downsamplers.0.conv"] = f"{block}.{number}.0.op"
             number += 1
         if way == "up" and stage.upsamplers:
-            found[f"up_blocks.{i}.upsamplers.0.conv"] = f"{block}.{number - 1}.{len(inner)}.conv"
-    return found
+            blocks[f"up_blocks.{i}.upsamplers.0.conv"] = f"{block}.{number - 1}.{len(inner)}.conv"
+    return blocks

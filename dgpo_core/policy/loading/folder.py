@@ -15,8 +15,7 @@ import torch
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import read_json, shown
 from dgpo_core.policy.families import FAMILIES
-from dgpo_core.policy.loading import predicts, recognise
-from dgpo_core.policy.loading import tensors as weights
+from dgpo_core.policy.loading import predicts, recognise, tensors
 from dgpo_core.policy.loading.header import Header, read_header
 from dgpo_core.policy.loading.libraries import user_errors
 from dgpo_core.policy.pipeline import DiffusersPolicy
@@ -58,10 +57,10 @@ class Folder:
             file = Path(self.path, name) if Path(self.path).is_dir() else self._of_the_hub(name)
         if not file.is_file():
             return {}
-        found = read_json(file, "The file")
-        if not isinstance(found, dict):
+        table = read_json(file, "The file")
+        if not isinstance(table, dict):
             raise UserError(f"The file {shown(file)} is no table of settings: download it again.")
-        return found
+        return table
 
     def _of_the_hub(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
@@ -189,7 +188,7 @@ def _refuse_configs(folder: Folder, cls: type[DiffusersPolicy], what: str) -> No
         raise UserError(f"{what} is distilled as an LCM, which cannot be trained here: take the model it was made of.")
     for name in _MODULE_FOLDERS:
         if "quantization_config" in folder.config(f"{name}/config.json"):
-            raise UserError(f"{what} has a quantised {name}, which is not read here: {weights.FULLER}.")
+            raise UserError(f"{what} has a quantised {name}, which is not read here: {tensors.FULLER}.")
 
 
 def _refuse_absent(folder: Folder, what: str) -> None:
@@ -210,11 +209,11 @@ def _weight_files(folder: Path) -> Iterator[Path]:
 def _refuse_weights(headers: list[Header]) -> None:
     """Raises UserError for weights in a form that diffusers would read wrongly without a word."""
     for header in headers:
-        weights.refuse_unknown(header)
-        if weights.has_scales(header):
+        tensors.refuse_unknown(header)
+        if tensors.has_scales(header):
             raise UserError(
                 f"The model {shown(header.path)} is in scaled fp8, which is read from single files alone, not in a"
-                f" diffusers folder: {weights.FULLER}."
+                f" diffusers folder: {tensors.FULLER}."
             )
 
 
@@ -239,10 +238,10 @@ def _refuse_missing(pipe: Any, headers: list[Header], what: str) -> None:
         if not name.startswith("text_encoder") or module is None or not there:
             continue
         ends = {_end(key) for key in there}
-        found: dict[int, tuple[str, bool]] = {}  # by parameter, which may have several names
+        parameters: dict[int, tuple[str, bool]] = {}  # by parameter, which may have several names
         for key, parameter in module.named_parameters(remove_duplicate=False):
-            found[id(parameter)] = key, found.get(id(parameter), ("", False))[1] or _end(key) in ends
-        lost = next((key for key, is_there in found.values() if not is_there), None)
+            parameters[id(parameter)] = key, parameters.get(id(parameter), ("", False))[1] or _end(key) in ends
+        lost = next((key for key, is_there in parameters.values() if not is_there), None)
         if lost is not None:
             raise UserError(f"{what} has no weights for {name}.{lost}: give a whole one.")
 

@@ -71,13 +71,13 @@ def read_header(path: str | Path) -> Header:
         raise UserError(f"The model {shown(path)} cannot be read: {reason(error)}.") from None
     if not text:
         raise _damaged(path, "it ends within its header")
-    found = parse_json(text, f"The header of the model {shown(path)}")
-    if not isinstance(found, dict):
+    table = parse_json(text, f"The header of the model {shown(path)}")
+    if not isinstance(table, dict):
         raise _damaged(path, "its header is no table of tensors")
-    metadata = found.pop("__metadata__", None) or {}
+    metadata = table.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise _damaged(path, "its metadata is no table")
-    tensors = {name: _entry(path, name, entry, size - 8 - length) for name, entry in found.items()}
+    tensors = {name: _entry(path, name, entry, size - 8 - length) for name, entry in table.items()}
     return Header(path, {key: str(value) for key, value in metadata.items()}, tensors)
 
 

@@ -111,11 +111,11 @@ def _open(
 
 def _device(device: torch.device | str) -> torch.device:
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        there = torch.device(device)
+        torch.empty(0, device=there)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"The device {device!s} is not there: {first_line(error)}.") from None
-    return found
+    return there
 
 
 def _dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:

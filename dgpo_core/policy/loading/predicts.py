@@ -120,16 +120,16 @@ def decide(
     signs = list(own.signs)
     if not (borrowed and signs and all(sign.kind == "epsilon" for sign in scheduler.signs)):
         signs += scheduler.signs
-    found = {sign.kind: sign for sign in reversed(signs)}
-    if len(found) > 1:
-        one, other = list(found.values())[:2]
+    by_kind = {sign.kind: sign for sign in reversed(signs)}
+    if len(by_kind) > 1:
+        one, other = list(by_kind.values())[:2]
         raise UserError(
             f"{what} contradicts itself: it predicts {one.kind} by {one.where} and {other.kind} by {other.where};"
             f" say which with model.prediction ({', '.join(kinds)})."
         )
-    if not found:
+    if not by_kind:
         raise UserError(f"{what} does not say what it predicts: set model.prediction to {' or '.join(kinds)}.")
-    (sign,) = found.values()
+    (sign,) = by_kind.values()
     if sign.kind not in kinds:
         raise UserError(
             f"{what} predicts {sign.kind} by {sign.where}, which cannot be trained here: take another model, or, where"

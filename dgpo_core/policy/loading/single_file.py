@@ -12,8 +12,7 @@ from torch import Tensor
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.policy.families import FAMILIES
-from dgpo_core.policy.loading import predicts, recognise
-from dgpo_core.policy.loading import tensors as weights
+from dgpo_core.policy.loading import predicts, recognise, tensors
 from dgpo_core.policy.loading.folder import MODEL_INDEX, Folder, holds_weights, local_only
 from dgpo_core.policy.loading.header import Header, read_header
 from dgpo_core.policy.loading.libraries import user_errors
@@ -38,12 +37,12 @@ def open_file(
     if config is not None and not (Path(config) / MODEL_INDEX).is_file():
         raise UserError(f"The config folder {config} has no {MODEL_INDEX}: give a diffusers folder of this model.")
     _refuse_parts(cls, header, config, beside)
-    state = weights.read_weights(header, dtype)
+    state = tensors.read_weights(header, dtype)
     lent = config is None
     folder = Folder(str(config) if config is not None else _configs_of_the_hub(state, what, beside))
     scheduler = _scheduler(cls, folder, header, state, prediction, lent)
     pipe = _build(cls, folder, header, state, dtype, scheduler, what)
-    weights.refuse_left_over(getattr(pipe, cls.network_name), header, recognise.NETWORK_PREFIXES, what)
+    tensors.refuse_left_over(getattr(pipe, cls.network_name), header, recognise.NETWORK_PREFIXES, what)
     return cls, pipe
 
 
@@ -125,5 +124,5 @@ def _component(folder: Folder, name: str, state: dict[str, Tensor], dtype: torch
         raise UserError(
             f"{what} has no weights for a part of its {name}: give a whole one (with configs of the same model)."
         ) from None
-    weights.refuse_missing(module, name, what)
+    tensors.refuse_missing(module, name, what)
     return module

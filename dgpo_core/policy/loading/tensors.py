@@ -47,8 +47,8 @@ def read_weights(header: Header, dtype: torch.dtype) -> dict[str, Tensor]:
 def refuse_unknown(header: Header) -> None:
     """Raises UserError where weights are kept in a way that `read_weights` does not know; reads the header alone."""
     if "_quantization_metadata" in header.metadata:
-        found = _json(header.metadata["_quantization_metadata"], header)
-        layers = found.get("layers") if isinstance(found, dict) else None
+        described = _json(header.metadata["_quantization_metadata"], header)
+        layers = described.get("layers") if isinstance(described, dict) else None
         for layer in layers.values() if isinstance(layers, dict) else ():
             _check_format(header, layer)
     fp8 = {name.rpartition(".")[0] for name, entry in header.tensors.items() if entry.dtype in _FP8}

@@ -65,11 +65,11 @@ def tensors(network: str, state: Mapping[str, Tensor], scale: float) -> dict[str
 
     scale: alpha / rank, multiplied into B.
     """
-    found = {}
+    named = {}
     for key, tensor in state.items():
         value = tensor.detach().to("cpu", torch.float32, copy=True)
-        found[f"{network}.{key}"] = (value * scale if ".lora_B." in key else value).contiguous()
-    return found
+        named[f"{network}.{key}"] = (value * scale if ".lora_B." in key else value).contiguous()
+    return named
 
 
 def for_comfyui(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,11 +154,11 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # also numbers of a type that torch does not have
         why = shown(reason(error))
         raise UserError(f"{shown(path)} is not a readable .safetensors file ({why}): give another file.") from None
-    check(path, state)
+    refuse_unusable(path, state)
     return lora_scale.with_alphas(path, state, metadata), metadata
 
 
-def check(name: str | Path, state: Mapping[str, Tensor]) -> None:
+def refuse_unusable(name: str | Path, state: Mapping[str, Tensor]) -> None:
     """Raises UserError, naming the module, for a LoRA whose numbers cannot be.
 
     NaN and infinite ones, whole ones for weights, empty tensors, an alpha that is no number, a rank beyond all reason.

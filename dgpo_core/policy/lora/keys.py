@@ -93,8 +93,8 @@ def form(keys: Iterable[str]) -> str:
 
     Where there are several, the one that is no plain LoRA: it is what a plain reader would miss.
     """
-    found = [next((name for name, end in _ENDS.items() if end.fullmatch(key)), "") for key in keys if not is_alpha(key)]
-    return next((name for name in found if name != "LoRA"), "LoRA") if found else ""
+    forms = [next((name for name, end in _ENDS.items() if end.fullmatch(key)), "") for key in keys if not is_alpha(key)]
+    return next((name for name in forms if name != "LoRA"), "LoRA") if forms else ""
 
 
 def is_alpha(key: str) -> bool:

@@ -49,15 +49,15 @@ def with_alphas(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
     A module's own `.alpha` counts before all else. Raises UserError where the settings are not readable.
     """
     scalings = _scalings(path, state, metadata)
-    found = dict(state)
+    whole = dict(state)
     for module, parts in lora_keys.modules(state).items() if scalings else ():
         prefix = next((p for p in scalings if module.startswith(p)), None)
         down = next((t for key, t in parts.items() if lora_keys.is_first(key)), None)
         if prefix is not None and down is not None and down.ndim and not any(map(lora_keys.is_alpha, parts)):
             rank = down.shape[0]
             scale = scalings[prefix].of(module.removeprefix(prefix), rank)
-            found[f"{module}.alpha"] = torch.tensor(scale * rank, dtype=torch.float64)
-    return found
+            whole[f"{module}.alpha"] = torch.tensor(scale * rank, dtype=torch.float64)
+    return whole
 
 
 def _scalings(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Scaling]:
@@ -68,8 +68,8 @@ def _scalings(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, st
         for key, value in _object(reading.parse_json(metadata[_HEADER], where), where).items():
             network, dot, name = key.partition(".")
             groups.setdefault(f"{network}." if dot else "", {})[name if dot else network] = value
-        found = {prefix: _scaling(values, where) for prefix, values in groups.items()}
-        return {prefix: scaling for prefix, scaling in found.items() if scaling}
+        scalings = {prefix: _scaling(values, where) for prefix, values in groups.items()}
+        return {prefix: scaling for prefix, scaling in scalings.items() if scaling}
     beside = path.with_name(_BESIDE)
     if any(key.startswith(_PEFT) for key in state) and beside.is_file():
         where = "The LoRA's settings"

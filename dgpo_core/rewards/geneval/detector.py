@@ -67,7 +67,7 @@ class Detector:
         height, width = images.shape[-2:]
         size = height, width
         inputs = self.processor([to_pil(image) for image in images], return_tensors="pt").to(self.model.device)
-        found = self.processor.post_process_object_detection(
+        by_image = self.processor.post_process_object_detection(
             self.model(**inputs), threshold=threshold, target_sizes=[size] * len(images)
         )
         return [
@@ -75,7 +75,7 @@ class Detector:
                 Detection(self.labels[int(label)], float(score), _inside(box.tolist(), size))
                 for score, label, box in zip(each["scores"], each["labels"], each["boxes"], strict=True)
             ]
-            for each in found
+            for each in by_image
         ]
 
     def _masks(self, images: Tensor, threshold: float) -> list[list[Detection]]:
@@ -96,15 +96,15 @@ class Detector:
         scores = classes.softmax(dim=-1)[:, :-1]
         best, places = scores.flatten().topk(min(len(classes), scores.numel()))
         places = places[best > threshold]
-        found = []
+        instances = []
         for place in places.tolist():
             query, label = divmod(place, scores.shape[1])
             logits = interpolate(masks[None, None, query], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
             mask = logits > 0
             score = float(scores[query, label] * logits.sigmoid()[mask].mean()) if mask.any() else 0.0
             if score > threshold:
-                found.append(Detection(self.labels[label], score, _bounds(mask), mask.cpu()))
-        return found
+                instances.append(Detection(self.labels[label], score, _bounds(mask), mask.cpu()))
+        return instances
 
 
 def _resized(images: Tensor) -> Tensor:

@@ -77,22 +77,22 @@ def draw(count: int, rng: random.Random, free: Callable[[Prompt], bool]) -> list
     Raises UserError where there are fewer than `count`.
     """
     piles = {task: filter(free, _shuffled(task, rng)) for task in SHARES}
-    found: list[Prompt] = []
+    chosen: list[Prompt] = []
     taken: Counter[str] = Counter()
-    while piles and len(found) < count:
+    while piles and len(chosen) < count:
         task = min(piles, key=lambda name: (taken[name] + 1) / SHARES[name])
         prompt = next(piles[task], None)
         if prompt is None:
             del piles[task]
         else:
-            found.append(prompt)
+            chosen.append(prompt)
             taken[task] += 1
-    if len(found) < count:
+    if len(chosen) < count:
         raise UserError(
-            f"There are only {len(found):,} different prompts to choose from, not {count:,}: ask for fewer."
+            f"There are only {len(chosen):,} different prompts to choose from, not {count:,}: ask for fewer."
         )
-    rng.shuffle(found)
-    return found
+    rng.shuffle(chosen)
+    return chosen
 
 
 def _shuffled(task: str, rng: random.Random) -> Iterator[Prompt]:

@@ -219,8 +219,8 @@ def number(reward: str, name: str, value: Any, above: float | None = None, most:
 def _message(content: bytes) -> str:
     """What a server says of an error: {"error": ...}, as a text or as OpenAI has it, or what is there."""
     try:
-        found = parse_json(content, "The answer")["error"]
-        return str(found["message"] if isinstance(found, dict) else found)
+        problem = parse_json(content, "The answer")["error"]
+        return str(problem["message"] if isinstance(problem, dict) else problem)
     except (UserError, KeyError, TypeError, IndexError):
         return content[:4000].decode("utf-8", "replace")
 

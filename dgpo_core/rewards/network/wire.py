@@ -54,10 +54,10 @@ def _facts(body: bytes, name: str, kind: type) -> list[Any]:
     size = int.from_bytes(body[:8], "little")
     try:
         header = parse_json(body[8 : 8 + size], "The header")
-        found = parse_json(header["__metadata__"][name], "The header")
+        facts = parse_json(header["__metadata__"][name], "The header")
     except (UserError, KeyError, TypeError):
-        found = None
-    if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
+        facts = None
+    if not isinstance(facts, list) or not all(isinstance(item, kind) for item in facts):
         what = "texts" if kind is str else "objects"
         raise ValueError(f'The metadata of the safetensors body must hold "{name}", a JSON list of {what}.')
-    return found
+    return facts

@@ -75,19 +75,19 @@ def draw(count: int, letters: tuple[int, int], rng: random.Random, free: Callabl
         raise UserError(
             f"--letters must be two whole numbers, {SHORTEST} to {LONGEST}, the lower one first, not {low} {high}."
         )
-    found: dict[str, Prompt] = {}
+    chosen: dict[str, Prompt] = {}
     tries = 0
-    while len(found) < count:
+    while len(chosen) < count:
         prompt = _prompt(rng, low, high)
         tries += 1
-        if prompt.text not in found and free(prompt):
-            found[prompt.text], tries = prompt, 0
+        if prompt.text not in chosen and free(prompt):
+            chosen[prompt.text], tries = prompt, 0
         if tries == TRIES:
             raise UserError(
-                f"There are only about {len(found):,} different prompts with texts of {low} to {high} letters to choose"
-                f" from, not {count:,}: ask for fewer, or for other lengths."
+                f"There are only about {len(chosen):,} different prompts with texts of {low} to {high} letters to"
+                f" choose from, not {count:,}: ask for fewer, or for other lengths."
             )
-    return list(found.values())
+    return list(chosen.values())
 
 
 def _prompt(rng: random.Random, low: int, high: int) -> Prompt:
@@ -111,10 +111,10 @@ def _text(rng: random.Random, length: int) -> str:
 @functools.cache
 def _phrases() -> dict[int, list[str]]:
     """One or two words, by their letters: SHORTEST and every length from there to the longest."""
-    found: dict[int, list[str]] = {}
+    by_length: dict[int, list[str]] = {}
     for phrase in [*THEN, *(f"{first} {then}" for first in FIRST for then in THEN)]:
-        found.setdefault(len(phrase.replace(" ", "")), []).append(phrase.title())
-    return dict(sorted(found.items()))
+        by_length.setdefault(len(phrase.replace(" ", "")), []).append(phrase.title())
+    return dict(sorted(by_length.items()))
 
 
 def meaning(prompt: Prompt) -> Hashable:
