@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.policy import FAMILIES, load_policy
+from dgpo_core.policy.families.flux import Flux
 from dgpo_core.policy.loading.header import read_header
 from dgpo_core.policy.loading.recognise import recognise
 
@@ -112,6 +113,16 @@ def test_a_family_is_known_by_each_of_its_marks(family: str, tmp_path: Path) -> 
         for prefix in ("", "model.diffusion_model."):
             save_file({prefix + mark: torch.zeros(4, 4)}, tmp_path / "model.safetensors")
             assert recognise(read_header(tmp_path / "model.safetensors")) == family
+
+
+def test_a_kind_that_a_new_family_is_known_as_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = "distilled_guidance_layer.norms.0.scale"
+    path = tmp_path / "model.safetensors"
+    save_file({mark: torch.zeros(4)}, path)
+    with pytest.raises(UserError, match="is Chroma"):
+        recognise(read_header(path))
+    monkeypatch.setitem(FAMILIES, "chroma", type("Chroma", (Flux,), {"marks": (mark,), "known_as": ("Chroma",)}))
+    assert recognise(read_header(path)) == "chroma"
 
 
 # --- files that are no model -----------------------------------------------------------------------------------------
