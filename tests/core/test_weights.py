@@ -17,6 +17,8 @@ from torch import Tensor
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.policy import Cond, load_policy
+from dgpo_core.policy.families import sd15
+from dgpo_core.policy.families.sd15 import SD15
 from dgpo_core.policy.loading import single_file
 from dgpo_core.policy.loading.folder import Folder
 from dgpo_core.policy.pipeline import DiffusersPolicy
@@ -170,7 +172,9 @@ def test_the_encoders_of_flux_in_one_file_are_those_of_its_folder() -> None:
 @pytest.mark.parametrize(("spread", "expected"), [(0.2, "v"), (0.02, "epsilon")])
 def test_sd2_without_a_sign_is_told_apart_by_the_spread_of_a_bias(spread: float, expected: str) -> None:
     bias = spread * torch.linspace(-1.7, 1.7, 320)
-    assert single_file._sd2_prediction({single_file._SD2_V_MARK: bias}) == expected
+    wide, narrow = (torch.empty(320, width, device="meta") for width in (1024, 768))
+    assert SD15.prediction_of_weights({sd15._SD2_WIDTH_MARK: wide, sd15._SD2_V_MARK: bias}) == expected
+    assert SD15.prediction_of_weights({sd15._SD2_WIDTH_MARK: narrow, sd15._SD2_V_MARK: bias}) == ""  # SD 1.x
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
