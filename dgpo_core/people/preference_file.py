@@ -1,12 +1,16 @@
 """The preference file: what a person thinks of groups of images, one JSON object per line, one line per group.
 
-    {"prompt": "a red circle", "images": ["a.png", "b.png", "c.png"], "ranking": [[2], [0, 1]]}
+    {"prompt": "a red circle", "images": ["a.png", "b.png", "c.png"], "ranking": [[2], [0]], "version": 2}
+    {"prompt": "a red circle", "images": ["a.png", "b.png", "c.png"], "ranking": [[2]], "worst": [1], "version": 2}
     {"prompt": "a red circle", "images": ["d.png", "e.png", "f.png"], "ratings": [5, 2, null]}
-    {"prompt": "two squares", "images": ["g.png", "h.png"], "thumbs": [1, -1]}
-    {"prompt": "two squares", "images": ["i.png", "j.png"], "skip": true}
+    {"prompt": "two squares", "images": ["g.png", "h.png", "i.png"], "pairs": [[0, ">", 1], [1, "=", 2]]}
+    {"prompt": "two squares", "images": ["j.png", "k.png"], "thumbs": [1, -1]}
+    {"prompt": "two squares", "images": ["l.png", "m.png"], "skip": true}
 
-images: files, relative to the folder that the preference file is in. ranking, thumbs, ratings, skip: one of them, as
-`preferences` has it. prompt: may be left out where the images hold it (`comfy_png`).
+images: files, relative to the folder that the preference file is in. ranking (and worst), pairs, thumbs, ratings, skip:
+one of them, as `preferences` has it. prompt: may be left out where the images hold it (`comfy_png`). version: 2, or
+none. It matters to a ranking that leaves images out: in lines without a version they count as middling, as they always
+did (`preferences.middling_scores`), not as worse than all that are ranked.
 
 Whoever asks a person, in ComfyUI or headless, keeps the answers in such a file. There a line also has `key`, which says
 what question it answers (of several lines with one key, the last counts), and `time`, in seconds since 1970. So the
@@ -25,7 +29,10 @@ from typing import Any
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import reason
 from dgpo_core.common.reading import parse_json, read_text, shown
-from dgpo_core.people.preferences import KINDS, scores_from
+from dgpo_core.people.preferences import KINDS, WORST, middling_scores, scores_from
+
+VERSION = 2
+"""Of the lines that are written."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Preference:
 
     def line(self) -> str:
         """As the file holds it."""
-        record = {"prompt": self.prompt, "images": list(self.images), **self.answer}
+        record = {"prompt": self.prompt, "images": list(self.images), **self.answer, "version": VERSION}
         if self.key:
             record |= {"key": self.key, "time": round(time.time())}
         return json.dumps(record, ensure_ascii=False) + "\n"
@@ -58,9 +65,22 @@ class Preference:
             raise UserError('"images" must be a list of the names of the group\'s files.')
         if not isinstance(prompt, str) or not isinstance(key, str):
             raise UserError('"prompt" must be a text.')
-        answer = {kind: record[kind] for kind in (*KINDS, "skip") if kind in record}
+        version = record.get("version", 1)
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise UserError(f'"version" must be {VERSION} or left out, not {version!r}.')
+        answer = {kind: record[kind] for kind in (*KINDS, WORST, "skip") if kind in record}
         scores_from(answer, len(images))
+        if version == 1:
+            answer = _first_version(answer, len(images))
         return Preference(prompt.strip(), tuple(images), answer, key)
+
+
+def _first_version(answer: dict[str, Any], size: int) -> dict[str, Any]:
+    """What a line without a version says, in the words of today: a ranking that leaves images out, by its scores."""
+    ranking = answer.get("ranking", [])
+    if WORST in answer:
+        raise UserError(f'"{WORST}" needs "version": {VERSION} in its line.')
+    return answer if sum(map(len, ranking)) in (0, size) else {"ratings": middling_scores(ranking, size)}
 
 
 def read_preferences(path: str | Path) -> list[Preference]:

@@ -1,17 +1,19 @@
-"""From what a person thinks of a group to scores: rankings with ties, thumbs, ratings, and nothing at all.
+"""From what a person thinks of a group to scores: rankings with ties, pairs, thumbs, ratings, and nothing at all.
 
 An answer about one group of G images is one of these mappings (images are counted from 0):
 
-    {"ranking": [[3], [0, 2], [1]]}      best first; images of one rank are tied; images may be left out
-    {"thumbs": [1, -1, 0, 0]}            good, bad, neither, for every image
-    {"ratings": [5, 3.5, None, 1]}       any numbers, higher is better; None: not rated
-    {"skip": True}                       nothing is said
+    {"ranking": [[3], [0, 2]]}                   best first; images of one rank are tied; those left out come after all
+    {"ranking": [[3]], "worst": [1]}             as before, and the worst ones come after those left out
+    {"pairs": [[3, ">", 0], [1, "=", 2]]}        of two images the better one, a tie, or "?": passed over (`pairs`)
+    {"thumbs": [1, -1, 0, 0]}                    good, bad, neither, for every image
+    {"ratings": [5, 3.5, None, 1]}               any numbers, higher is better; None: not rated
+    {"skip": True}                               nothing is said
 
-Who marks only the best and the worst gives the ranking [[best], [worst]].
+Kinds are not mixed within one answer. Who marks only the worst gives the ranking [] with them.
 
-The advantages of a group sum to zero, whatever the form of the answer. A ranking's scores do so themselves (but for the
-exception that `ranking_scores` names). Thumbs and ratings stand as they are given, and an image without a rating takes
-the mean of the others; every advantage then begins with `advantage.centred`, which takes the group's mean away.
+The advantages of a group sum to zero, whatever the form of the answer. The scores of a ranking and of pairs do so
+themselves. Thumbs and ratings stand as they are given, and an image without a rating takes the mean of the others;
+every advantage then begins with `advantage.centred`, which takes the group's mean away.
 
 How answers are kept in files is said in `preference_file`.
 """
@@ -22,28 +24,44 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.people.pairs import pairs_scores
 
 SKIP: Mapping[str, Any] = {"skip": True}
-KINDS = ("ranking", "thumbs", "ratings")
+KINDS = ("ranking", "pairs", "thumbs", "ratings")
+WORST = "worst"  # stands beside a ranking
 MOST_RATING = 1_000_000
-PRESET_HELP = "image numbers from 1 joined by > and =, such as 3>1=2, or skip"
+MOST_PAIRS = 10_000
+PRESET_HELP = "image numbers from 1, best first, joined by > and =, such as 3>1=2, with * for all others, or skip"
 
 
-def ranking_scores(ranking: Sequence[Sequence[int]], size: int) -> list[float]:
-    """Scores in [-1, 1], evenly spaced from the best (1) to the worst (-1) of the ranked images.
+def ranking_scores(ranking: Sequence[Sequence[int]], size: int, worst: Sequence[int] = ()) -> list[float]:
+    """Scores in [-1, 1], evenly spaced from the best image (1) to the worst (-1); they sum to zero.
 
-    Tied images share the mean of the places that they take up. Images that are not in `ranking` get 0, the middle:
-    neither good nor bad. So the scores sum to zero, and "the best and the worst" alone is a ranking. The one exception
-    is a ranking with a single rank: its images are better than those left out, 1 against 0.
+    The ranks of `ranking` come first, best first, then all images that are named nowhere, as one rank, then the `worst`
+    as one. Tied images share the mean of the places that they take up.
     """
-    scores = [0.0] * size
-    last = sum(map(len, ranking)) - 1
-    place = 0
-    for rank in ranking:
+    named = {image for rank in (*ranking, worst) for image in rank}
+    ranks = [rank for rank in (*ranking, [i for i in range(size) if i not in named], worst) if rank]
+    scores, place = [0.0] * size, 0
+    for rank in ranks:
         shared = place + (len(rank) - 1) / 2
         for image in rank:
-            scores[image] = 1 - 2 * shared / last if len(ranking) > 1 else 1.0
+            scores[image] = 1 - 2 * shared / (size - 1) if len(ranks) > 1 else 0.0
         place += len(rank)
+    return scores
+
+
+def middling_scores(ranking: Sequence[Sequence[int]], size: int) -> list[float]:
+    """What a ranking meant in preference files without a version: who is left out is neither good nor bad.
+
+    The ranked images are evenly spaced from 1 to -1, and the others have 0. Images of a single rank are better than
+    those left out, 1 against 0.
+    """
+    ranked = [image for rank in ranking for image in rank]
+    among = ranking_scores([[ranked.index(image) for image in rank] for rank in ranking], len(ranked))
+    scores = [0.0] * size
+    for image, score in zip(ranked, among, strict=True):
+        scores[image] = score if len(ranking) > 1 else 1.0
     return scores
 
 
@@ -64,12 +82,16 @@ def scores_from(answer: Any, size: int) -> list[float] | None:
 
     Raises UserError in one sentence for whatever is no answer about such a group.
     """
-    kind, value = _only_item(answer)
+    kind, value = _kind_of(answer)
     if kind == "skip":
         return None
     if kind == "ranking":
-        _check_ranking(value, size)
-        scores = ranking_scores(value, size)
+        worst = answer.get(WORST, [])
+        _check_ranking(value, worst, size)
+        scores = ranking_scores(value, size, worst)
+    elif kind == "pairs":
+        check_pairs(value, size)
+        scores = pairs_scores(value, size)
     elif kind == "thumbs":
         _check_thumbs(value, size)
         scores = thumbs_scores(value)
@@ -83,10 +105,10 @@ def parse_preset(text: str) -> list[Mapping[str, Any]]:
     """Answers written down beforehand: one per group, separated by semicolons or line ends.
 
     "3>1=2" puts the third image first and ties the first and second; "skip" says nothing. Numbers count from 1, as the
-    dialog shows them; images may be left out.
+    dialog shows them. Images that are left out come last, or where the * is: after it are the worst, "3>*>1=2".
     """
     parts = [part.strip() for part in re.split(r"[;\r\n]", text) if part.strip()]
-    return [_parse_one(re.sub(r"\s*([>=])\s*", r"\1", part), number) for number, part in enumerate(parts, 1)]
+    return [_parse_one(re.sub(r"\s*([>=*])\s*", r"\1", part), number) for number, part in enumerate(parts, 1)]
 
 
 def preset_answers(text: str, sizes: Sequence[int]) -> list[Mapping[str, Any]]:
@@ -95,7 +117,8 @@ def preset_answers(text: str, sizes: Sequence[int]) -> list[Mapping[str, Any]]:
     if len(answers) != len(sizes):
         raise UserError(f"The preset has {len(answers)} rankings for {len(sizes)} groups: give one for each group.")
     for number, (answer, size) in enumerate(zip(answers, sizes, strict=True), 1):
-        unknown = [image for rank in answer.get("ranking", []) for image in rank if image >= size]
+        named = [image for rank in (*answer.get("ranking", []), answer.get(WORST, [])) for image in rank]
+        unknown = [image for image in named if image >= size]
         if unknown:
             image = unknown[0] + 1
             raise UserError(
@@ -108,37 +131,65 @@ def _parse_one(part: str, number: int) -> Mapping[str, Any]:
     what = f"Ranking {number} of the preset, {part!r},"
     if part.lower() == "skip":
         return SKIP
-    if not re.fullmatch(r"[0-9]{1,6}([>=][0-9]{1,6})*", part):
+    rank = "[0-9]{1,6}(=[0-9]{1,6})*"
+    if not re.fullmatch(rf"{rank}(>{rank})*(>\*(>{rank})?)?|\*>{rank}", part):
         raise UserError(f"{what} cannot be read: write {PRESET_HELP}.")
-    ranking = [[int(image) - 1 for image in rank.split("=")] for rank in part.split(">")]
-    images = [image for rank in ranking for image in rank]
+    better, _, worst = part.partition("*")
+    ranking = [_images(rank) for rank in better.split(">") if rank]
+    bottom = _images(worst.removeprefix(">"))
+    images = [image for rank in (*ranking, bottom) for image in rank]
     if -1 in images:
         raise UserError(f"{what} names image 0: images are numbered from 1.")
     twice = next((image for image in images if images.count(image) > 1), None)
     if twice is not None:
         raise UserError(f"{what} names image {twice + 1} twice.")
-    return {"ranking": ranking}
+    return {"ranking": ranking, WORST: bottom} if bottom else {"ranking": ranking}
 
 
-def _only_item(answer: Any) -> tuple[str, Any]:
-    if isinstance(answer, Mapping) and len(answer) == 1:
-        kind, value = next(iter(answer.items()))
-        if kind in KINDS or (kind == "skip" and value is True):
-            return kind, value
+def _images(rank: str) -> list[int]:
+    """From "1=2" to [0, 1]."""
+    return [int(image) - 1 for image in rank.split("=") if image]
+
+
+def _kind_of(answer: Any) -> tuple[str, Any]:
+    if isinstance(answer, Mapping):
+        kinds = [kind for kind in answer if kind != WORST or "ranking" not in answer]
+        if len(kinds) == 1 and (kinds[0] in KINDS or answer.get("skip") is True):
+            return kinds[0], answer[kinds[0]]
     raise UserError(
-        'The answer about a group must be {"ranking": [...]}, {"thumbs": [...]}, {"ratings": [...]} or {"skip": true}.'
+        'The answer about a group must be {"ranking": [...]}, with or without "worst", {"pairs": [...]},'
+        ' {"thumbs": [...]}, {"ratings": [...]} or {"skip": true}.'
     )
 
 
-def _check_ranking(ranking: Any, size: int) -> None:
-    if not (_is_list(ranking) and ranking and all(_is_list(rank) and rank for rank in ranking)):
+def _check_ranking(ranking: Any, worst: Any, size: int) -> None:
+    if not (_is_list(ranking) and all(_is_list(rank) and rank for rank in ranking) and (ranking or worst)):
         raise UserError("A ranking must be a list of ranks, best first, each a list of one or more images.")
-    images = [image for rank in ranking for image in rank]
+    if not _is_list(worst):
+        raise UserError("The worst of a ranking must be a list of images.")
+    images = [image for rank in (*ranking, worst) for image in rank]
     for image in images:
-        if type(image) is not int or not 0 <= image < size:
-            raise UserError(f"The ranking names image {image!r}, but the group has the images 0 to {size - 1}.")
+        _check_image(image, size, "The ranking")
         if images.count(image) > 1:
             raise UserError(f"The ranking names image {image} twice.")
+
+
+def check_pairs(pairs: Any, size: int) -> None:
+    """Raises UserError where they are not about two images each of a group of `size`."""
+    if not _is_list(pairs) or len(pairs) > MOST_PAIRS:
+        raise UserError(f"Pairs must be a list of at most {MOST_PAIRS:,} pairs.")
+    for pair in pairs:
+        if not (_is_list(pair) and len(pair) == 3 and pair[1] in (">", "=", "?")):
+            raise UserError(f'A pair must be [image, ">", image], with "=" for a tie or "?" for neither, not {pair!r}.')
+        for image in pair[::2]:
+            _check_image(image, size, "The pair")
+        if pair[0] == pair[2]:
+            raise UserError(f"The pair names image {pair[0]} twice.")
+
+
+def _check_image(image: Any, size: int, what: str) -> None:
+    if type(image) is not int or not 0 <= image < size:
+        raise UserError(f"{what} names image {image!r}, but the group has the images 0 to {size - 1}.")
 
 
 def _check_thumbs(thumbs: Any, size: int) -> None:

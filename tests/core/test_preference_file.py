@@ -75,6 +75,43 @@ def test_a_file_written_by_hand_holds_rankings_ratings_thumbs_and_skips(tmp_path
     assert [p.prompt for p in found] == ["a fox", "a fox", "", "a fox", "a fox"]
 
 
+def test_a_line_with_a_version_says_what_rankings_mean_today(tmp_path: Path) -> None:
+    images = ["a", "b", "c", "d"]
+    rankings: list[dict[str, Any]] = [
+        {"ranking": [[2], [0]]},
+        {"ranking": [[2], [0]], "version": 1},
+        {"ranking": [[2], [0]], "version": 2},
+        {"ranking": [[2]], "worst": [0], "version": 2},
+        {"pairs": [[2, ">", 0], [1, "?", 3]], "version": 2},
+    ]
+    path = tmp_path / "preferences.jsonl"
+    path.write_text("\n".join(json.dumps({"images": images, **ranking}) for ranking in rankings))
+    old, first, *new, pairs = [p.scores() for p in read_preferences(path)]
+    assert old == first == [-1, 0, 1, 0]
+    assert new == [[pytest.approx(x) for x in row] for row in ([1 / 3, -2 / 3, 1, -2 / 3], [-1, 0, 1, 0])]
+    assert pairs[2] == -pairs[0] > 0 == pairs[1] == pairs[3]
+
+
+def test_an_answer_of_an_earlier_version_keeps_its_scores_when_it_is_written_again(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    file.path.write_text('{"prompt": "", "images": ["a", "b", "c"], "ranking": [[1]], "key": "k", "time": 1}\n')
+    (before,) = file.get(["k"], [3])
+    file.put([before])
+    (after,) = file.get(["k"], [3])
+    assert before.scores() == after.scores() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"ranking": [[1]]}, {"ranking": [], "worst": [0]}, {"pairs": [[0, ">", 1], [1, "?", 2]]}, {"thumbs": [1, 0, -1]}],
+)
+def test_what_is_kept_is_read_back_as_it_was_said(tmp_path: Path, answer: dict[str, Any]) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    said = Preference("a fox", ("a", "b", "c"), answer, "k")
+    file.put([said])
+    assert file.get(["k"], [3]) == read_preferences(file.path) == [said]
+
+
 def test_a_file_of_answers_is_a_preference_file_in_which_the_last_answer_counts(tmp_path: Path) -> None:
     file = AnswerFile(tmp_path / "answers.jsonl")
     for key, given in (("a", [1, 0]), ("b", [0, 1]), ("a", [0, 1])):
@@ -98,6 +135,9 @@ def test_a_file_of_answers_is_a_preference_file_in_which_the_last_answer_counts(
         ('{"images": ["a", "b"], "ratings": [1, true]}', "A rating must be a number"),
         ('{"images": ["a", "b"], "ranking": [[0], [2]]}', "names image 2"),
         ('{"images": ["a", "b"], "ratings": [1, 2], "prompt": 3}', '"prompt" must be a text'),
+        ('{"images": ["a", "b"], "ratings": [1, 2], "version": 3}', '"version" must be 2 or left out, not 3'),
+        ('{"images": ["a", "b"], "ratings": [1, 2], "version": "2"}', '"version" must be 2 or left out'),
+        ('{"images": ["a", "b"], "ranking": [[0]], "worst": [1]}', '"worst" needs "version": 2'),
     ],
 )
 def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: str, sentence: str) -> None:
