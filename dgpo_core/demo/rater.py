@@ -1,8 +1,8 @@
 """`python -m dgpo_core.demo.rater`: how many groups must a person rate until the embedded model is better by 0.2?
 
 The person is simulated: sees what the verifier sees, not quite, and says it as people do, by a ranking with ties, by
-the best image of a group alone, or by thumbs. Success is measured on held-out prompts after every iteration, with the
-strict verifier.
+the best image of a group alone, by thumbs, or by pairs. Success is measured on held-out prompts after every iteration,
+with the strict verifier. By pairs, a group costs as many looks as it has pairs; the table says how many.
 """
 
 import json
@@ -24,6 +24,7 @@ from dgpo_core.common.seeds import derive_seed, noise
 from dgpo_core.evaluation.held_out import HeldOut
 from dgpo_core.evaluation.scores import evaluation_weights
 from dgpo_core.method.trainer import Trainer
+from dgpo_core.people.pairs import next_pair, pairs_wanted
 from dgpo_core.people.preferences import scores_from
 from dgpo_core.rewards.base import GroupReward
 from dgpo_core.rewards.shapes import ShapesGraded
@@ -32,8 +33,8 @@ from dgpo_core.settings.command_line import command, parse
 from dgpo_core.settings.config import Config, CountOrZero, NotNegative, Positive, Range, RewardTerm
 from dgpo_core.settings.presets import load_preset
 
-Mode = Literal["full", "best", "thumbs"]
-MODES: tuple[Mode, ...] = ("full", "best", "thumbs")
+Mode = Literal["full", "best", "thumbs", "pairs"]
+MODES: tuple[Mode, ...] = ("full", "best", "thumbs", "pairs")
 GOOD, BAD = 0.9, 0.5  # what a thumb goes up for, and down
 RATER = "rater"
 
@@ -41,15 +42,18 @@ RATER = "rater"
 class SimulatedRater(GroupReward):
     """Rates groups as a person might.
 
-    mode: "full", a ranking of all images; "best", a click on the best one; "thumbs", up, down or neither for each.
+    mode: "full", a ranking of all images; "best", a click on the best one; "thumbs", up, down or neither for each;
+    "pairs", the better one of two or a tie, `pairs` times (0: as many as people are asked about by default).
     slip: standard deviation of what is added to the verifier's graded score of an image, which is 0 to 1. ties: images
-    whose scores are this close to the first of their rank get the same rank. seed: of the slips, which also depend on
-    the seeds of the group's images, so that the same group is always rated in the same way.
+    whose scores are this close to the first of their rank, or to each other in a pair, are tied. seed: of the slips,
+    which also depend on the seeds of the group's images, so that the same group is always rated in the same way.
     """
 
-    def __init__(self, mode: Mode = "full", slip: float = 0.1, ties: float = 0.1, seed: int = 0) -> None:
+    def __init__(
+        self, mode: Mode = "full", slip: float = 0.1, ties: float = 0.1, seed: int = 0, pairs: int = 0
+    ) -> None:
         super().__init__()
-        self.mode, self.slip, self.ties, self.seed = mode, slip, ties, seed
+        self.mode, self.slip, self.ties, self.seed, self.pairs = mode, slip, ties, seed, pairs
         self.verifier = ShapesGraded()
 
     def score_groups(self, groups: Sequence[Group]) -> Tensor:
@@ -67,7 +71,18 @@ class SimulatedRater(GroupReward):
             return {"thumbs": [(score > GOOD) - (score < BAD) for score in rated]}
         if self.mode == "best":
             return {"ranking": [[max(range(n), key=rated.__getitem__)]]}
+        if self.mode == "pairs":
+            return {"pairs": compared(rated, self.ties, pairs_wanted(n, self.pairs))}
         return {"ranking": ranks(rated, self.ties)}
+
+
+def compared(scores: Sequence[float], ties: float, most: int) -> list[list[Any]]:
+    """What is said about one pair after the other, as `people.pairs` chooses them."""
+    said: list[list[Any]] = []
+    while pair := next_pair(said, len(scores), most):
+        better, worse = sorted(pair, key=scores.__getitem__, reverse=True)
+        said.append([better, "=" if scores[better] - scores[worse] <= ties else ">", worse])
+    return said
 
 
 def ranks(scores: Sequence[float], ties: float) -> list[list[int]]:
@@ -98,7 +113,9 @@ class RaterConfig:
     slip: NotNegative = 0.1
     """Standard deviation of the rater's error; scores are 0 to 1."""
     ties: NotNegative = 0.1
-    """Scores that are this close are tied in a ranking."""
+    """Scores that are this close are tied in a ranking, or a pair."""
+    pairs: CountOrZero = 0
+    """Pairs per group; 0 takes one and a half times its size."""
     gain: Positive = 0.2
     """What success must rise by."""
     most: CountOrZero = 60
@@ -125,7 +142,7 @@ def run(options: RaterConfig, mode: Mode, seed: int) -> Outcome:
     world = World("cpu")
     held_out, judges = assemble.held_out_prompts(config), assemble.evaluation_rewards(config, {}, world)
     policy, size = assemble.load_model(config, world)
-    rater = SimulatedRater(mode, options.slip, options.ties, seed)
+    rater = SimulatedRater(mode, options.slip, options.ties, seed, options.pairs)
     trainer = Trainer(policy, assemble.training_prompts(config), {RATER: rater}, config, size=size, world=world)
 
     measured, weights = HeldOut.of(config, policy, held_out, judges, size, world), evaluation_weights(config)
@@ -170,7 +187,8 @@ def table(outcomes: Sequence[Outcome], options: RaterConfig) -> str:
         reached = [groups for groups in rated if groups is not None]
         middle = f"{mean(reached):.0f}" if len(reached) == len(rated) else "-"
         each = ", ".join(f"more than {options.most * options.groups}" if n is None else str(n) for n in rated)
-        lines.append(f"{mode:7} {middle:>5}  ({each})")
+        pairs = f" of {pairs_wanted(options.size, options.pairs)} pairs each" if mode == "pairs" else ""
+        lines.append(f"{mode:7} {middle:>5}  ({each}){pairs}")
     return "\n".join(lines)
 
 

@@ -45,6 +45,13 @@ def test_without_slips_it_says_what_the_verifier_sees() -> None:
     assert SimulatedRater("full", 0.0, 0.07).answer(group) == {"ranking": [[1, 3], [4], [0, 5], [2]]}
     assert SimulatedRater("best", 0.0).answer(group) == {"ranking": [[1]]}
     assert SimulatedRater("thumbs", 0.0).answer(group) == {"thumbs": [0, 1, -1, 1, 0, -1]}
+    said = SimulatedRater("pairs", 0.0, 0.07).answer(group)["pairs"]
+    assert len(said) == 9
+    scores = dict(enumerate([0.5, 1.0, 0.0, 1.0, 0.6, 0.45]))
+    for better, how, worse in said:
+        assert how == ("=" if {better, worse} in ({1, 3}, {0, 5}) else ">")
+        assert scores[better] >= scores[worse]
+    assert len(SimulatedRater("pairs", 0.0, pairs=4).answer(group)["pairs"]) == 4
     assert SimulatedRater("thumbs", 0.0).score_groups([group, group]).tolist() == [0, 1, -1, 1, 0, -1] * 2
 
 
@@ -89,3 +96,8 @@ def test_a_run_that_gains_too_little_says_so() -> None:
     assert outcome.rated is None
     assert len(outcome.success) == 2
     assert "more than 1" in rater_module.table([outcome], RaterConfig(modes=("thumbs",), most=1, groups=1))
+
+
+def test_by_pairs_it_says_how_many_a_group_took() -> None:
+    outcomes = [rater_module.Outcome("pairs", 0, 20, [0.4, 0.7])]
+    assert "pairs      20  (20) of 12 pairs each" in rater_module.table(outcomes, RaterConfig(modes=("pairs",)))
