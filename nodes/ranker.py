@@ -43,7 +43,8 @@ class HumanRanker(io.ComfyNode):
                     "mode",
                     options=list(MODES),
                     default=MODES[0],
-                    tooltip="rank: put images in order, best first. thumbs: mark images as good or bad.",
+                    tooltip="rank: put images in order, best first. thumbs: mark images as good or bad. "
+                    "pairs: choose the better one of two, pair by pair.",
                 ),
                 io.Int.Input(
                     "timeout",
@@ -64,11 +65,20 @@ class HumanRanker(io.ComfyNode):
                     multiline=True,
                     optional=True,
                     tooltip="Rankings for runs without a person, one for each group, separated by ; or line ends: "
-                    "image numbers from 1, best first, joined by > and = (tied), such as 3>1=2, or skip. "
-                    "Empty asks you.",
+                    "image numbers from 1, best first, joined by > and = (tied), such as 3>1=2, with * for all "
+                    "others (the worst come after it), or skip. Empty asks you.",
                 ),
                 fields.Reward.Input(
                     "reward", optional=True, tooltip=f'Scores instead of you, where on_timeout is "{REWARD}".'
+                ),
+                io.Int.Input(
+                    "pairs",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="How many pairs of each group mode pairs asks about; 0: one and a half times as many as "
+                    "the group has images.",
                 ),
             ],
             outputs=[
@@ -91,12 +101,13 @@ class HumanRanker(io.ComfyNode):
         on_timeout: str,
         preset: str = "",
         reward: Sequence[RewardTerm] | None = None,
+        pairs: int = 0,
     ) -> io.NodeOutput:
         if on_timeout == REWARD and not reward:
             raise UserError(f'Connect a reward, or set on_timeout to something else than "{REWARD}".')
         if on_timeout == REWARD:
             scoring.require_ready(reward, [group.prompt for group in groups.groups])
-        answer = _answer(groups, mode, timeout, preset)
+        answer = _answer(groups, mode, pairs, timeout, preset)
         if answer is None and on_timeout == CANCEL:
             raise comfy.model_management.InterruptProcessingException
         by_reward = answer is None and on_timeout == REWARD
@@ -104,7 +115,7 @@ class HumanRanker(io.ComfyNode):
         return io.NodeOutput(scored, _best(scored))
 
 
-def _answer(groups: Groups, mode: str, timeout: int, preset: str) -> Answer | None:
+def _answer(groups: Groups, mode: str, pairs: int, timeout: int, preset: str) -> Answer | None:
     """From the preset, else from an earlier run over the same groups, else from a person; None: nobody in time."""
     if preset.strip():
         return Answer(tuple(preset_answers(preset, [len(group) for group in groups.groups])))
@@ -116,6 +127,7 @@ def _answer(groups: Groups, mode: str, timeout: int, preset: str) -> Answer | No
         host.runs_folder() / run / FOLDER,
         {"prompt_id": context.prompt_id, "node_id": context.node_id},
         mode=mode,
+        pairs=pairs,
         timeout_s=timeout,
         check=host.stop_if_cancelled,
         shown={"subfolder": f"dgpo/{run}/{FOLDER}", "type": "output"},

@@ -1,5 +1,6 @@
 """The addresses that the pack's pages ask and answer under."""
 
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -21,7 +22,9 @@ def add_presets(routes: Any) -> None:
 
 
 def add_questions(routes: Any, questions: Questions) -> None:
-    """GET /dgpo/questions lists the open ones; POST /dgpo/questions/{token} answers one; /dgpo/web/ has the dialog."""
+    """GET /dgpo/questions lists the open ones; POST /dgpo/questions/{token} answers one, and POST
+    /dgpo/questions/{token}/next tells which pair of images comes next; /dgpo/web/ has the dialog.
+    """
     routes.static("/dgpo/web", str(files("dgpo_core.people").joinpath("web")))
 
     @routes.get("/dgpo/questions")
@@ -30,10 +33,19 @@ def add_questions(routes: Any, questions: Questions) -> None:
 
     @routes.post("/dgpo/questions/{token}")
     async def answer(request: web.Request) -> web.Response:
-        try:
-            questions.answer(request.match_info["token"], parse_json(await request.read(), "The answer"))
-        except UnknownQuestion as error:
-            return web.json_response({"error": str(error)}, status=404)
-        except UserError as error:
-            return web.json_response({"error": str(error)}, status=400)
-        return web.json_response({})
+        return await _told(request, questions.answer)
+
+    @routes.post("/dgpo/questions/{token}/next")
+    async def following(request: web.Request) -> web.Response:
+        return await _told(request, questions.next)
+
+
+async def _told(request: web.Request, tell: Callable[[str, Any], Any]) -> web.Response:
+    """Gives what was posted about a question to `tell`, and back what it says, or what is wrong."""
+    try:
+        said = tell(request.match_info["token"], parse_json(await request.read(), "The answer"))
+    except UnknownQuestion as error:
+        return web.json_response({"error": str(error)}, status=404)
+    except UserError as error:
+        return web.json_response({"error": str(error)}, status=400)
+    return web.json_response(said or {})

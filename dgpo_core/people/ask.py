@@ -23,6 +23,7 @@ def ask(
     asker: Mapping[str, str],
     *,
     mode: str,
+    pairs: int,
     timeout_s: float,
     check: Callable[[], None],
     shown: Mapping[str, str] | None = None,
@@ -30,9 +31,9 @@ def ask(
 ) -> Answer | None:
     """The answer in the folder's file, else a person's, which is then saved before it counts; None: nobody in time.
 
-    keys: one for each group, the same whenever the same is asked. shown: what a browser needs of an image besides its
-    file's name. timeout_s, check: see `Questions.ask`. skip: who does not answer in time has skipped all groups, which
-    is saved as well. Raises UserError where the folder cannot be written.
+    keys: one for each group, the same whenever the same is asked. mode, pairs: see `Question`. shown: what a browser
+    needs of an image besides its file's name. timeout_s, check: see `Questions.ask`. skip: who does not answer in time
+    has skipped all groups, which is saved as well. Raises UserError where the folder cannot be written.
     """
     file = AnswerFile(folder / FILE)
     known = file.get(keys, [len(group) for group in groups])
@@ -43,7 +44,7 @@ def ask(
         for group, key in zip(groups, keys, strict=True)
     )
     answer = questions.ask(
-        Question(asker, asked, mode), timeout_s, check, lambda answer: file.put(answer.preferences(asked, keys))
+        Question(asker, asked, mode, pairs), timeout_s, check, lambda answer: file.put(answer.preferences(asked, keys))
     )
     if answer is None and skip:
         answer = Answer.nothing(len(asked))

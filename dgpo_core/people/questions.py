@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.people.pairs import next_pair, pairs_scores, pairs_wanted
 from dgpo_core.people.preference_file import Preference
-from dgpo_core.people.preferences import SKIP, scores_from
+from dgpo_core.people.preferences import SKIP, check_pairs, scores_from
 
 POLL_S = 0.2
-MODES = ("rank", "thumbs")
+MODES = ("rank", "thumbs", "pairs")
 OPENED, CLOSED = "dgpo.question", "dgpo.question_closed"
 
 Notify = Callable[[str, Mapping[str, Any]], None]
@@ -38,12 +39,14 @@ class AskedGroup:
 class Question:
     """Which images are better?
 
-    asker: who wants to know, told to the browser with the rest. mode: of MODES, how the dialog asks. token: its own.
+    asker: who wants to know, told to the browser with the rest. mode: of MODES, how the dialog asks. pairs: per group,
+    where it asks for pairs; 0 as `pairs_wanted` has it. token: its own.
     """
 
     asker: Mapping[str, str]
     groups: tuple[AskedGroup, ...]
     mode: str = "rank"
+    pairs: int = 0
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
@@ -55,6 +58,19 @@ class Question:
     def sizes(self) -> list[int]:
         """Images per group."""
         return [len(group.images) for group in self.groups]
+
+    def next(self, said: Any) -> dict[str, Any]:
+        """After {"group": 0, "pairs": [...]}, what was said about a group so far: the "pair" to ask about next, as
+        [left, right], or None after the last one; and the "scores" that it comes to.
+
+        Raises UserError in one sentence for what is nothing of that.
+        """
+        group = said.get("group") if isinstance(said, Mapping) else None
+        if type(group) is not int or not 0 <= group < len(self.groups):
+            raise UserError('What was said so far must be an object: {"group": 0, "pairs": [[0, ">", 1]]}.')
+        pairs, size = said.get("pairs"), self.sizes[group]
+        check_pairs(pairs, size)
+        return {"pair": next_pair(pairs, size, pairs_wanted(size, self.pairs)), "scores": pairs_scores(pairs, size)}
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,10 @@ class _Waiting:
                 return
 
     def as_json(self) -> dict[str, Any]:
-        groups = [{"prompt": group.prompt, "images": list(group.images)} for group in self.question.groups]
+        groups = [
+            {"prompt": g.prompt, "images": list(g.images), "pairs": pairs_wanted(len(g.images), self.question.pairs)}
+            for g in self.question.groups
+        ]
         left = self.seconds_left()
         return {**self.question.key, "mode": self.question.mode, "groups": groups, "seconds_left": left}
 
@@ -159,9 +178,7 @@ class Questions:
         Raises UnknownQuestion for a question that is not open, UserError for what is no answer to it.
         """
         with self._lock:
-            waiting = self._open.get(token)
-            if waiting is None or waiting.answer is not None:
-                raise UnknownQuestion("This question is not open: it was answered or cancelled, or its time ran out.")
+            waiting = self._find(token)
             if not isinstance(payload, Mapping):
                 raise UserError('The answer must be an object: {"token": ..., "groups": [{"ranking": [[0], [1]]}]}.')
             if payload.get("token", token) != token:
@@ -170,6 +187,18 @@ class Questions:
             waiting.save(answer)
             waiting.answer = answer
         waiting.answered.set()
+
+    def next(self, token: str, said: Any) -> dict[str, Any]:
+        """What `Question.next` says. Raises UnknownQuestion for a question that is not open, else as it does."""
+        with self._lock:
+            question = self._find(token).question
+        return question.next(said)
+
+    def _find(self, token: str) -> _Waiting:
+        waiting = self._open.get(token)
+        if waiting is None or waiting.answer is not None:
+            raise UnknownQuestion("This question is not open: it was answered or cancelled, or its time ran out.")
+        return waiting
 
     def pending(self) -> list[dict[str, Any]]:
         """The open questions as JSON, oldest first, with the seconds that are left to answer (None: no limit)."""

@@ -40,6 +40,7 @@ class Human(GroupReward):
             self.folder,
             {},
             mode=s.mode,
+            pairs=s.pairs,
             timeout_s=s.timeout,
             check=self.interrupted,
             skip=True,

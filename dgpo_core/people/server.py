@@ -1,8 +1,9 @@
 """The page that asks a person: one port of this machine, one token, the ranking dialog.
 
 GET / is the page. It asks GET questions for what is open, shows images/NAME, and gives an answer to POST
-questions/TOKEN. Whatever tells of the run needs ?token=..., the server's own; the page's scripts and styles do not.
-All addresses in the page are relative, so that it works through a forwarded port or behind a proxy.
+questions/TOKEN; POST questions/TOKEN/next tells which pair comes next. Whatever tells of the run needs ?token=..., the
+server's own; the page's scripts and styles do not. All addresses in the page are relative, so that it works through a
+forwarded port or behind a proxy.
 """
 
 import hmac
@@ -94,8 +95,12 @@ class Handler(JsonHandler):
             self.answer(*self._take(path.removeprefix("/questions/"), self.rfile.read(size)))
 
     def _take(self, question: str, body: bytes) -> tuple[HTTPStatus, dict[str, Any]]:
+        questions, (token, *more) = self.server.questions, question.split("/", 1)
         try:
-            self.server.questions.answer(question, parse_json(body, "The answer"))
+            said = parse_json(body, "The answer")
+            if more == ["next"]:
+                return HTTPStatus.OK, questions.next(token, said)
+            questions.answer(question, said)
         except UnknownQuestion as error:
             return HTTPStatus.NOT_FOUND, {"error": str(error)}
         except UserError as error:

@@ -236,8 +236,10 @@ class HumanConfig:
 
     port: Annotated[int, Range(0, 65535)] = 8300
     """Port of the page, which only this machine (and who forwards the port over SSH) can open; 0 takes a free one."""
-    mode: Literal["rank", "thumbs"] = "rank"
-    """Put images in order, best first, or mark them as good or bad."""
+    mode: Literal["rank", "thumbs", "pairs"] = "rank"
+    """Put images in order, best first; mark them as good or bad; or choose the better one of two, pair by pair."""
+    pairs: CountOrZero = 0
+    """Pairs of each group that mode pairs asks about; 0 takes one and a half times the group's size."""
     timeout: Annotated[float, Range(0, 10_000_000)] = 0.0
     """Seconds to wait for an answer; then the iteration has the KL term alone and the run goes on; 0 waits for ever."""
 

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { el } from "../../dgpo/web/ranker_dialog.js";
+import { el } from "../../dgpo/web/ranker_parts.js";
 import { CLOSED, RankerQueue } from "../../dgpo/web/ranker_queue.js";
 
 const host = {
@@ -10,7 +10,7 @@ const host = {
   asker: ({ node_id }) => `Human Ranker, node ${node_id}`,
   image: ({ filename, subfolder, type }) =>
     api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`),
-  answer: (token, body) => api.fetchApi(`/dgpo/questions/${token}`, { method: "POST", body }),
+  post: (path, body) => api.fetchApi(`/dgpo/questions/${path}`, { method: "POST", body }),
   warn: (detail) => app.extensionManager.toast.add({ severity: "warn", summary: "Human Ranker", detail, life: 8000 }),
 };
 

@@ -12,7 +12,7 @@ const queue = new RankerQueue({
   name: "The training",
   asker: () => "",
   image: ({ filename }) => address(`images/${encodeURIComponent(filename)}`),
-  answer: (question, body) => fetch(address(`questions/${question}`), { method: "POST", body }),
+  post: (path, body) => fetch(address(`questions/${path}`), { method: "POST", body }),
   warn: (text) => (notes.textContent = text),
 });
 

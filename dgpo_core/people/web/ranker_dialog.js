@@ -2,45 +2,24 @@
 // The same in ComfyUI and on the headless page; what differs between them is its `host`.
 
 import { Marks } from "./ranker_marks.js";
+import { button, clock, el, icon } from "./ranker_parts.js";
 
-const KEYS = "123456789abcdefghijklmnopqruvwxyz"; // of the images; S skips and T ties
+const KEYS = "123456789abcdefghijklmnopqruvwyz"; // of the images; S skips, T ties, X marks the worst
 const LONG_PRESS_MS = 500;
 const LEAST_TILE = 150; // pixels
 const LATE_S = 30;
-
-/** An element with attributes, listeners (on...) and children. */
-export function el(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else node.setAttribute(name, value);
-  }
-  node.append(...children);
-  return node;
-}
-
-export const button = (label, onclick, attributes = {}) =>
-  el("button", { type: "button", class: "dgpo-button", onclick, ...attributes }, ...[label].flat());
-
-const icon = (name) => el("i", { class: `pi pi-${name}`, "aria-hidden": "true" });
-
-/** The time that is left, as 9:41; nothing where there is no end to it. */
-export function clock(deadline) {
-  if (deadline === Infinity) return "";
-  const left = Math.max(0, Math.ceil((deadline - performance.now()) / 1000));
-  return `${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")} left`;
-}
+const TITLES = { rank: "Rank the images", thumbs: "Mark the images", pairs: "Choose the better image" };
 
 /** The dialog of one question. */
 export class Ranker {
   /**
    * `host` is where the dialog runs: its `name`; `asker(question)` says who asks, `image(image)` is an image's address,
-   * `answer(token, body)` sends an answer and gives the response.
+   * `post(path, body)` sends to a question's token, or to what is below it, and gives the response.
    * `settled` is told the token of a question that is over, and why; `moved` that the dialog opened or closed.
    */
   constructor(question, host, { settled, moved }) {
-    Object.assign(this, { question, host, settled, moved, at: 0, tie: false, enlarged: null });
-    Object.assign(this, { held: false, sending: false });
+    Object.assign(this, { question, host, settled, moved, at: 0, once: "", enlarged: null });
+    Object.assign(this, { held: false, sending: false, keyed: false });
     this.deadline = question.seconds_left === null ? Infinity : performance.now() + question.seconds_left * 1000;
     this.marks = this.restore();
     this.build();
@@ -62,14 +41,17 @@ export class Ranker {
   }
 
   restore() {
-    const { mode, groups } = this.question;
     const kept = JSON.parse(sessionStorage.getItem(this.draft) ?? "[]");
-    return groups.map(({ images }, i) => new Marks(mode, images.length, kept[i]?.ranking, kept[i]?.thumbs));
+    return this.question.groups.map((group, i) => this.blank(group, kept[i]));
   }
 
   keep() {
-    const kept = this.marks.map(({ ranking, thumbs }) => ({ ranking, thumbs }));
-    sessionStorage.setItem(this.draft, JSON.stringify(kept));
+    sessionStorage.setItem(this.draft, JSON.stringify(this.marks.map(({ kept }) => kept)));
+  }
+
+  /** The marks of a group before anything is said, or as they were kept. */
+  blank({ images }, kept) {
+    return new Marks(this.question.mode, images.length, kept);
   }
 
   // The parts
@@ -81,13 +63,13 @@ export class Ranker {
     this.dialog = el("dialog", { class: "dgpo-ranker", tabindex: "-1", ...label }, ...this.parts, this.buildLightbox());
     this.dialog.addEventListener("cancel", (event) => (event.preventDefault(), this.close()));
     this.dialog.addEventListener("close", () => this.moved());
+    this.dialog.addEventListener("pointerdown", () => (this.keyed = false), true);
     new ResizeObserver(() => this.fit()).observe(this.grid);
     document.body.append(this.dialog);
   }
 
   buildHead() {
     const { groups, mode } = this.question;
-    const title = mode === "rank" ? "Rank the images" : "Mark the images";
     this.progress = el("span");
     this.timer = el("span", { class: "dgpo-timer", role: "timer" });
     this.prompt = el("p", { class: "dgpo-prompt", id: "dgpo-prompt" });
@@ -97,7 +79,7 @@ export class Ranker {
       "aria-label": "Put aside; the run goes on waiting",
       title: "Put aside (Esc); the run goes on waiting",
     });
-    const heading = el("h2", { id: "dgpo-title", title: this.host.asker(this.question) }, title);
+    const heading = el("h2", { id: "dgpo-title", title: this.host.asker(this.question) }, TITLES[mode]);
     const bar = el("div", { class: "dgpo-bar" }, heading, this.progress, this.timer, aside);
     return el("header", { class: "dgpo-head" }, bar, this.prompt, this.steps);
   }
@@ -105,15 +87,21 @@ export class Ranker {
   buildFoot() {
     this.hint = el("p", { class: "dgpo-hint", role: "status" });
     this.back = button([icon("arrow-left")], () => this.show(this.at - 1), { "aria-label": "Previous group" });
-    this.undo = button(["Undo", el("kbd", {}, "⌫")], () => this.change(() => this.mark.undo()));
-    this.tied = button(["Tie", el("kbd", {}, "T")], () => this.toggleTie(), {
-      title: "Put the next image into the same rank as the one before (or Shift+click)",
-    });
-    this.tied.hidden = this.question.mode !== "rank";
-    const skip = button(["Skip group", el("kbd", {}, "S")], () => this.skip());
+    this.undo = button(["Undo", el("kbd", {}, "⌫")], () => this.takeBack());
     this.confirm = button(["Confirm", el("kbd", {}, "⏎")], () => this.next(), { class: "dgpo-button dgpo-main" });
-    const parts = [this.hint, this.back, this.undo, this.tied, skip, this.confirm];
+    const parts = [this.hint, this.back, this.undo, ...this.buildWays(), this.confirm];
     return el("footer", { class: "dgpo-foot" }, ...parts);
+  }
+
+  /** What else can be said than by a click. */
+  buildWays() {
+    const ranks = this.question.mode === "rank";
+    const way = (name, label, key, title) =>
+      button([label, el("kbd", {}, key)], () => this.toggle(name), { "data-once": name, title });
+    const tie = way("tie", "Tie", "T", "The next image gets the same rank as the one before (or Shift+click)");
+    const bad = way("bad", ranks ? "Worst" : "Bad", "X", "The next image is bad (or right click, or hold it)");
+    this.ways = ranks ? [tie, bad] : [bad];
+    return [...this.ways, button(["Skip group", el("kbd", {}, "S")], () => this.skip())];
   }
 
   buildLightbox() {
@@ -123,8 +111,6 @@ export class Ranker {
     const after = button([icon("chevron-right")], () => this.turn(1), { "aria-label": "Next image" });
     this.lightbox = el("div", { class: "dgpo-lightbox", role: "group", "aria-label": "Enlarged image", hidden: "" });
     this.lightbox.append(this.large, before, this.caption, after);
-    this.lightbox.addEventListener("pointerdown", () => (this.held = false), true);
-    this.lightbox.addEventListener("click", (event) => this.held && event.stopPropagation(), true); // its end is no click
     return this.lightbox;
   }
 
@@ -147,20 +133,27 @@ export class Ranker {
     return [el("div", { class: "dgpo-thumbs" }, thumb("thumbs-up", 1, "good"), thumb("thumbs-down", -1, "bad"))];
   }
 
-  /** A click picks; a long press enlarges instead. */
+  /** A click picks; the other button, or a long press, marks as bad. */
   presses(index) {
     let timer = 0;
-    const stop = () => clearTimeout(timer);
+    const stop = () => {
+      clearTimeout(timer);
+      timer = 0;
+    };
+    const bad = () => {
+      this.held = timer > 0; // a finger is still down: its end is no click
+      stop();
+      this.bad(index);
+    };
     return {
       onpointerdown: ({ button }) => {
         this.held = false;
-        if (button) return;
-        timer = setTimeout(() => ((this.held = true), this.enlarge(index)), LONG_PRESS_MS);
+        if (!button) timer = setTimeout(bad, LONG_PRESS_MS);
       },
       onpointerup: stop,
       onpointerleave: stop,
       onpointercancel: stop,
-      oncontextmenu: (event) => event.preventDefault(),
+      oncontextmenu: (event) => (event.preventDefault(), this.held || bad()), // some browsers' for a long press
       onclick: (event) => this.held || this.pick(index, event.shiftKey),
     };
   }
@@ -174,23 +167,38 @@ export class Ranker {
   }
 
   pick(index, shift = false) {
-    this.change(() => this.mark.pick(index, shift || this.tie));
+    const { once } = this;
+    this.once = "";
+    this.change(() => (once === "bad" ? this.mark.bad(index) : this.mark.pick(index, shift || once === "tie")));
   }
 
-  toggleTie() {
-    this.tie = !this.tie;
+  bad(index) {
+    this.change(() => this.mark.bad(index));
+  }
+
+  /** The next image is tied, or bad; the one after it is not. */
+  toggle(name) {
+    this.once = this.once === name ? "" : name;
     this.update();
   }
 
+  takeBack() {
+    if (this.mark.undoable) this.change(() => this.mark.undo());
+  }
+
   skip() {
-    this.marks[this.at] = new Marks(this.question.mode, this.group.images.length);
+    this.marks[this.at] = this.blank(this.group);
     this.keep();
     this.leave();
   }
 
   next() {
-    if (this.mark.empty) this.say("Mark at least one image, or skip the group.", true);
+    if (this.mark.empty) this.say(this.nothingSaid, true);
     else this.leave();
+  }
+
+  get nothingSaid() {
+    return "Mark at least one image, or skip the group.";
   }
 
   leave() {
@@ -205,7 +213,7 @@ export class Ranker {
     const { token } = this.question;
     const body = JSON.stringify({ token, groups: this.marks.map((marks) => marks.answer) });
     try {
-      const answer = await this.host.answer(token, body);
+      const answer = await this.host.post(token, body);
       if (answer.ok) return this.settled(token);
       const { error } = await answer.json();
       if (answer.status === 404) return this.settled(token, error);
@@ -221,14 +229,14 @@ export class Ranker {
     this.enlarged = index;
     this.lightbox.hidden = index === null;
     this.parts.forEach((part) => (part.inert = index !== null));
-    if (index === null) this.grid.querySelectorAll(".dgpo-pick")[left]?.focus();
+    if (index === null) this.grid.querySelector(`[data-index="${left}"]`)?.focus();
     else this.lightbox.querySelector("button:last-of-type").focus();
     this.update();
   }
 
   turn(by) {
-    const { length } = this.group.images;
-    this.enlarge((this.enlarged + by + length) % length);
+    const { shown } = this;
+    this.enlarge(shown.at((shown.indexOf(this.enlarged) + by) % shown.length));
   }
 
   open() {
@@ -251,20 +259,28 @@ export class Ranker {
   key({ key, shiftKey, repeat, ctrlKey, metaKey, altKey }) {
     const focused = this.dialog.contains(document.activeElement) ? document.activeElement : this.dialog;
     const image = focused.dataset.index === undefined ? null : Number(focused.dataset.index);
-    const letter = key.toLowerCase();
-    const picked = key.length === 1 ? KEYS.slice(0, this.group.images.length).indexOf(letter) : -1;
     if (ctrlKey || metaKey || altKey) return false;
+    if (key === "Tab" || key.startsWith("Arrow")) this.keyed = true;
     if (key === "Tab") return this.tab(focused, shiftKey);
     if (key.startsWith("Arrow")) this.arrow(key, image);
     else if (repeat) return true;
     else if (this.enlarged !== null && (key === "Escape" || key === " ")) this.enlarge(null);
     else if (key === "Escape") this.close();
-    else if (key === " " && image !== null) this.enlarge(image);
+    else if (key === " " && (image !== null || focused === this.dialog)) this.enlarge(image ?? this.shown[0]);
     else if (key === "Enter" && (image !== null || focused === this.dialog)) this.next();
-    else if (key === "Backspace") this.change(() => this.mark.undo());
-    else if (letter === "s") this.skip();
-    else if (letter === "t" && !this.tied.hidden) this.toggleTie();
-    else if (picked >= 0) this.pick(picked, shiftKey);
+    else if (key === "Backspace") this.takeBack();
+    else return this.letter(key.toLowerCase(), this.enlarged ?? (this.keyed ? image : null), shiftKey);
+    return true;
+  }
+
+  /** `image`: the one that is enlarged, or that keys have gone to. */
+  letter(letter, image, shift) {
+    const picked = letter.length === 1 ? KEYS.slice(0, this.group.images.length).indexOf(letter) : -1;
+    if (letter === "s") this.skip();
+    else if (letter === "t" && this.question.mode === "rank") this.toggle("tie");
+    else if (letter === "x" && image !== null) this.bad(image);
+    else if (letter === "x") this.toggle("bad");
+    else if (picked >= 0) this.pick(picked, shift);
     else return false;
     return true;
   }
@@ -288,13 +304,19 @@ export class Ranker {
 
   // What is to be seen
 
+  /** The images that are on the screen. */
+  get shown() {
+    return [...this.grid.querySelectorAll(".dgpo-pick")].map((pick) => Number(pick.dataset.index));
+  }
+
   /** Goes to a group. */
   show(at) {
     if (this.enlarged !== null) this.enlarge(null);
-    Object.assign(this, { at, tie: false });
+    Object.assign(this, { at, once: "", keyed: false });
     const { prompt, images } = this.group;
     this.prompt.textContent = prompt;
-    this.grid.replaceChildren(...images.map((image, index) => this.tile(image, index)));
+    this.tiles = images.map((image, index) => this.tile(image, index));
+    this.fill();
     this.grid.scrollTop = 0;
     this.progress.textContent = `Group ${at + 1} of ${this.marks.length}`;
     [...this.steps.children].forEach((step, i) => {
@@ -306,23 +328,16 @@ export class Ranker {
     this.update();
   }
 
+  /** Puts the group's tiles into the grid. */
+  fill() {
+    this.grid.replaceChildren(...this.tiles);
+  }
+
   /** Shows the marks. */
   update() {
-    [...this.grid.children].forEach((tile, index) => {
-      const { mark } = this;
-      const thumb = mark.thumbs[index];
-      tile.classList.toggle("dgpo-picked", mark.rankOf(index) > 0 || thumb !== 0);
-      tile.classList.toggle("dgpo-up", thumb > 0);
-      tile.classList.toggle("dgpo-down", thumb < 0);
-      const badge = thumb ? [icon(thumb > 0 ? "thumbs-up-fill" : "thumbs-down-fill")] : [mark.rankOf(index) || ""];
-      tile.querySelector(".dgpo-badge").replaceChildren(...badge);
-      tile.querySelector(".dgpo-pick").setAttribute("aria-label", `Image ${index + 1}, ${mark.describe(index)}`);
-      const [up, down] = tile.querySelectorAll(".dgpo-thumbs button");
-      up?.setAttribute("aria-pressed", thumb > 0);
-      down?.setAttribute("aria-pressed", thumb < 0);
-    });
-    this.tied.setAttribute("aria-pressed", this.tie);
-    this.undo.setAttribute("aria-disabled", !this.mark.past.length);
+    this.tiles.forEach((tile, index) => this.dress(tile, index));
+    this.ways.forEach((way) => way.setAttribute("aria-pressed", this.once === way.dataset.once));
+    this.undo.setAttribute("aria-disabled", !this.mark.undoable);
     this.confirm.setAttribute("aria-disabled", this.mark.empty);
     if (this.enlarged !== null) {
       this.large.src = this.host.image(this.group.images[this.enlarged]);
@@ -332,6 +347,22 @@ export class Ranker {
     this.say(this.mark.hint);
   }
 
+  /** A tile as its image is marked. */
+  dress(tile, index) {
+    const { mark } = this;
+    const [sign, rank] = [mark.signOf(index), mark.rankOf(index)];
+    tile.classList.toggle("dgpo-picked", rank > 0 || sign !== 0);
+    tile.classList.toggle("dgpo-up", sign > 0);
+    tile.classList.toggle("dgpo-down", sign < 0);
+    const bad = this.question.mode === "rank" ? "times" : "thumbs-down-fill";
+    const badge = sign ? icon(sign > 0 ? "thumbs-up-fill" : bad) : rank || "";
+    tile.querySelector(".dgpo-badge").replaceChildren(badge);
+    tile.querySelector(".dgpo-pick").setAttribute("aria-label", `Image ${index + 1}, ${mark.describe(index)}`);
+    const [up, down] = tile.querySelectorAll(".dgpo-thumbs button");
+    up?.setAttribute("aria-pressed", sign > 0);
+    down?.setAttribute("aria-pressed", sign < 0);
+  }
+
   say(text, problem = false) {
     this.hint.textContent = text;
     this.hint.classList.toggle("dgpo-problem", problem);
@@ -339,7 +370,7 @@ export class Ranker {
 
   /** As many columns as make the images largest with all of them in view; scrolls where they would be too small. */
   fit() {
-    const count = this.group.images.length;
+    const count = this.grid.children.length;
     const first = this.grid.querySelector("img");
     const style = getComputedStyle(this.grid);
     const gap = parseFloat(style.rowGap);
@@ -352,6 +383,7 @@ export class Ranker {
       const across = (width - gap * (columns - 1)) / columns;
       return Math.min(across, ((height - gap * (rows - 1)) / rows - below) / shape);
     };
+    if (!count) return;
     const all = Array.from({ length: count }, (_, i) => i + 1);
     let columns = all.reduce((best, n) => (size(n) > size(best) ? n : best));
     let tile = size(columns);

@@ -1,6 +1,8 @@
 // The questions that waiting runs ask, in the order in which they came: one is shown, or put aside behind a button.
 
-import { Ranker, button, clock } from "./ranker_dialog.js";
+import { Ranker } from "./ranker_dialog.js";
+import { PairRanker } from "./ranker_pairs.js";
+import { button, clock } from "./ranker_parts.js";
 
 export const CLOSED = {
   answered: "The question was answered elsewhere.",
@@ -28,7 +30,8 @@ export class RankerQueue {
   arrive(question) {
     if (this.rankers.has(question.token)) return;
     const told = { settled: (token, why) => this.forget(token, why), moved: () => this.refresh() };
-    this.rankers.set(question.token, new Ranker(question, this.host, told));
+    const Dialog = question.mode === "pairs" ? PairRanker : Ranker;
+    this.rankers.set(question.token, new Dialog(question, this.host, told));
     if (this.rankers.size === 1) this.current.open();
     this.refresh();
   }
