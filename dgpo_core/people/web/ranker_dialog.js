@@ -89,8 +89,7 @@ export class Ranker {
     this.back = button([icon("arrow-left")], () => this.show(this.at - 1), { "aria-label": "Previous group" });
     this.undo = button(["Undo", el("kbd", {}, "⌫")], () => this.takeBack());
     this.confirm = button(["Confirm", el("kbd", {}, "⏎")], () => this.next(), { class: "dgpo-button dgpo-main" });
-    const parts = [this.hint, this.back, this.undo, ...this.buildWays(), this.confirm];
-    return el("footer", { class: "dgpo-foot" }, ...parts);
+    return el("footer", { class: "dgpo-foot" }, this.hint, this.back, this.undo, ...this.buildWays(), this.confirm);
   }
 
   /** What else can be said than by a click. */
@@ -109,20 +108,23 @@ export class Ranker {
     this.caption = el("p", { role: "status" });
     const before = button([icon("chevron-left")], () => this.turn(-1), { "aria-label": "Previous image" });
     const after = button([icon("chevron-right")], () => this.turn(1), { "aria-label": "Next image" });
-    this.lightbox = el("div", { class: "dgpo-lightbox", role: "group", "aria-label": "Enlarged image", hidden: "" });
-    this.lightbox.append(this.large, before, this.caption, after);
-    return this.lightbox;
+    const label = { class: "dgpo-lightbox", role: "group", "aria-label": "Enlarged image", hidden: "" };
+    return (this.lightbox = el("div", label, this.large, before, this.caption, after));
   }
 
   tile(image, index) {
     const img = el("img", { src: this.host.image(image), alt: "", draggable: "false", onload: () => this.fit() });
     const badge = el("span", { class: "dgpo-badge" });
-    const number = el("span", { class: "dgpo-number" }, `${index + 1}`);
-    if (index > 8 && KEYS[index]) number.append(el("kbd", {}, KEYS[index].toUpperCase()));
+    const number = el("span", { class: "dgpo-number" }, `${index + 1}`, ...this.keyOf(index));
     const presses = { type: "button", class: "dgpo-pick", "data-index": index, ...this.presses(index) };
     const label = { class: "dgpo-zoom", tabindex: "-1", "aria-label": `Enlarge image ${index + 1}` };
     const zoom = button([icon("search-plus")], () => this.enlarge(index), label);
     return el("div", { class: "dgpo-tile" }, el("button", presses, img, badge, number), zoom, ...this.thumbs(index));
+  }
+
+  /** The key of an image, where it is not its number. */
+  keyOf(index) {
+    return index > 8 && KEYS[index] ? [el("kbd", {}, KEYS[index].toUpperCase())] : [];
   }
 
   thumbs(index) {

@@ -12,7 +12,12 @@ export class PairRanker extends Ranker {
   buildWays() {
     const way = (label, key, how) => button([label, el("kbd", {}, key)], () => this.choose(null, how));
     this.ways = [];
-    return [way("Tie", "T", "="), way("Skip pair", "S", "?"), button("Skip group", () => this.skip())];
+    this.neither = [way("Tie", "T", "="), way("Skip pair", "S", "?")];
+    return [...this.neither, button("Skip group", () => this.skip())];
+  }
+
+  keyOf() {
+    return [];
   }
 
   /** A click chooses the image; there is no other meaning of it. */
@@ -95,6 +100,7 @@ export class PairRanker extends Ranker {
 
   update() {
     super.update();
+    this.neither.forEach((way) => way.setAttribute("aria-disabled", !this.mark.pair));
     if (this.asking) return this.say("");
     const { pairs, wanted, pair, hint } = this.mark;
     const end = this.at + 1 < this.marks.length ? "Confirm to go on" : "Confirm to send";
