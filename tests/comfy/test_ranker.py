@@ -179,8 +179,8 @@ def test_a_reward_that_is_not_connected_is_told_at_once(server: ComfyServer) -> 
 
 def test_a_preset_needs_nobody(server: ComfyServer) -> None:
     asked = len(server.events.of("dgpo.question"))
-    found = scores(server.run(a_graph(preset="3>1=2>4; skip", timeout=0), 30))
-    assert found["scores"] == [[0, 0, 1, -1], [0, 0, 0, 0]]
+    found = scores(server.run(a_graph(preset="3>1=2>4; 3 > * > 4", timeout=0), 30))
+    assert found["scores"] == [[0, 0, 1, -1], [0, 0, 1, -1]]
     assert len(server.events.of("dgpo.question")) == asked
 
 
@@ -252,24 +252,54 @@ def test_clicks_and_confirm_finish_the_prompt(page: Browser, server: ComfyServer
 def test_keys_reach_the_dialog_alone(page: Browser, server: ComfyServer) -> None:
     prompt = queue(page, size=11)
     nodes = page.evaluate("() => app.graph.nodes.length")
-    press(page, "2", "b", "t", "3", "1", "Backspace")
+    press(page, "2", "b", "t", "3", "1", "Backspace")  # T is for the next one alone
     assert [*badges(page)] == ["", "1", "2", "", "", "", "", "", "", "", "2"]
     press(page, "2")  # takes it back
     assert [*badges(page)] == ["", "", "1", "", "", "", "", "", "", "", "1"]
-    press(page, "Backspace", "Enter", "Delete", "4", "Enter")
-    found = scores(server.wait(prompt, 30))["scores"]
-    assert found == [[0, 1, -0.5, 0, 0, 0, 0, 0, 0, 0, -0.5], [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]]
+    press(page, "Backspace", "Enter", "Delete", "4", "x", "1", "Enter")
+    first, second = scores(server.wait(prompt, 30))["scores"]
+    # places 0; 1 and 2; 3 to 10, which is 6.5 of 10
+    assert first == pytest.approx([-0.3, 1, 0.7, -0.3, -0.3, -0.3, -0.3, -0.3, -0.3, -0.3, 0.7])
+    assert second == [-1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
     assert page.evaluate("() => app.graph.nodes.length") == nodes
 
 
 def test_a_reload_finds_the_question_and_the_marks(page: Browser, server: ComfyServer) -> None:
     prompt = queue(page, groups=1)
-    press(page, "4", "1")
+    press(page, "4", "x", "1")
     page.page.reload()
     page.page.wait_for_selector(OPEN, timeout=120_000)
-    assert badges(page) == ["2", "", "", "1"]
+    assert badges(page) == ["", "", "", "1"]
+    assert page.page.get_by_text("The model learns 4 > the other two > 1.").is_visible()
     press(page, "Enter")
     assert scores(server.wait(prompt, 30))["scores"] == [[-1, 0, 0, 1]]
+
+
+def test_three_favourites_of_six_are_better_than_the_others(page: Browser, server: ComfyServer) -> None:
+    prompt = queue(page, groups=1, size=6)
+    for index in (0, 2, 4):
+        page.page.locator(f"{OPEN} .dgpo-pick").nth(index).click()
+    assert page.page.get_by_text("The model learns 1 > 3 > 5 > the other three.").is_visible()
+    picture(page, "ranker_favourites")
+    press(page, "Enter")
+    assert scores(server.wait(prompt, 30))["scores"] == [pytest.approx([1, -0.6, 0.6, -0.6, 0.2, -0.6])]
+
+
+def test_pairs_by_left_and_right(page: Browser, server: ComfyServer) -> None:
+    prompt = queue(page, groups=1, size=3, mode="pairs", pairs=3)
+    won: dict[str, int] = dict.fromkeys("123", 0)
+    for number in (1, 2, 3):
+        page.page.get_by_text(f"Pair {number} of 3.").wait_for()
+        left, right = page.page.locator(f"{OPEN} .dgpo-number").all_inner_texts()
+        won[max(left, right)] += 1
+        picture(page, f"ranker_pair_{number}")
+        press(page, "ArrowLeft" if left > right else "ArrowRight")
+    page.page.get_by_text("That was the last pair. The model learns 3 > 2 > 1.").wait_for()
+    assert won == {"1": 0, "2": 1, "3": 2}
+    press(page, "Enter")
+    (found,) = scores(server.wait(prompt, 30))["scores"]
+    assert found[2] == -found[0] > found[1] == 0
+    assert page.errors() == []
 
 
 def test_another_tab_shows_the_question_until_it_is_answered(page: Browser, server: ComfyServer) -> None:
@@ -339,7 +369,7 @@ def test_tab_stays_within_the_dialog(page: Browser, server: ComfyServer) -> None
     assert page.evaluate(within)
 
 
-def test_touch_picks_and_a_long_press_enlarges(page: Browser, server: ComfyServer) -> None:
+def test_touch_picks_and_a_long_press_marks_the_worst(page: Browser, server: ComfyServer) -> None:
     prompt = server.queue(a_graph(groups=1))
     phone = page.page.context.browser.new_page(viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True)
     phone.goto(server.url)
@@ -355,9 +385,11 @@ def test_touch_picks_and_a_long_press_enlarges(page: Browser, server: ComfyServe
     phone.wait_for_timeout(800)
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     phone.wait_for_timeout(300)
-    assert phone.get_by_text("Image 3 of 4, no rank").is_visible()
+    assert images.nth(2).get_attribute("aria-label") == "Image 3, worst"
+    phone.get_by_role("button", name="Enlarge image 3").tap()
+    assert phone.get_by_text("Image 3 of 4, worst").is_visible()
     phone.locator(".dgpo-lightbox img").tap()
     assert phone.locator(f"{OPEN} .dgpo-badge").all_inner_texts() == ["2", "", "", "1"]
 
     phone.get_by_role("button", name="Confirm").tap()
-    assert scores(server.wait(prompt, 30))["scores"] == [[-1, 0, 0, 1]]
+    assert scores(server.wait(prompt, 30))["scores"] == [pytest.approx([1 / 3, -1 / 3, -1, 1])]

@@ -136,6 +136,25 @@ def test_the_first_answer_counts(registry: Any) -> None:
     assert asker.answer.groups[0] == {"ranking": [[1], [0]]}
 
 
+def test_which_pair_comes_next_is_said_while_the_question_is_open(registry: Any) -> None:
+    asker = Asker(registry, a_question(mode="pairs", pairs=2))
+    token = asker.question.token
+    assert [group["pairs"] for group in registry.pending()[0]["groups"]] == [1, 2]
+    first = registry.next(token, {"group": 1, "pairs": []})
+    left, right = first["pair"]
+    assert first["scores"] == [0, 0, 0]
+    said = [[left, ">", right]]
+    second = registry.next(token, {"group": 1, "pairs": said})
+    assert second["scores"][left] > 0 > second["scores"][right]
+    said.append([second["pair"][0], "?", second["pair"][1]])
+    assert registry.next(token, {"group": 1, "pairs": said})["pair"] is None
+    registry.answer(token, {"groups": [{"skip": True}, {"pairs": said}]})
+    asker.join(5)
+    assert asker.answer.rows([2, 3])[1] == second["scores"]
+    with pytest.raises(questions.UnknownQuestion, match="not open"):
+        registry.next(token, {"group": 1, "pairs": []})
+
+
 def test_an_unknown_token(registry: Any) -> None:
     with pytest.raises(questions.UnknownQuestion, match="not open"):
         registry.answer("nobody", RANKED)
