@@ -291,6 +291,20 @@ def test_a_reload_goes_on_with_the_same_pair(ask: Any) -> None:
     assert asked.hint() == before
 
 
+def test_a_pair_that_did_not_come_is_asked_for_again_and_nothing_is_said_twice(ask: Any) -> None:
+    asked = ask(4, mode="pairs")
+    asked.page.route("**/next*", lambda route: route.abort())
+    asked.press("ArrowLeft")
+    wait_for(lambda: asked.hint() == "The training did not answer. What you said is kept; asking again…")
+    asked.press("ArrowLeft", "Backspace")
+    asked.page.unroute("**/next*")
+    wait_for(lambda: asked.hint().startswith("Pair 2 of 6. The model learns "))
+    asked.press("Enter")
+    asked.wrong.clear()  # the browser's own note of what was aborted
+    (said,) = asked.said()
+    assert len(said["pairs"]) == 1
+
+
 def test_pairs_are_tapped_on_a_phone(ask: Any) -> None:
     asked = ask(2, mode="pairs", viewport=NARROW, has_touch=True, is_mobile=True)
     asked.shoot("page_pairs_touch")

@@ -4,6 +4,8 @@ import { Ranker } from "./ranker_dialog.js";
 import { PairMarks } from "./ranker_marks.js";
 import { button, el } from "./ranker_parts.js";
 
+const RETRY_MS = 2000;
+
 export class PairRanker extends Ranker {
   blank({ images, pairs }, kept) {
     return new PairMarks(images.length, pairs, kept);
@@ -66,23 +68,26 @@ export class PairRanker extends Ranker {
     this.ask();
   }
 
-  /** Asks for the pair that comes next. After the last one the next group follows, where `go` says so. */
+  /** Asks for the pair that comes next, again until it is told. After the last one the next group follows, if `go`. */
   async ask(go = false) {
     const { at, mark } = this;
+    const left = () => this.at !== at || this.mark !== mark;
     this.asking = true;
     try {
       const body = JSON.stringify({ group: at, pairs: mark.pairs });
       const answer = await this.host.post(`${this.question.token}/next`, body);
       const said = await answer.json();
+      if (answer.status === 404) return this.settled(this.question.token, said.error);
       if (!answer.ok) throw new Error(said.error);
       Object.assign(mark, said);
     } catch (error) {
-      this.asking = false;
-      const silent = `${this.host.name} did not answer. What you said is kept: reload the page to go on.`;
-      return this.say(error instanceof TypeError ? silent : error.message, true);
+      if (left()) return;
+      const silent = `${this.host.name} did not answer. What you said is kept; asking again…`;
+      this.say(error instanceof TypeError ? silent : error.message, true);
+      return setTimeout(() => left() || this.ask(go), RETRY_MS);
     }
+    if (left()) return;
     this.asking = false;
-    if (this.at !== at || this.mark !== mark) return;
     if (go && !mark.pair && at + 1 < this.marks.length) this.show(at + 1);
     else this.lay();
   }
