@@ -95,6 +95,15 @@ def test_the_readme_is_short_and_its_index_has_every_page() -> None:
     assert [page.relative_to(ROOT).as_posix() for page in missing] == ["README.md"]
 
 
+def test_the_tree_has_every_folder_and_no_file_that_is_gone() -> None:
+    tree = blocks(text_of("ARCHITECTURE.md").partition("## The tree")[2], "")[0]
+    folders = [path for top in FOLDERS[:3] for path in [ROOT / top, *(ROOT / top).iterdir()] if path.is_dir()]
+    names = {path.name for path in folders if not path.name.startswith((".", "__"))}
+    assert names - set(re.findall(r"^ *(\w+)/ ", f"{tree}\n".replace("/\n", "/ \n"), re.MULTILINE)) == set()
+    files = re.findall(r"\w+\.py", tree)
+    assert [file for file in files if not any((ROOT / place / file).exists() for place in (".", *FOLDERS))] == []
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
