@@ -1,4 +1,4 @@
-"""The pages of the repository say what is there: links, anchors, paths, commands and their options, and worked diffs."""
+"""The pages say what is there: links, anchors, paths, commands and their options, and worked diffs that apply."""
 
 import re
 import runpy
@@ -102,6 +102,12 @@ def test_the_tree_has_every_folder_and_no_file_that_is_gone() -> None:
     assert names - set(re.findall(r"^ *(\w+)/ ", f"{tree}\n".replace("/\n", "/ \n"), re.MULTILINE)) == set()
     files = re.findall(r"\w+\.py", tree)
     assert [file for file in files if not any((ROOT / place / file).exists() for place in (".", *FOLDERS))] == []
+
+
+def test_the_least_comfyui_is_the_same_everywhere() -> None:
+    least = re.search(r"LEAST_COMFYUI = \(([\d, ]+)\)", text_of("__init__.py"))[1].replace(", ", ".")
+    assert f'requires-comfyui = ">={least}"' in text_of("pyproject.toml")
+    assert f"Needs ComfyUI {least} or newer" in text_of("README.md")
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
