@@ -21,6 +21,7 @@ from dgpo_core.comfy.forms import (
     TRAINING_LOOP,
     WATCHING,
     Form,
+    Link,
     Widget,
     chosen_preset,
 )
@@ -65,8 +66,10 @@ class Workflow:
 
     def behind(self, node: Node, name: str) -> Node:
         """The node that is linked to an input. Raises UserError if it is none that can stand there."""
-        link, source = node.inputs.get(name), FORMS[node.kind].inputs[name].source
-        other = self.nodes.get(str(link[0])) if is_link(link) else None
+        link, slot = node.inputs.get(name), FORMS[node.kind].inputs[name]
+        if not isinstance(slot, Link):
+            raise ValueError(f"{name} of {node.kind} is no input to connect")
+        source, other = slot.source, self.nodes.get(str(link[0])) if link is not None and is_link(link) else None
         if other is None:
             raise UserError(f"In the workflow {self.path}, nothing is connected to {name!r} of {node.kind}.")
         if other.kind != source:
@@ -305,7 +308,8 @@ def _from_ui(data: Mapping[str, Any]) -> dict[str, Node]:
     for node in data["nodes"]:
         if node.get("mode", 0) in (2, 4):  # muted or bypassed
             continue
-        inputs, written = {}, node.get("widgets_values") or []
+        inputs: dict[str, Any] = {}
+        written = node.get("widgets_values") or []
         values = iter(written if isinstance(written, list) else [])
         for slot in node.get("inputs") or []:
             name = slot["name"]

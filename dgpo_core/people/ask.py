@@ -1,5 +1,6 @@
 """Asking a person about groups of images, once: what was answered before is not asked again."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -60,6 +61,5 @@ def _save(group: Group, folder: Path, name: str) -> list[str]:
         raise UserError(f"Cannot make the folder {folder}: {reason(error)}.") from error
     names = [f"{name}-{i}.png" for i in range(len(group))]
     for file, image in zip(names, group.images, strict=True):
-        picture = to_pil(image)
-        write_atomic(folder / file, lambda path, picture=picture: picture.save(path, compress_level=1))
+        write_atomic(folder / file, functools.partial(to_pil(image).save, compress_level=1))
     return names

@@ -47,6 +47,15 @@ class RatedGroup:
     scores: tuple[float, ...]
     shapes: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
+    def only(self, kept: Sequence[int]) -> "RatedGroup":
+        """With these of its images."""
+        return replace(
+            self,
+            files=tuple(self.files[i] for i in kept),
+            scores=tuple(self.scores[i] for i in kept),
+            shapes=tuple(self.shapes[i] for i in kept),
+        )
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -75,8 +84,7 @@ class Gallery:
         found, lost = _Found(), [_lost(group, size) for group in self.groups]
         for group, shares in zip(self.groups, lost, strict=True):
             kept = [i for i, share in enumerate(shares) if share <= MOST_CROPPED]
-            _add(replace(group, **{name: tuple(getattr(group, name)[i] for i in kept)
-                                   for name in ("files", "scores", "shapes")}), found)  # fmt: skip
+            _add(group.only(kept), found)
         notes = (*_shape_notes(self.groups, lost, size), *_notes(found))
         if not found.groups:
             raise UserError(
@@ -207,8 +215,13 @@ def _read_preferences(files: Sequence[Path], folder: Path, found: _Found) -> set
                 raise UserError(
                     f"{shown(path, 1000)}: {images[0].name} and others are one group but have different prompts."
                 )
-            columns = [tuple(row[i] for row in kept) for i in range(3)]
-            _add(RatedGroup(next(iter(prompts), ""), *columns), found)
+            group = RatedGroup(
+                next(iter(prompts), ""),
+                tuple(image for image, _, _, _ in kept),
+                tuple(score for _, score, _, _ in kept),
+                tuple(shape for _, _, shape, _ in kept),
+            )
+            _add(group, found)
     return named
 
 

@@ -45,6 +45,8 @@ class Human(GroupReward):
             check=self.interrupted,
             skip=True,
         )
+        if answer is None:  # not where skipping counts as an answer
+            raise ValueError("nobody answered")
         return torch.tensor([score for row in answer.rows(sizes) for score in row])
 
     def _open(self, event: str, data: Mapping[str, Any]) -> None:

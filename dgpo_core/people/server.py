@@ -71,15 +71,15 @@ class Handler(JsonHandler):
     def do_GET(self) -> None:
         """The page and its parts, the open questions, their images."""
         path = urllib.parse.urlsplit(self.path).path
-        asset = _asset(path.removeprefix("/"))
-        if asset and path != "/index.html":
+        asset = _asset("index.html" if path == "/" else path.removeprefix("/"))
+        if asset and path not in ("/", "/index.html"):
             self.send(HTTPStatus.OK, *asset)
         elif not self._knows_token():
             self.answer(
                 HTTPStatus.FORBIDDEN, {"error": "The token is missing or wrong: open the address printed last."}
             )
-        elif path == "/":
-            self.send(HTTPStatus.OK, *_asset("index.html"))
+        elif asset and path == "/":
+            self.send(HTTPStatus.OK, *asset)
         elif path == "/questions":
             self.answer(HTTPStatus.OK, {"questions": self.server.questions.pending()})
         else:
@@ -130,5 +130,5 @@ class Handler(JsonHandler):
 
 def _asset(name: str) -> tuple[bytes, str] | None:
     """A part of the page, and its content type."""
-    found = next((file for file in files("dgpo_core.people").joinpath("web").iterdir() if file.name == name), None)
-    return found and (found.read_bytes(), f"{KINDS[Path(name).suffix]}; charset=utf-8")
+    part = next((file for file in files("dgpo_core.people").joinpath("web").iterdir() if file.name == name), None)
+    return (part.read_bytes(), f"{KINDS[Path(name).suffix]}; charset=utf-8") if part else None

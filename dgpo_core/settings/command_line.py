@@ -26,7 +26,9 @@ _rewards = tyro.constructors.ConstructorRegistry()
 
 
 @_rewards.primitive_rule
-def _read_rewards(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+def _read_rewards(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[tuple[RewardTerm, ...]] | None:
     if info.type != tuple[RewardTerm, ...]:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
