@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -121,8 +122,9 @@ class Bench:
         self.options, self.config = options, settings(options)
         self.world = World(options.device)
         self.prompts = assemble.training_prompts(self.config)
-        self.rewards = assemble.training_rewards(self.config, self.world)
-        self.policy, self.size = self.random_model() if options.random else assemble.load_model(self.config, self.world)
+        self.rewards = assemble.training_rewards(self.config, self.world.device)
+        load = self.random_model if options.random else partial(assemble.load_model, self.config, self.world.device)
+        self.policy, self.size = load()
 
     def random_model(self) -> tuple[Policy, tuple[int, int]]:
         """What `assemble.load_model` gives, with random weights."""
@@ -140,7 +142,7 @@ class Bench:
             seed=self.config.seed,
             offload=self.config.memory.offload,
         )
-        return policy, assemble.prepare(policy, self.config)
+        return policy, assemble.set_up(policy, self.config)
 
     def sync(self) -> None:
         """Wait for the accelerator."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
+
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
@@ -298,7 +300,7 @@ def _measured(
     """The base, then each adapter: its label, scores, and the scored groups to show."""
     count = len(evaluation_set(prompts, images))
     shown = range(0, count, max(1, count // SHOWN_PROMPTS))[:SHOWN_PROMPTS]
-    for place, (adapter, policy, size) in enumerate(_loaded(adapters, config, world)):
+    for place, (adapter, policy, size) in enumerate(_loaded(adapters, config, world.device)):
         held_out = HeldOut.of(config, policy, prompts, judges, size, world)
         drawn: list[tuple[str, AdapterName | None]] = [("base", None), (adapter.label, "current")]
         for label, name in drawn[place > 0 :]:
@@ -312,7 +314,7 @@ def _measured(
 
 
 def _loaded(
-    adapters: Sequence[Adapter], config: Config, world: World
+    adapters: Sequence[Adapter], config: Config, device: torch.device
 ) -> Iterator[tuple[Adapter, DiffusersPolicy, tuple[int, int]]]:
     """Each adapter on the model, which is loaded once as long as the adapters have the same branches."""
     policy: DiffusersPolicy | None = None
@@ -320,7 +322,7 @@ def _loaded(
     for adapter in adapters:
         if policy is None or last is None or not adapter.fits_as(last):
             policy = None  # its memory, before the next one is loaded
-            policy, size = assemble.load_model(replace(config, lora=adapter.settings), world)
+            policy, size = assemble.load_model(replace(config, lora=adapter.settings), device)
         else:
             policy.load_lora(adapter.file)
         last = adapter

@@ -118,18 +118,20 @@ class Session:
         guard.close(self.trainer.rewards)
 
 
-def prepare(config: Config, world: World, check: Callable[[], None], tell: Callable[[str], None]) -> Session:
+def open_session(config: Config, world: World, check: Callable[[], None], tell: Callable[[str], None]) -> Session:
     """Load and check everything that the run needs; nothing is written."""
     gallery = assemble.rated_groups(config)
     _tell_first(gallery.notes if gallery else (), world, tell)
     prompts, held_out = assemble.training_prompts(config, gallery), assemble.held_out_prompts(config)
-    rewards = assemble.training_rewards(config, world, check, tell)
-    judges = assemble.judges(config, rewards, held_out, world)
+    if assemble.asks_a_person(config) and world.size > 1:
+        raise UserError("The reward human asks one person about all images: start the training as one process.")
+    rewards = assemble.training_rewards(config, world.device, check, tell)
+    judges = assemble.judges(config, rewards, held_out, world.device)
     guard.check_prompts(rewards, prompts)
     guard.check_prompts(judges, held_out)
     warning = syntax_warning([*prompts, *held_out])
     _tell_first([f"Warning: {warning}"] if warning else (), world, tell)
-    policy, size = assemble.load_model(config, world)
+    policy, size = assemble.load_model(config, world.device)
     if gallery:
         gallery = gallery.fitting(size)
         _tell_first(gallery.notes, world, tell)
@@ -173,7 +175,7 @@ def train(config: Config, check: Callable[[], None]) -> None:
 
         for line in trust.uses(config) if world.leads else ():
             say(line)
-        session = prepare(config, world, asked, say)
+        session = open_session(config, world, asked, say)
         with session.closing():
             if not world.leads:
                 _iterate(session, None)

@@ -140,8 +140,8 @@ def run(options: RaterConfig, mode: Mode, seed: int) -> Outcome:
     """Trains from the base on what one rater says until the gain is reached."""
     config = _settings(options, seed)
     world = World("cpu")
-    held_out, judges = assemble.held_out_prompts(config), assemble.evaluation_rewards(config, {}, world)
-    policy, size = assemble.load_model(config, world)
+    held_out, judges = assemble.held_out_prompts(config), assemble.evaluation_rewards(config, {}, world.device)
+    policy, size = assemble.load_model(config, world.device)
     rater = SimulatedRater(mode, options.slip, options.ties, seed, options.pairs)
     trainer = Trainer(policy, assemble.training_prompts(config), {RATER: rater}, config, size=size, world=world)
 

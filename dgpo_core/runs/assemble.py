@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dgpo_core.common.distributed import World
+import torch
+
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt, load_prompts, read_prompts
 from dgpo_core.evaluation.scores import evaluation_weights, watched
@@ -17,10 +18,11 @@ from dgpo_core.rewards import Reward, make_reward
 from dgpo_core.settings.config import EMBEDDED, HUMAN, PEOPLE, Config
 
 DEMO = Path(__file__).parents[1] / "demo"
+Device = torch.device | str
 
 
-def load_model(config: Config, world: World) -> tuple[DiffusersPolicy, tuple[int, int]]:
-    """The policy on this process's device, and the image size (height, width) in pixels."""
+def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[int, int]]:
+    """The policy on a device, and the image size (height, width) in pixels."""
     model, lora = config.model, config.lora
     path = DEMO / "model" if model.path == EMBEDDED else model.path
     policy = load_policy(
@@ -32,15 +34,15 @@ def load_model(config: Config, world: World) -> tuple[DiffusersPolicy, tuple[int
         targets=lora.targets or None,
         init_lora=lora.init or None,
         dtype=model.dtype,
-        device=world.device,
+        device=device,
         seed=config.seed,
         offload=config.memory.offload,
         prediction=model.prediction,
     )
-    return policy, prepare(policy, config)
+    return policy, set_up(policy, config)
 
 
-def prepare(policy: Policy, config: Config) -> tuple[int, int]:
+def set_up(policy: Policy, config: Config) -> tuple[int, int]:
     """Turns on what the settings ask of a loaded policy; returns the image size (height, width) in pixels."""
     model = config.model
     if config.memory.gradient_checkpointing:
@@ -78,43 +80,45 @@ def held_out_prompts(config: Config) -> list[Prompt]:
     return load_prompts(DEMO / "held_out.jsonl" if config.data.held_out == EMBEDDED else config.data.held_out)
 
 
+def asks_a_person(config: Config) -> bool:
+    """Whether a person scores what is drawn."""
+    return HUMAN in [term.name for term in config.reward]
+
+
 def training_rewards(
-    config: Config, world: World, check: Check = nothing, tell: Callable[[str], None] = print
+    config: Config, device: Device, check: Check = nothing, tell: Callable[[str], None] = print
 ) -> dict[str, Reward]:
     """The rewards that are trained, by name, but the ratings that images come with.
 
     check: called while a person is waited for; raises to stop.
     """
-    names = [term.name for term in config.reward]
-    if HUMAN in names and world.size > 1:
-        raise UserError("The reward human asks one person about all images: start the training as one process.")
-    found = {
-        term.name: make_reward(term.name, term.options, str(world.device))
+    found: dict[str, Reward] = {
+        term.name: make_reward(term.name, term.options, str(device))
         for term in config.reward
         if term.name not in PEOPLE
     }
-    if HUMAN in names:
+    if asks_a_person(config):
         found[HUMAN] = Human(Path(config.output, config.name, FOLDER), config.human, check, tell)
     return found
 
 
 def judges(
-    config: Config, trained: Mapping[str, Reward], held_out: Sequence[Prompt], world: World
+    config: Config, trained: Mapping[str, Reward], held_out: Sequence[Prompt], device: Device
 ) -> dict[str, Reward]:
     """All that an evaluation scores by: what is trained, what measures the gain, and what is watched; never people."""
     found = {name: reward for name, reward in trained.items() if name not in PEOPLE}
-    found |= evaluation_rewards(config, trained, world)
-    return found | (watched_rewards(config, found, world) if held_out else {})
+    found |= evaluation_rewards(config, trained, device)
+    return found | (watched_rewards(config, found, device) if held_out else {})
 
 
-def evaluation_rewards(config: Config, trained: Mapping[str, Reward], world: World) -> dict[str, Reward]:
+def evaluation_rewards(config: Config, trained: Mapping[str, Reward], device: Device) -> dict[str, Reward]:
     """The rewards that measure the gain, by name; none where only people could tell it."""
     names = evaluation_weights(config)
-    return {name: trained.get(name) or make_reward(name, device=str(world.device)) for name in names}
+    return {name: trained.get(name) or make_reward(name, device=str(device)) for name in names}
 
 
-def watched_rewards(config: Config, made: Mapping[str, Reward], world: World) -> dict[str, Reward]:
+def watched_rewards(config: Config, made: Mapping[str, Reward], device: Device) -> dict[str, Reward]:
     """The rewards that are scored at each evaluation and never trained on, besides those that are `made`."""
     options = {term.name: term.options for term in config.watch}
     names = [name for name in watched(config) if name not in made]
-    return {name: make_reward(name, options.get(name), str(world.device)) for name in names}
+    return {name: make_reward(name, options.get(name), str(device)) for name in names}

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.policy import Policy
 from dgpo_core.runs import assemble
@@ -49,7 +48,7 @@ def files(spec: PolicySpec) -> Opened:
         model = replace(model, dtype="float32" if host.device().type == "cpu" else "bfloat16")
     lora = replace(spec.lora, init=host.lora_path(spec.lora.init))
     config = Config(seed=spec.seed, model=model, lora=lora, memory=spec.memory)
-    policy, size = assemble.load_model(config, World("cpu"))
+    policy, size = assemble.load_model(config, "cpu")
     return Opened(policy, size, functools.partial(host.load, host.resident(policy)), _no_model)
 
 
@@ -66,7 +65,7 @@ def native(spec: PolicySpec) -> Opened:
     policy = NativePolicy(parts.model, parts.encode, parts.vae, prediction=prediction, **settings)
     if init is not None:
         policy.load_lora(init)
-    size = assemble.prepare(policy, Config(model=spec.model, memory=spec.memory))
+    size = assemble.set_up(policy, Config(model=spec.model, memory=spec.memory))
     return Opened(
         policy,
         size,

@@ -14,7 +14,6 @@ import torch
 from engine import accumulate, distance, moved
 from torch import Tensor
 
-from dgpo_core.common.distributed import World
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.seeds import noise
@@ -34,7 +33,7 @@ ADVANTAGES = ((1.5, -0.5, -0.25, -0.75), (-1.0, 0.2, 0.5, 0.3), (0.0, 0.0, 0.0, 
 def embedded() -> Policy:
     """The embedded model; its old adapter is near its current one, so that some samples are clipped and some not."""
     config = replace(Config(), memory=MemoryConfig(gradient_checkpointing=False))
-    policy, _ = assemble.load_model(config, World("cpu"))
+    policy, _ = assemble.load_model(config, "cpu")
     moved(policy, "current", seed=1, size=0.05)
     moved(policy, "old", seed=1, size=0.048)
     return policy

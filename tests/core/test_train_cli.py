@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dgpo_core import evaluate, train
-from dgpo_core.common.distributed import World
 from dgpo_core.method.update import Update
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.runs import assemble
@@ -143,7 +142,7 @@ def test_memory_settings_reach_the_model(sd3_folder: Path) -> None:
     for on in (True, False):
         memory = {"gradient_checkpointing": on, "offload": on}
         config = quick(model={"path": str(sd3_folder)}, memory=memory)
-        policy, size = assemble.load_model(config, World("cpu"))
+        policy, size = assemble.load_model(config, "cpu")
         assert size == (16, 16)
         assert (policy.offload, policy.network.gradient_checkpointing) == (on, on)
 

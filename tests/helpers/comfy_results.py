@@ -70,8 +70,8 @@ def headless(graph: Graph, iterations: int, folder: Path) -> dict[str, Tensor]:
     path.write_text(json.dumps(graph), "utf-8")
     config = from_dict(load_workflow(path))
     world = World("cpu")
-    policy, size = assemble.load_model(config, world)
-    rewards = assemble.training_rewards(config, world)
+    policy, size = assemble.load_model(config, world.device)
+    rewards = assemble.training_rewards(config, world.device)
     trainer = Trainer(policy, assemble.training_prompts(config), rewards, config, size=size, world=world)
     for _ in range(iterations):
         trainer.iterate()

@@ -9,7 +9,6 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dgpo_core.common.distributed import World
 from dgpo_core.common.group import Group
 from dgpo_core.common.pictures import to_pil
 from dgpo_core.common.seeds import derive_seed
@@ -23,7 +22,7 @@ from dgpo_core.settings.presets import load_preset
 def draw(prompts: int, size: int, seed: int = 0) -> list[Group]:
     """Groups of the embedded base model, for prompts spread over those of its training, with `shapes_graded` scores."""
     config = load_preset("quickstart")
-    policy, pixels = assemble.load_model(config, World("cpu"))
+    policy, pixels = assemble.load_model(config, "cpu")
     every = assemble.training_prompts(config)
     few = every[:: len(every) // prompts][:prompts]
     seeds = [[derive_seed(seed, "folder", g, i) for i in range(size)] for g in range(prompts)]

@@ -101,7 +101,7 @@ def settings(**training: Any) -> Config:
 
 def trainer(policy: Any, config: Config) -> Trainer:
     world = World("cpu")
-    prompts, rewards = assemble.training_prompts(config), assemble.training_rewards(config, world)
+    prompts, rewards = assemble.training_prompts(config), assemble.training_rewards(config, world.device)
     return Trainer(policy, prompts, rewards, config, size=SIZE, world=world)
 
 
@@ -182,7 +182,7 @@ def rising() -> dict[str, Any]:
     diffusers = load_policy(comfy_lora.DEMO, rank=4, dtype="float32")
     policy = on(native(diffusers), diffusers, rank=32, alpha=64.0, targets=())
     start, world = time.monotonic(), World("cpu")
-    held_out, judges = assemble.held_out_prompts(config), assemble.evaluation_rewards(config, {}, world)
+    held_out, judges = assemble.held_out_prompts(config), assemble.evaluation_rewards(config, {}, world.device)
     measured = HeldOut.of(config, policy, held_out, judges, SIZE, world)
     found = trainer(policy, config)
     rewards = [found.iterate().metrics["reward"] for _ in range(RISING)]
