@@ -12,11 +12,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.settings.config import Config
 
 pytest_plugins = ("comfy_fixtures",)
+IN_COMFYUI = Path(__file__).parent / "comfy"
+BROWSERS = {"browser", "chromium", "_chromium"}  # fixtures
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is in tests/comfy and what uses a browser; skips what needs a GPU where there is none."""
+    for item in items:
+        if IN_COMFYUI in item.path.parents:
+            item.add_marker("comfy")
+        if BROWSERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("browser")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="There is no CUDA device."))
 
 
 @pytest.fixture

@@ -127,6 +127,7 @@ def test_the_default_targets_are_every_q_k_v_and_out_projection_of_both_streams(
     assert modules == expected
 
 
+@pytest.mark.slow
 def test_the_start_depends_on_the_seed_alone() -> None:
     torch_state, a = torch.get_rng_state(), load_policy(tiny.folder("sd3"), rank=2, seed=5)
     b, c = load_policy(tiny.folder("sd3"), rank=2, seed=5), load_policy(tiny.folder("sd3"), rank=2, seed=6)

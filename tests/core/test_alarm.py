@@ -161,6 +161,7 @@ def records(run: Path) -> list[dict]:
     return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "held_out" in r]
 
 
+@pytest.mark.slow
 def test_a_hackable_reward_sets_it_off_and_the_best_adapter_before_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +186,7 @@ def test_a_hackable_reward_sets_it_off_and_the_best_adapter_before_is_saved(
     assert (run / "lora.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_honest_reward_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

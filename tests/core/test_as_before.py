@@ -23,8 +23,11 @@ ROOT = Path(__file__).parents[2]
 CASES = ROOT / "tests" / "cases" / "as_before"
 WORKFLOWS = json.loads((CASES / "workflows.json").read_text("utf-8"))
 HERE = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
-TOLERANCE = 0.0 if json.loads((CASES / "machine.json").read_text("utf-8")) == HERE else 1e-5
-"""Relative. Kernels differ from machine to machine; where they are the same, every bit must be."""
+EXACT = json.loads((CASES / "machine.json").read_text("utf-8")) == HERE
+TOLERANCE, OF_LORA = (0.0, 0.0) if EXACT else (1e-5, 2e-4)
+"""Of numbers, and of a tensor's largest value. Kernels differ between machines, and Adam, which divides a gradient by
+its size, adds to that: 2.5e-5 was measured without vector instructions. The same kernels must give the same bits.
+"""
 
 
 @pytest.fixture
@@ -57,9 +60,10 @@ def assert_same_numbers(ours: Any, theirs: Any, where: str = "") -> None:
 def assert_same_lora(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
-        assert (ours[name] - tensor).abs().max() <= TOLERANCE * tensor.abs().max(), name
+        assert (ours[name] - tensor).abs().max() <= OF_LORA * tensor.abs().max(), name
 
 
+@pytest.mark.slow
 def test_a_run_of_the_version_before_goes_on_to_what_it_would_have_become(folder: Path) -> None:
     run = folder / "runs" / "before"
     shutil.copytree(CASES / "run", run)
@@ -70,6 +74,7 @@ def test_a_run_of_the_version_before_goes_on_to_what_it_would_have_become(folder
     assert_same_lora(load_file(run / "lora.safetensors"), load_file(CASES / "lora.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_new_run_with_the_settings_of_the_version_before_is_the_same_from_the_start(folder: Path) -> None:
     assert train.main(["--config", str(CASES / "run" / "config.yaml")]) == 0
     run = folder / "runs" / "before"

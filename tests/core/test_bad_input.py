@@ -155,6 +155,8 @@ def test_bad_input_of_another_command_is_told(
 # --- as a user types it ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("program", "argv", "message"),
     [

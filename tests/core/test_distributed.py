@@ -85,6 +85,8 @@ def same(many: Path, one: Path) -> None:
         assert {name: a[name] for name in names} == pytest.approx({name: b[name] for name in names}, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize(("processes", "groups"), [(2, 3), (3, 2)], ids=["odd groups", "more processes than groups"])
 def test_many_processes_end_with_the_adapter_of_one(
     processes: int, groups: int, sd3_folder: Path, tmp_path: Path
@@ -99,6 +101,8 @@ def test_many_processes_end_with_the_adapter_of_one(
         assert "held-out" not in (many / f"output-{rank}.txt").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_accelerate_launch_ends_with_the_adapter_of_one_process(sd3_folder: Path, tmp_path: Path) -> None:
     one = one_process(tmp_path / "one", sd3_folder, groups=2)
     many = tmp_path / "many"
@@ -124,6 +128,8 @@ def test_accelerate_launch_ends_with_the_adapter_of_one_process(sd3_folder: Path
         assert file.metadata()["dgpo.step"] == "3"
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_ctrl_c_ends_all_processes_with_one_checkpoint(sd3_folder: Path, tmp_path: Path) -> None:
     """Every process gets the signal, and a launcher passes it on a second time."""
     data = {"groups_per_iteration": 2}
@@ -142,6 +148,8 @@ def test_ctrl_c_ends_all_processes_with_one_checkpoint(sd3_folder: Path, tmp_pat
     assert len(list((tmp_path / "runs/test/checkpoints").glob("step_*"))) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_of_two_processes_resumes_as_one(sd3_folder: Path, tmp_path: Path) -> None:
     """The checkpoint knows nothing of the number of processes."""
     data = {"groups_per_iteration": 2}
@@ -153,6 +161,8 @@ def test_a_run_of_two_processes_resumes_as_one(sd3_folder: Path, tmp_path: Path)
     assert max((found[key] - expected[key]).abs().max() for key in found) < CLOSE
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_group_that_one_process_skips_is_skipped_as_by_one(sd3_folder: Path, tmp_path: Path) -> None:
     """Of 3 groups on 2 processes, the one with "blue" cannot be scored: processes are left with 2 and 0, or 1 and 1."""
     changes = {**CHANGES, "reward": "picky.py:Picky", "on_bad_score": "skip", "data": {"groups_per_iteration": 3}}

@@ -151,6 +151,7 @@ def test_every_command_and_option_that_is_named_exists(
 # --- worked diffs ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(shutil.which("git") is None, reason="git applies the diffs")
 def test_the_worked_diffs_of_contributing_still_apply(tmp_path: Path) -> None:
     diffs = blocks(text_of("CONTRIBUTING.md"), "diff")

@@ -31,6 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: tiny.save(family, root / kind, **options) for kind, (family, _, options) in KINDS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "solver"), MATRIX)
 def test_a_model_draws_trains_saves_and_comes_back(
     kind: str, solver: str, folders: dict[str, Path], tmp_path: Path

@@ -110,6 +110,7 @@ MODES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: ",".join(map(str, mode.values())))
 def test_every_mode_has_the_objectives_gradient(mode: dict[str, Any], embedded: Policy, tasks: list[Task]) -> None:
     t = replace(Config().training, beta=100.0, **mode)

@@ -189,6 +189,8 @@ def test_mistakes_are_told_before_the_model_is_loaded(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no kill -9")
 def test_a_killed_run_ends_as_if_nothing_had_happened(folder: Path, tmp_path: Path, sd3_folder: Path) -> None:
     argv = [*write_quick(tmp_path, sd3_folder, iterations=6, evaluation={"every": 0}), "--groups", "art"]
@@ -224,6 +226,7 @@ def drawn() -> list[Any]:
     return rated_folder.draw(prompts=32, size=8)
 
 
+@pytest.mark.slow
 def test_every_form_is_the_same_groups(drawn: list[Any], tmp_path: Path) -> None:
     found = {}
     for form in ("sidecar", "csv", "comfy", "jsonl"):
@@ -234,6 +237,7 @@ def test_every_form_is_the_same_groups(drawn: list[Any], tmp_path: Path) -> None
     assert found["sidecar"] == found["csv"] == found["comfy"] == found["jsonl"]
 
 
+@pytest.mark.slow
 def test_an_artists_output_folder_raises_held_out_success(drawn: list[Any], tmp_path: Path, monkeypatch: Any) -> None:
     """PNGs as ComfyUI writes them and a table of ratings; prompts, seeds and verifier of the measurement are others."""
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,7 @@ def test_what_is_trained_never_uses_cudnns_attention_and_others_may(policy: Diff
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no CUDA device.")
+@pytest.mark.gpu
 def test_flux_of_full_width_has_a_gradient_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_model, "_FLUX", {**random_model._FLUX, "num_layers": 1, "num_single_layers": 1})
     cuda = torch.device("cuda")
@@ -154,6 +154,7 @@ def test_image_sizes_that_do_not_fit_are_told() -> None:
             tiny.shared("sd3").latent_shape(*size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bfloat16_base_trains_a_float32_adapter(family: str) -> None:
     policy = load_policy(tiny.folder(family), rank=2, dtype="bf16")
@@ -220,6 +221,7 @@ def test_a_model_without_text_encoders_says_so_when_a_prompt_comes() -> None:
         policy.encode(["a new one"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_lowers_the_loss_and_the_file_holds_what_was_learned(family: str, tmp_path: Path) -> None:
     policy = load_policy(tiny.folder(family), rank=2, alpha=4.0)

@@ -9,7 +9,11 @@ import pytest
 from engine import write_quick
 from processes import train_together
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no kill -9")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.processes,
+    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no kill -9"),
+]
 
 SOON = 90.0  # seconds for everything, most of it for starting on a busy machine; without word they would wait for ever
 CHANGES: dict[str, Any] = {

@@ -225,6 +225,8 @@ def test_more_texts_than_exist_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path:
         prompt_sets.run(arguments)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_the_command_writes_a_file_and_says_what_is_in_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dgpo_core.prompts", "geneval", "--count", "18", "--out", "a.jsonl"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

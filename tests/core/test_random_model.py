@@ -55,6 +55,7 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backbone", "vae"),
     [
@@ -71,6 +72,7 @@ def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: st
     assert {p.dtype for module in (network, pipe.vae) for p in module.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tokens", "pooled"),
     [("sd35m", (1, 77 + 128, 4096), (1, 2048)), ("sdxl", (1, 77, 2048), (1, 1280)), ("flux", (1, 512, 4096), (1, 768))],
@@ -87,6 +89,7 @@ def test_prompts_are_encoded_to_the_real_widths_and_token_counts(
     assert not torch.equal(one.tensors["tokens"], other.tensors["tokens"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RANDOM_MODELS)
 @pytest.mark.usefixtures("small")
 def test_the_benchmark_runs_on_a_random_model_and_its_numbers_are_finite(name: str, tmp_path: Path) -> None:
@@ -101,6 +104,7 @@ def test_the_benchmark_runs_on_a_random_model_and_its_numbers_are_finite(name: s
     assert all(math.isfinite(number) for number in numbers(found))
 
 
+@pytest.mark.slow
 def test_a_preset_without_prompts_is_timed_on_a_model_from_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tiny.folder("sd3"))
     options = ["--height", "32", "--width", "32", "--groups", "1", "--group_size", "2", "--iterations", "1"]

@@ -82,6 +82,7 @@ def test_it_rates_groups_only() -> None:
         SimulatedRater().score(torch.zeros(1, 3, SIZE, SIZE), ["a red circle"], [{}])
 
 
+@pytest.mark.slow
 def test_the_command_says_how_many_groups_it_took(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     argv = ["--modes", "full", "--seeds", "0", "--gain", "0.01", "--groups", "2", "--size", "4", "--images", "50"]
     assert main([*argv, "--most", "12", "--json", str(tmp_path / "rated.json")]) == 0
@@ -90,6 +91,7 @@ def test_the_command_says_how_many_groups_it_took(capsys: pytest.CaptureFixture[
     assert (tmp_path / "rated.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_gains_too_little_says_so() -> None:
     options = RaterConfig(gain=0.9, most=1, groups=1, size=2, images=10)
     outcome = rater_module.run(options, "thumbs", 0)

@@ -43,6 +43,7 @@ def test_harmful_json_is_refused_in_one_sentence(problem: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", YAML)
 def test_harmful_yaml_is_refused_in_one_sentence(problem: str) -> None:
     with pytest.raises(UserError, match=problem) as refused:

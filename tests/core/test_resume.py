@@ -13,7 +13,11 @@ import pytest
 from engine import write_quick
 from processes import finish, start, train_in, wait_for
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no kill -9")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.processes,
+    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no kill -9"),
+]
 
 ITERATIONS = 6
 CHANGES: dict[str, Any] = {

@@ -160,6 +160,7 @@ def test_what_a_server_says_does_not_steer_the_terminal(monkeypatch: pytest.Monk
             assert "owned" in told
 
 
+@pytest.mark.slow
 def test_a_pattern_that_takes_for_ever_is_left() -> None:
     with judges() as judge:
         start = time.monotonic()

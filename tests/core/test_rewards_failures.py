@@ -156,6 +156,7 @@ class FailsLater(Bright):
         return super().score(images, prompts, metadata)
 
 
+@pytest.mark.slow
 def test_a_failing_reward_ends_the_run_with_its_state_saved(
     sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

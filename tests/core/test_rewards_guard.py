@@ -90,6 +90,7 @@ def cases() -> dict[str, tuple[str, str]]:
 CASES = cases()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "says"), CASES.values(), ids=CASES)
 def test_a_plug_in_that_misbehaves_is_told(
     source: str,

@@ -108,6 +108,7 @@ def test_a_file_goes_through_the_command_line_and_yaml(file: str) -> None:
     assert load_yaml("again.yaml") == config
 
 
+@pytest.mark.slow
 def test_a_run_with_a_file_trains_resumes_and_is_measured_again(
     file: str, sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

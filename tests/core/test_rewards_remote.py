@@ -85,6 +85,8 @@ def command(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
         process.communicate()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_the_command_scores_as_the_reward_does_here_and_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
     with command(tmp_path, "--token-env", "TOKEN") as (process, url):
         scenes, images = pictures(10)
@@ -101,6 +103,8 @@ def test_the_command_scores_as_the_reward_does_here_and_ends_cleanly_on_sigterm(
         assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_ctrl_c_ends_the_command_also_where_its_parent_ignores_it(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell has it for what runs in the background
     try:

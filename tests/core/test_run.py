@@ -163,6 +163,8 @@ def test_two_runs_cannot_share_a_folder(config: Config) -> None:
     Run.open(_resumed(config)).close()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @posix
 def test_a_killed_process_leaves_no_lock(config: Config, tmp_path: Path) -> None:
     script = (
@@ -182,6 +184,7 @@ def test_a_killed_process_leaves_no_lock(config: Config, tmp_path: Path) -> None
     Run.open(_resumed(config)).close()
 
 
+@pytest.mark.processes
 @posix
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.02, 0.05])
 def test_a_file_is_whole_whenever_its_writer_is_killed(tmp_path: Path, delay: float) -> None:

@@ -79,6 +79,7 @@ LINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES)
 def test_a_line_of_metrics_that_is_none_is_left_out_with_one_warning(
     line: str, run: Path, capsys: pytest.CaptureFixture[str]
@@ -95,6 +96,7 @@ def test_a_line_of_metrics_that_is_none_is_left_out_with_one_warning(
     assert json.loads((run / "summary.json").read_text())["base"]["n"] == 2
 
 
+@pytest.mark.slow
 def test_a_line_that_a_killed_process_left_half_written_is_left_out_silently(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_line_that_a_killed_process_left_half_written_is_left_out_silently(
     assert "metrics.jsonl" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_any_metrics_the_run_still_ends(run: Path) -> None:
     (run / "metrics.jsonl").write_bytes(b"\xff\xfe\x00" * 1000)
     assert resume() == 0
@@ -197,6 +200,7 @@ def _empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [_empty, _folder, _places, _scores, _other, _nan, _negative, _checkpoint])
 def test_an_evaluation_that_cannot_be_read_is_left_out_with_one_warning(
     damage: Callable[[Path], None], run: Path, capsys: pytest.CaptureFixture[str]
@@ -259,6 +263,7 @@ def test_a_newest_checkpoint_without_content_is_passed_over(run: Path) -> None:
 # --- the best state after an alarm -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [Path.unlink, _empty, _folder, _flipped, _rewritten(step="gone")])
 def test_where_the_best_state_cannot_be_read_the_run_ends_with_the_nearest_and_says_which(
     damage: Callable[[Path], None],

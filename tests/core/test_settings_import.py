@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import dgpo_core
 
 READING = """
@@ -18,6 +20,7 @@ print(sorted({"torch", "diffusers", "peft", "transformers"} & set(sys.modules)))
 """
 
 
+@pytest.mark.processes
 def test_presets_are_read_and_checked_without_importing_torch() -> None:
     root = str(Path(dgpo_core.__file__).parents[1])
     ran = subprocess.run(

@@ -69,6 +69,7 @@ def _sample(policy: DiffusersPolicy, solver: Solver, noise: Tensor, cond: Cond) 
     return solver.sample(lambda x, t: policy.predict(x, t, cond), noise)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "name"), MATRIX)
 def test_same_noise_same_image_bit_for_bit_and_whatever_its_batch(policy: Any, model: str, name: str) -> None:
     p = policy(model)
@@ -110,6 +111,7 @@ def _not_in_diffusers(model: str, name: str) -> bool:
     return model in ("flux", "sd3-dynamic") and name in ("heun", "dpmpp_2m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "name"), [case for case in MATRIX if not _not_in_diffusers(*case)])
 def test_a_solver_draws_what_the_diffusers_pipeline_draws(policy: Any, model: str, name: str) -> None:
     p = policy(model)

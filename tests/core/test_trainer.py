@@ -322,6 +322,7 @@ def test_the_old_policy_draws_after_the_on_policy_steps(
 # --- it learns -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weight", "reference"), [(1.0, "frozen"), (-1.0, "frozen"), (1.0, "old")])
 def test_a_simple_reward_rises_without_a_kl_term(weight: float, reference: str, policy: DiffusersPolicy) -> None:
     """The debugging rule: with the KL weight at zero and a simple reward, the reward must rise. Measured before and

@@ -141,6 +141,7 @@ def test_code_that_is_typed_in_the_same_command_is_trusted(here: Path, capsys: p
     assert not (here / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_code_it_runs_and_a_resumed_one_asks_for_trust(
     here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +173,7 @@ def test_a_models_folder_runs_no_code(here: Path, sd3_folder: Path, capsys: pyte
 # --- servers ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_servers_are_told_before_they_are_asked_and_a_resumed_one_needs_trust(
     here: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -370,6 +370,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(policy: DiffusersPolicy,
     assert distance(found[1], found[0]) < CLOSE  # the backward runs again what the forward ran, adapter and all
 
 
+@pytest.mark.slow
 def test_a_compiled_network_gives_the_same_gradient(policy: DiffusersPolicy, sd3_folder: Path) -> None:
     """Traced but not turned into machine code, so no compiler is needed; a graph that was made with one adapter and is
     used with another would show."""

@@ -66,6 +66,7 @@ FORMS: dict[str, tuple[str, bool, dict[str, Tensor]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "per_row", "more"), FORMS.values(), ids=FORMS)
 def test_scaled_fp8_is_multiplied_by_its_scales(
     name: str, per_row: bool, more: dict[str, Tensor], state: State, tmp_path: Path
