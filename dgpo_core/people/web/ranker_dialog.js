@@ -2,11 +2,10 @@
 // The same in ComfyUI and on the headless page; what differs between them is its `host`.
 
 import { Marks } from "./ranker_marks.js";
-import { button, clock, el, icon } from "./ranker_parts.js";
+import { button, clock, el, icon, layout } from "./ranker_parts.js";
 
 const KEYS = "123456789abcdefghijklmnopqruvwyz"; // of the images; S skips, T ties, X marks the worst
 const LONG_PRESS_MS = 500;
-const LEAST_TILE = 150; // pixels
 const LATE_S = 30;
 const TITLES = { rank: "Rank the images", thumbs: "Mark the images", pairs: "Choose the better image" };
 
@@ -370,29 +369,19 @@ export class Ranker {
     this.hint.classList.toggle("dgpo-problem", problem);
   }
 
-  /** As many columns as make the images largest with all of them in view; scrolls where they would be too small. */
+  /** Lays the tiles out so that the images are as large as can be. */
   fit() {
     const count = this.grid.children.length;
-    const first = this.grid.querySelector("img");
-    const style = getComputedStyle(this.grid);
-    const gap = parseFloat(style.rowGap);
-    const width = this.grid.clientWidth - 2 * parseFloat(style.paddingLeft);
-    const height = this.grid.clientHeight - 2 * parseFloat(style.paddingTop);
-    const shape = first?.naturalWidth ? first.naturalHeight / first.naturalWidth : 1;
-    const below = (this.grid.querySelector(".dgpo-thumbs")?.offsetHeight ?? -6) + 6;
-    const size = (columns) => {
-      const rows = Math.ceil(count / columns);
-      const across = (width - gap * (columns - 1)) / columns;
-      return Math.min(across, ((height - gap * (rows - 1)) / rows - below) / shape);
-    };
     if (!count) return;
-    const all = Array.from({ length: count }, (_, i) => i + 1);
-    let columns = all.reduce((best, n) => (size(n) > size(best) ? n : best));
-    let tile = size(columns);
-    if (tile < LEAST_TILE) {
-      columns = Math.max(2, Math.min(count, Math.floor((width + gap) / (LEAST_TILE + gap))));
-      tile = (width - gap * (columns - 1)) / columns;
-    }
+    const style = getComputedStyle(this.grid);
+    const first = this.grid.querySelector("img");
+    const { columns, tile } = layout(count, {
+      gap: parseFloat(style.rowGap),
+      width: this.grid.clientWidth - 2 * parseFloat(style.paddingLeft),
+      height: this.grid.clientHeight - 2 * parseFloat(style.paddingTop),
+      shape: first.naturalWidth ? first.naturalHeight / first.naturalWidth : 1,
+      below: (this.grid.querySelector(".dgpo-thumbs")?.offsetHeight ?? -6) + 6,
+    });
     this.columns = columns;
     this.grid.style.gridTemplateColumns = `repeat(${columns}, ${Math.max(tile, 1)}px)`;
   }

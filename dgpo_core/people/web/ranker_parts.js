@@ -1,4 +1,6 @@
-// What the dialog is made of: elements, buttons, icons, and the time that is left.
+// What the dialog is made of: elements, buttons, icons, the time that is left, and where the images go.
+
+const LEAST_TILE = 150; // pixels
 
 /** An element with attributes, listeners (on...) and children. */
 export function el(tag, attributes = {}, ...children) {
@@ -21,4 +23,22 @@ export function clock(deadline) {
   if (deadline === Infinity) return "";
   const left = Math.max(0, Math.ceil((deadline - performance.now()) / 1000));
   return `${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")} left`;
+}
+
+/**
+ * As many columns as make `count` images largest with all of them in view; it scrolls where they would be too small.
+ * `width` and `height`: the room in pixels; `gap`: between images; `shape`: an image's height by its width; `below`:
+ * what comes under each. Gives the columns and the width of a tile.
+ */
+export function layout(count, { width, height, gap, shape, below }) {
+  const size = (columns) => {
+    const rows = Math.ceil(count / columns);
+    const across = (width - gap * (columns - 1)) / columns;
+    return Math.min(across, ((height - gap * (rows - 1)) / rows - below) / shape);
+  };
+  const all = Array.from({ length: count }, (_, i) => i + 1);
+  const columns = all.reduce((best, n) => (size(n) > size(best) ? n : best));
+  if (size(columns) >= LEAST_TILE) return { columns, tile: size(columns) };
+  const across = Math.max(2, Math.min(count, Math.floor((width + gap) / (LEAST_TILE + gap))));
+  return { columns: across, tile: (width - gap * (across - 1)) / across };
 }
