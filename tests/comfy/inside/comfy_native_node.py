@@ -109,4 +109,4 @@ def lost(case: Case, other: Any) -> list[int]:
         del dropped, model
         gc.collect()
         counts.append(native_models.MODELS.lost("b_run"))
-    return [*counts, native_models.MODELS.lost("c_run"), native_models.lost(None)]
+    return [*counts, native_models.MODELS.lost("c_run"), native_models.MODELS.lost(None)]
