@@ -97,6 +97,7 @@ def test_a_statistic_may_change_within_the_bases_range(name: str, watched: list[
     assert [found.iteration for found in gone(name, RISING, watched)] == ([expected] if expected else [])
 
 
+@pytest.mark.slow
 def test_noise_alone_seldom_sets_it_off() -> None:
     """Ten evaluations of 64 images at which the watched reward only trembles, as a trained adapter's does."""
     generator = torch.Generator().manual_seed(1)

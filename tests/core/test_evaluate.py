@@ -49,6 +49,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_several_adapters_and_rewards_give_one_table(
     here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def _check_report(folder: Path, rows: dict) -> None:
     assert sheet.width > sheet.height  # four blocks beside each other, two prompts under each other
 
 
+@pytest.mark.slow
 def test_without_rewards_named_it_measures_what_the_files_were_trained_on(here: Path, sd3_folder: Path) -> None:
     a, b = trained(here, sd3_folder, "a"), trained(here, sd3_folder, "b", reward="red")
     argv = ["--lora", a, b, "--model", str(sd3_folder), "--prompts", "held_out.txt", "--images", "6"]
@@ -115,6 +117,7 @@ def test_an_adapter_of_another_base_is_told(here: Path, sd3_folder: Path, capsys
     assert "is for another model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_lora_of_somebody_else_needs_model_prompts_and_reward(
     here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

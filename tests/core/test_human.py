@@ -107,6 +107,7 @@ def answer(url: str, groups: list[dict[str, Any]] = BEST_FIRST) -> dict[str, Any
 # --- over HTTP -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_an_answer_trains_and_what_was_asked_is_a_folder_to_train_on(run: Run) -> None:
     run.start()
@@ -128,6 +129,7 @@ def test_an_answer_trains_and_what_was_asked_is_a_folder_to_train_on(run: Run) -
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_without_the_token_nothing_is_told(run: Run) -> None:
     run.start()
     url = run.url()
@@ -154,6 +156,7 @@ def test_without_the_token_nothing_is_told(run: Run) -> None:
     assert fetch(url, f"questions/{asked['token']}", b" " * (2**20 + 1))[0] == 403
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_an_answer_that_was_given_before_a_kill_is_not_asked_again(run: Run, tmp_path: Path, sd3_folder: Path) -> None:
     """Killed with the second question open; the run that goes on asks only that one, and ends like one undisturbed."""
@@ -191,6 +194,7 @@ def _lora(run: Run) -> bytes:
     return (run.folder / "runs/test/lora.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_ctrl_c_while_it_waits_ends_at_once_with_a_checkpoint(run: Run) -> None:
     run.start()
@@ -205,6 +209,7 @@ def test_ctrl_c_while_it_waits_ends_at_once_with_a_checkpoint(run: Run) -> None:
     assert [path.name for path in (run.folder / "runs/test/checkpoints").iterdir()] == ["step_000001.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_when_time_runs_out_nothing_is_learned_and_it_is_not_asked_again(run: Run) -> None:
     run.start("--human.timeout", "0.5")
@@ -230,6 +235,7 @@ def test_a_port_that_is_taken_is_told(run: Run, capsys: pytest.CaptureFixture[st
     assert "--human.port" in told
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_pairs_are_asked_one_after_the_other_and_train(run: Run) -> None:
     run.start("--human.mode", "pairs", "--human.pairs", "4", "--iterations", "1")
@@ -313,6 +319,7 @@ def picture(page: Any, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_keys_rank_in_a_browser_and_the_training_goes_on(run: Run, chromium: Any) -> None:
     run.start()
@@ -343,6 +350,7 @@ def test_keys_rank_in_a_browser_and_the_training_goes_on(run: Run, chromium: Any
     assert [text for text in wrong if "ERR_CONNECTION" not in text] == []  # the server goes with the run
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_touch_marks_on_a_phone_and_a_wrong_token_shows_nothing(run: Run, chromium: Any) -> None:
     run.start("--human.mode", "thumbs", "--iterations", "1")

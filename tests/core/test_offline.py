@@ -103,6 +103,7 @@ def test_an_image_that_has_gone_is_named(folder: Path, policy: DiffusersPolicy) 
 # --- groups of unequal sizes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [64, 5, 2])
 def test_groups_of_unequal_sizes_weigh_the_same_each(policy: DiffusersPolicy, micro_batch: int) -> None:
     settings = quick().training
@@ -113,6 +114,7 @@ def test_groups_of_unequal_sizes_weigh_the_same_each(policy: DiffusersPolicy, mi
     torch.testing.assert_close(whole, alone, rtol=1e-3, atol=1e-6)  # sums of float32 in another order
 
 
+@pytest.mark.slow
 def test_an_iteration_draws_nothing_and_learns_to_prefer(
     folder: Path, policy: DiffusersPolicy, monkeypatch: Any
 ) -> None:

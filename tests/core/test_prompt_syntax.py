@@ -108,6 +108,7 @@ def test_a_prompt_file_that_is_wrong_is_named_with_its_line(
     assert sentence in str(error.value)
 
 
+@pytest.mark.slow
 def test_many_long_lines_and_lines_twice_are_fine(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a boat on a lake, " * 50 + "\n")
     (tmp_path / "many.txt").write_bytes(b"\xef\xbb\xbf" + ("a boat on a lake " * 60 + "\r\n").encode() * 10_000)

@@ -45,6 +45,7 @@ def test_scores_and_order_are_the_same(policy: DiffusersPolicy) -> None:
         assert torch.equal(x.scores["bright"], y.scores["bright"])
 
 
+@pytest.mark.slow
 def test_an_iteration_is_shorter_when_the_reward_waits_elsewhere(policy: DiffusersPolicy) -> None:
     _, after = iterate(policy, SlowAfter(seconds=IMAGE), FORWARD)
     _, beside = iterate(policy, Slow(seconds=IMAGE), FORWARD)

@@ -149,6 +149,7 @@ def test_what_is_no_file_is_told_at_the_start(
     assert contents(run / "evaluations") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["samples", "evaluations", "checkpoints"])
 def test_a_file_in_place_of_a_folder_is_told_at_the_start(
     name: str, run: Path, capsys: pytest.CaptureFixture[str]
@@ -255,6 +256,7 @@ def test_a_checkpoint_that_is_no_trainings_state_is_told_and_changes_nothing(
     assert {name: data for name, data in contents(run).items() if not name.endswith("config.yaml")} == before
 
 
+@pytest.mark.slow
 def test_a_newest_checkpoint_without_content_is_passed_over(run: Path) -> None:
     _empty(run / "checkpoints/step_000002.safetensors")
     assert resume() == 0

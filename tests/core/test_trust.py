@@ -121,6 +121,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", PLACES.values(), ids=PLACES)
 def test_a_settings_file_that_brings_code_needs_trust(
     content: str, here: Path, capsys: pytest.CaptureFixture[str]

@@ -264,6 +264,7 @@ def test_a_group_of_equal_rewards_costs_the_kl_terms_forwards_alone(
 # --- dropout ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_with_dropout_the_micro_batch_changes_nothing_either(sd3_folder: Path) -> None:
     policy = load_policy(sd3_folder, rank=4, alpha=8.0, dropout=0.4)
     moved(policy, "current", seed=1)
