@@ -34,7 +34,12 @@ from dgpo_core.settings.presets import load_preset
 from dgpo_core.settings.validation import validate
 from dgpo_core.settings.values import read_rewards
 
-PRESETS = {"sd35m": "sd35m-pickscore-curve", "sdxl": "sdxl-pickscore", "flux": "flux-pickscore"}
+PRESETS = {
+    "sd15": "sd15-pickscore",
+    "sd35m": "sd35m-pickscore-curve",
+    "sdxl": "sdxl-pickscore",
+    "flux": "flux-pickscore",
+}
 """The preset that a random model is timed with where none is given."""
 
 
@@ -49,7 +54,7 @@ class BenchConfig:
     model: str = ""
     """Another model than the preset's: a diffusers folder or a single .safetensors checkpoint."""
     random: str = ""
-    """A model of real size with random weights instead: sd35m, sdxl or flux; nothing is downloaded."""
+    """A model of real size with random weights instead: sd15, sd35m, sdxl or flux; nothing is downloaded."""
     height: CountOrZero = 0
     """Image height in pixels; 0 is the preset's."""
     width: CountOrZero = 0
@@ -103,14 +108,10 @@ def settings(options: BenchConfig) -> Config:
         data, reward = replace(data, prompts=EMBEDDED), (RewardTerm("jpeg_size"),)
     reward = read_rewards(options.reward, "--reward") if options.reward else reward
     # the policy stays what it is: one that learns leaves groups without anything to learn, which cost less
-    training = replace(
-        config.training, lr=1e-12, micro_batch=options.micro_batch or config.training.micro_batch
-    )
+    training = replace(config.training, lr=1e-12, micro_batch=options.micro_batch or config.training.micro_batch)
     recompute = {"on": True, "off": False}.get(options.checkpointing, config.memory.gradient_checkpointing)
     memory = replace(config.memory, gradient_checkpointing=recompute)
-    config = replace(
-        config, model=model, data=data, rollout=rollout, reward=reward, training=training, memory=memory
-    )
+    config = replace(config, model=model, data=data, rollout=rollout, reward=reward, training=training, memory=memory)
     validate(config)
     return config
 

@@ -1,8 +1,9 @@
 """Real-size models with random weights: what an iteration costs does not depend on what the weights are.
 
-Nothing is downloaded. Backbone and VAE have the published configurations in full. The text encoders have the real
-output widths and token counts, but one small layer and a vocabulary of letters: a prompt is encoded once per run, so
-they are no part of what is timed (nor, with offloading, of the accelerator's memory).
+Nothing is downloaded. Backbone and VAE have the published configurations in full. The text encoders have them where
+nothing has storage (device "meta"); else they have the real output widths and token counts, but one small layer and a
+vocabulary of letters: a prompt is encoded once per run, so they are no part of what is timed (nor, with offloading, of
+the accelerator's memory).
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -46,6 +49,18 @@ _SD35M = {  # huggingface.co/stabilityai/stable-diffusion-3.5-medium, transforme
     "pos_embed_max_size": 384,
     "dual_attention_layers": tuple(range(13)),
     "qk_norm": "rms_norm",
+}
+
+_SD15 = {  # huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5, unet/config.json
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
 }
 
 _SDXL = {  # huggingface.co/stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
@@ -119,13 +134,34 @@ def sd35m(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> S
         transformer=_backbone(SD3Transformer2DModel, _SD35M | overrides, dtype, device),
         # scheduler/scheduler_config.json of the same model card, as for the two below
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(dtype, 16, scale=1.5305, shift=0.0609),
-        text_encoder=_clip(CLIPTextModelWithProjection, 768, dtype),
+        vae=_vae(dtype, 16, device, scale=1.5305, shift=0.0609),
+        text_encoder=_clip(CLIPTextModelWithProjection, 768, dtype, device),
         tokenizer=_tokenizer(77),
-        text_encoder_2=_clip(CLIPTextModelWithProjection, 1280, dtype),
+        text_encoder_2=_clip(CLIPTextModelWithProjection, 1280, dtype, device),
         tokenizer_2=_tokenizer(77),
-        text_encoder_3=_t5(dtype),
+        text_encoder_3=_t5(dtype, device),
         tokenizer_3=_tokenizer(512),
+    )
+
+
+def sd15(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> StableDiffusionPipeline:
+    """SD1.5: a UNet of 0.86 billion parameters."""
+    return StableDiffusionPipeline(
+        unet=_backbone(UNet2DConditionModel, _SD15 | overrides, dtype, device),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            steps_offset=1,
+            clip_sample=False,
+            set_alpha_to_one=False,
+        ),
+        vae=_vae(dtype, 4, device, scale=0.18215, upcast=False),
+        text_encoder=_clip(CLIPTextModel, 768, dtype, device),
+        tokenizer=_tokenizer(77),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
@@ -141,10 +177,10 @@ def sdxl(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> St
             timestep_spacing="leading",
             steps_offset=1,
         ),
-        vae=_vae(dtype, 4, scale=0.13025),
-        text_encoder=_clip(CLIPTextModel, 768, dtype),
+        vae=_vae(dtype, 4, device, scale=0.13025),
+        text_encoder=_clip(CLIPTextModel, 768, dtype, device),
         tokenizer=_tokenizer(77),
-        text_encoder_2=_clip(CLIPTextModelWithProjection, 1280, dtype),
+        text_encoder_2=_clip(CLIPTextModelWithProjection, 1280, dtype, device),
         tokenizer_2=_tokenizer(77),
         add_watermarker=False,
     )
@@ -155,15 +191,15 @@ def flux(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> Fl
     return FluxPipeline(
         transformer=_backbone(FluxTransformer2DModel, _FLUX | overrides, dtype, device),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
-        vae=_vae(dtype, 16, scale=0.3611, shift=0.1159),
-        text_encoder=_clip(CLIPTextModel, 768, dtype),
+        vae=_vae(dtype, 16, device, scale=0.3611, shift=0.1159),
+        text_encoder=_clip(CLIPTextModel, 768, dtype, device),
         tokenizer=_tokenizer(77),
-        text_encoder_2=_t5(dtype),
+        text_encoder_2=_t5(dtype, device),
         tokenizer_2=_tokenizer(512),
     )
 
 
-RANDOM_MODELS: dict[str, Callable[..., Any]] = {"sd35m": sd35m, "sdxl": sdxl, "flux": flux}
+RANDOM_MODELS: dict[str, Callable[..., Any]] = {"sd15": sd15, "sd35m": sd35m, "sdxl": sdxl, "flux": flux}
 """Name -> builder of a diffusers pipeline from (dtype, device, **overrides of the backbone's config)."""
 
 
@@ -184,21 +220,34 @@ def _backbone(cls: type, config: dict[str, Any], dtype: torch.dtype, device: tor
         torch.set_default_dtype(default)
 
 
-def _vae(dtype: torch.dtype, channels: int, scale: float, shift: float | None = None) -> AutoencoderKL:
-    """The VAE of 84 million parameters that all three have, but for its latents: vae/config.json of the model cards."""
-    return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=channels,
-        use_quant_conv=channels == 4,  # those of 16 channels have none
-        use_post_quant_conv=channels == 4,
-        sample_size=1024,
-        scaling_factor=scale,
-        shift_factor=shift,
-        force_upcast=True,
-    ).to(dtype)
+def _vae(
+    dtype: torch.dtype,
+    channels: int,
+    device: torch.device | str,
+    scale: float,
+    shift: float | None = None,
+    upcast: bool = True,
+) -> AutoencoderKL:
+    """The VAE of 84 million parameters that all have, but for its latents: vae/config.json of the model cards."""
+    with _place(device):
+        return AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=channels,
+            use_quant_conv=channels == 4,  # those of 16 channels have none
+            use_post_quant_conv=channels == 4,
+            sample_size=1024,
+            scaling_factor=scale,
+            shift_factor=shift,
+            force_upcast=upcast,
+        ).to(dtype)
+
+
+def _place(device: torch.device | str) -> torch.device:
+    """Where all but the backbone is made."""
+    return torch.device("meta" if torch.device(device).type == "meta" else "cpu")
 
 
 def _tokenizer(length: int) -> Any:
@@ -208,24 +257,45 @@ def _tokenizer(length: int) -> Any:
     return tokenizer
 
 
-def _clip(cls: type, width: int, dtype: torch.dtype) -> Any:
-    """A CLIP text encoder of one layer: width 768 in place of CLIP-L, 1280 in place of CLIP-G."""
-    tokenizer = _tokenizer(77)
+_CLIP = {  # text_encoder/config.json and text_encoder_2/config.json of SDXL base 1.0: layers, heads, inner width
+    768: (12, 12, 3072, "quick_gelu"),
+    1280: (32, 20, 5120, "gelu"),
+}
+_T5_XXL = {  # text_encoder_2/config.json of FLUX.1-dev
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_ff": 10240,
+    "d_kv": 64,
+    "num_heads": 64,
+    "num_layers": 24,
+    "feed_forward_proj": "gated-gelu",
+}
+
+
+def _clip(cls: type, width: int, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """A CLIP text encoder: width 768 is CLIP-L, 1280 CLIP-G; with storage, of one layer in place of theirs."""
+    tokenizer, whole = _tokenizer(77), _place(device).type == "meta"
+    layers, heads, inner, activation = _CLIP[width] if whole else (1, width // 64, width, "quick_gelu")
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=49408 if whole else len(tokenizer),
         hidden_size=width,
-        intermediate_size=width,
+        intermediate_size=inner,
         projection_dim=width,
-        num_hidden_layers=1,
-        num_attention_heads=width // 64,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        hidden_act=activation,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return cls(config).to(dtype)
+    with _place(device):
+        return cls(config).to(dtype)
 
 
-def _t5(dtype: torch.dtype) -> T5EncoderModel:
-    """A T5 encoder of T5-XXL's width with one layer of one head."""
-    config = T5Config(vocab_size=len(_tokenizer(512)), d_model=4096, d_ff=64, d_kv=64, num_heads=1, num_layers=1)
-    return T5EncoderModel(config).to(dtype)
+def _t5(dtype: torch.dtype, device: torch.device | str) -> T5EncoderModel:
+    """The encoder of T5-XXL; with storage, of its width with one layer of one head."""
+    small = {"d_model": 4096, "d_ff": 64, "d_kv": 64, "num_heads": 1, "num_layers": 1}
+    place = _place(device)
+    config = _T5_XXL if place.type == "meta" else {"vocab_size": len(_tokenizer(512)), **small}
+    with place:
+        return T5EncoderModel(T5Config(**config)).to(dtype)

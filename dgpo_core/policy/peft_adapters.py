@@ -67,8 +67,9 @@ class PeftAdapters(Adapters):
         """The adapter's parameters as float32 leaves; only those of "current" require a gradient."""
         state: dict[str, Parameter] = {}
         for key, layer in self._layers.items():
+            device = layer.get_base_layer().weight.device  # peft leaves the second adapter of a "meta" layer elsewhere
             for part in ("lora_A", "lora_B"):
-                linear = getattr(layer, part)[name].float()
+                linear = getattr(layer, part)[name].to(device, torch.float32)
                 linear.requires_grad_(name == "current")
                 state[f"{key}.{part}.weight"] = linear.weight
         return state

@@ -33,6 +33,12 @@ SMALL: dict[str, dict[str, Any]] = {
         "transformer_layers_per_block": 1,
         "attention_head_dim": 1,
     },
+    "sd15": {
+        "block_out_channels": (32, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+    },
     "flux": {
         "num_layers": 1,
         "num_single_layers": 1,
@@ -51,6 +57,19 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(RANDOM_MODELS, name, functools.partial(build, **SMALL[name]))
 
 
+@pytest.mark.parametrize(
+    ("name", "encoders"),
+    [
+        ("sd15", {"text_encoder": 123_060_480}),
+        ("sdxl", {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840}),
+        ("flux", {"text_encoder": 123_060_480, "text_encoder_2": 4_762_310_656}),
+    ],
+)
+def test_without_storage_the_text_encoders_are_whole_too(name: str, encoders: dict[str, int]) -> None:
+    pipe = RANDOM_MODELS[name](torch.bfloat16, "meta")
+    assert {part: parameters(getattr(pipe, part)) for part in encoders} == encoders
+
+
 def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
@@ -62,11 +81,12 @@ def parameters(module: nn.Module) -> int:
         ("sd35m", 2_243_171_520, 83_819_683),
         ("sdxl", 2_567_463_684, 83_653_863),
         ("flux", 11_901_408_320, 83_819_683),
+        ("sd15", 859_520_964, 83_653_863),
     ],
 )
 def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: str, backbone: int, vae: int) -> None:
     pipe = RANDOM_MODELS[name](torch.bfloat16, "meta")
-    network = pipe.unet if name == "sdxl" else pipe.transformer
+    network = pipe.unet if name in ("sd15", "sdxl") else pipe.transformer
     assert parameters(network) == backbone
     assert parameters(pipe.vae) == vae
     assert {p.dtype for module in (network, pipe.vae) for p in module.parameters()} == {torch.bfloat16}

@@ -1,0 +1,236 @@
+"""Bytes and operations of whatever runs: every tensor that an operation of torch gives is looked at, by phase and kind.
+
+It sees what torch dispatches, the backward and recomputed blocks among it, on tensors with storage and on tensors
+without ("meta") alike. What an operation takes and gives back inside itself it cannot see.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+KINDS = ("base", "text encoders", "VAE", "adapters", "optimiser", "prompts", "activations")
+"""What bytes are for. base: the frozen network; adapters: all three; optimiser: its moments and the gradients; prompts:
+their embeddings; activations: all else."""
+
+_aten = torch.ops.aten
+_NO_KERNEL = {_aten._unsafe_view, _aten.empty, _aten.empty_like, _aten.new_empty, _aten.empty_strided}
+
+
+def _attention_on_a_cpu(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_on_a_cpu_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> int:
+    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+
+
+_FLOPS = {  # torch knows the attention of accelerators
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_a_cpu,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_on_a_cpu_backward,
+}
+
+
+class Kernel(NamedTuple):
+    """One operation on a device: FLOPs (a multiplication and an addition are two), bytes read and written, and whether
+    its numbers have 16 bits."""
+
+    flops: int
+    moved: int
+    half: bool
+
+
+@dataclass
+class Cost:
+    """What a stretch of work took: peak and kept are bytes above what was live at its start, and are live after it."""
+
+    peak: int = 0
+    kept: int = 0
+    kernels: Counter[Kernel] = field(default_factory=Counter)
+
+    @property
+    def flops(self) -> int:
+        """All FLOPs."""
+        return sum(kernel.flops * times for kernel, times in self.kernels.items())
+
+
+@dataclass
+class Phase:
+    """What one phase took. peak: the most bytes that were live in it, by kind; forwards, backwards: of images."""
+
+    peak: dict[str, int] = field(default_factory=dict)
+    kernels: Counter[Kernel] = field(default_factory=Counter)
+    forwards: int = 0
+    backwards: int = 0
+    calls: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """The most bytes that were live."""
+        return sum(self.peak.values())
+
+    @property
+    def flops(self) -> int:
+        """All FLOPs."""
+        return sum(kernel.flops * times for kernel, times in self.kernels.items())
+
+
+class _Span:
+    """A stretch of work that is being looked at."""
+
+    def __init__(self, start: int) -> None:
+        self.start, self.most, self.kernels = start, start, Counter[Kernel]()
+
+
+class Ledger(TorchDispatchMode):
+    """Counts while it is the active mode; tensors that are there before must be told by `own`.
+
+    device: the one whose bytes are counted. `phases` holds what was counted, by the names that `phase` was given.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.phases: dict[str, Phase] = {}
+        self.live = dict.fromkeys(KINDS, 0)
+        self._total = 0
+        self._held: dict[int, tuple[Any, int, str]] = {}  # by storage: its weak reference, bytes, kind
+        self._phase: Phase | None = None
+        self._spans: list[_Span] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and keeping the compiler out takes longer than the counting
+
+    # --- what is live ------------------------------------------------------------------------------------------------
+
+    def own(self, tensors: Iterable[Tensor | None], kind: str) -> None:
+        """The tensors' storages are of this kind from now on."""
+        for tensor in tensors:
+            if tensor is not None and tensor.device.type == self.device.type:
+                self._hold(tensor.untyped_storage(), kind)
+
+    def hold(self, count: int, kind: str = "activations") -> None:
+        """`count` bytes more (or, below 0, fewer) are live, without a tensor."""
+        self.live[kind] += count
+        self._total += count
+        if count > 0:
+            self._look(0)
+
+    def _hold(self, storage: UntypedStorage, kind: str) -> None:
+        key = storage._cdata
+        known = self._held.get(key)
+        if known:
+            if known[2] != kind:
+                self._held[key] = known[0], known[1], kind
+                self.live[known[2]] -= known[1]
+                self.live[kind] += known[1]
+            return
+        size = storage.nbytes()
+        self._held[key] = weakref.ref(storage, lambda _: self._drop(key)), size, kind
+        self.live[kind] += size
+        self._total += size
+
+    def _drop(self, key: int) -> None:
+        _, size, kind = self._held.pop(key)
+        self.live[kind] -= size
+        self._total -= size
+
+    def _look(self, extra: int) -> None:
+        """Is this the most so far? extra: bytes of activations on top of what is live."""
+        total = self._total + extra
+        for span in self._spans:
+            span.most = max(span.most, total)
+        phase = self._phase
+        if phase is not None and total > phase.bytes:
+            phase.peak = {**self.live, "activations": self.live["activations"] + extra}
+
+    # --- stretches of work -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[Phase]:
+        """What runs inside belongs to this phase alone, and not to one around it."""
+        before, self._phase = self._phase, self.phases.setdefault(name, Phase())
+        self._look(0)
+        try:
+            yield self._phase
+        finally:
+            self._phase = before
+
+    @property
+    def current(self) -> Phase:
+        """The phase that is counted now. Raises ValueError outside of all."""
+        if self._phase is None:
+            raise ValueError("nothing is counted outside of a phase")
+        return self._phase
+
+    @contextmanager
+    def span(self) -> Iterator[Cost]:
+        """The cost of what runs inside, filled in at the end; it is counted as always."""
+        cost, span = Cost(), _Span(self._total)
+        self._spans.append(span)
+        try:
+            yield cost
+        finally:
+            self._spans.remove(span)
+            cost.peak, cost.kept, cost.kernels = span.most - span.start, self._total - span.start, span.kernels
+
+    def repeat(self, cost: Cost) -> None:
+        """Counts a cost again, as if the work were done once more; what it keeps is not held."""
+        self._look(cost.peak)
+        for counter in self._counters():
+            counter.update(cost.kernels)
+
+    def _counters(self) -> list[Counter[Kernel]]:
+        return [place.kernels for place in (self._phase, *self._spans) if place is not None]
+
+    # --- every operation ---------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        given = [x for x in _tensors((out,)) if x.device.type == self.device.type]
+        if not given:
+            return out
+        for tensor in given:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._held:
+                self._hold(storage, "activations")
+        self._look(0)
+        if not func.is_view and func.overloadpacket not in _NO_KERNEL:
+            taken = _tensors((*args, *kwargs.values()))
+            formula = _FLOPS.get(func.overloadpacket)
+            kernel = Kernel(
+                flops=formula(*args, **kwargs, out_val=out) if formula else 0,
+                moved=sum(_bytes(x) for x in (*taken, *given)),
+                half=given[0].element_size() == 2,
+            )
+            for counter in self._counters():
+                counter[kernel] += 1
+        return out
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

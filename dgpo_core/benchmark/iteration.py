@@ -1,0 +1,134 @@
+"""One iteration of the engine's own code, counted: what it keeps in memory and computes, phase by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgpo_core.benchmark.count import Ledger, Phase
+from dgpo_core.benchmark.repeats import Repeats
+from dgpo_core.benchmark.weightless import META, Answers, attention_of, standing_in
+from dgpo_core.common.distributed import World
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.evaluation.scores import draw_evaluation
+from dgpo_core.method.trainer import Trainer
+from dgpo_core.policy.base import Cond
+from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.rewards import Reward
+from dgpo_core.settings.config import Config, RewardTerm
+
+PHASES = ("encode", "draw", "decode", "update", "evaluation")
+"""evaluation: encoding, drawing and decoding of one batch of an evaluation, on top of what an iteration leaves."""
+
+STEADY = 3
+"""The iteration that is counted: from it on the old policy is another one than the current, and is asked, too."""
+
+
+class Differing(Reward):
+    """A reward for pictures that nobody looks at: it costs nothing, and every group has something to learn."""
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        return torch.arange(len(images)).float()
+
+
+def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, int], ledger: Ledger) -> dict[str, Phase]:
+    """What an iteration in the midst of a run takes, by `PHASES`; the policy is trained by it.
+
+    size: height and width in pixels. ledger: of the policy's device.
+    """
+    reward = RewardTerm("any")
+    config = replace(config, reward=(reward,), training=replace(config.training, lr=1e-12))
+    prompts = [Prompt(f"a picture, number {i}") for i in range(config.data.groups_per_iteration)]
+    own_modules(policy, ledger)
+    with _by_phase(policy, ledger), ledger:
+        trainer = Trainer(
+            policy, prompts, {reward.name: Differing()}, config, size=size, world=World(str(policy.device))
+        )
+        for _ in range(STEADY - 1):
+            with ledger.phase("update"):
+                trainer.iterate()
+            _own_what_stays(trainer, ledger)
+        encode = ledger.phases["encode"]  # later a prompt's embeddings are there
+        ledger.phases.clear()
+        with ledger.phase("update"):  # all that is not one of the others
+            trainer.iterate()
+        _own_what_stays(trainer, ledger)
+        with _all_as("evaluation", ledger):
+            rows = [(prompts[0], list(range(config.evaluation.batch or config.evaluation.images)))]
+            draw_evaluation(policy, config.evaluation.weights, rows, config, size)
+    return {name: {**ledger.phases, "encode": encode}.get(name, Phase()) for name in PHASES}
+
+
+def count_without_weights(
+    policy: DiffusersPolicy, config: Config, size: tuple[int, int], like: str = "cuda"
+) -> dict[str, Phase]:
+    """`count_iteration` for a policy on the device "meta": no forward is computed, and those of one kind are looked at
+    once. like: whose attention it takes, "cuda" or "cpu"."""
+    ledger = Ledger(META)
+    with attention_of(like), Answers(), Repeats(policy, ledger).standing_in():
+        return count_iteration(policy, config, size, ledger)
+
+
+def own_modules(policy: DiffusersPolicy, ledger: Ledger) -> None:
+    """Tells the ledger what the policy's tensors are for."""
+    for name, module in policy.pipe.components.items():
+        if isinstance(module, nn.Module):
+            kind = "VAE" if name == "vae" else "text encoders" if name.startswith("text_encoder") else "base"
+            ledger.own((*module.parameters(), *module.buffers()), kind)
+    for name in ("current", "old", "ema"):
+        ledger.own(policy.adapter_state(name).values(), "adapters")
+
+
+def _own_what_stays(trainer: Trainer, ledger: Ledger) -> None:
+    for parameter in trainer.parameters.values():
+        ledger.own([parameter.grad, *trainer.optimizer.state[parameter].values()], "optimiser")
+
+
+@contextmanager
+def _by_phase(policy: DiffusersPolicy, ledger: Ledger) -> Iterator[None]:
+    """Inside the block the policy's methods are phases, and its pictures have one pixel: nobody looks at them."""
+    encode, sample, decode, predict = policy.encode, policy.sample, policy.decode, policy.predict
+
+    def counted_encode(prompts: Sequence[str]) -> list[Cond]:
+        with ledger.phase("encode"):
+            conds = encode(prompts)
+        ledger.own((tensor for cond in conds for tensor in cond.tensors.values()), "prompts")
+        return conds
+
+    def counted_sample(*args: Any) -> Tensor:
+        with ledger.phase("draw"):
+            return sample(*args)
+
+    def counted_decode(latents: Tensor) -> Tensor:
+        with ledger.phase("decode"):
+            pictures = decode(latents)
+        return torch.zeros(len(pictures), 3, 1, 1)
+
+    def counted_predict(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        phase = ledger.current
+        phase.calls += 1
+        phase.forwards += len(x_t)
+        if torch.is_grad_enabled():
+            phase.backwards += len(x_t)
+        return predict(x_t, t, cond)
+
+    own = {"encode": counted_encode, "sample": counted_sample, "decode": counted_decode, "predict": counted_predict}
+    with standing_in(policy, own):
+        yield
+
+
+@contextmanager
+def _all_as(name: str, ledger: Ledger) -> Iterator[None]:
+    """Inside the block there is one phase."""
+    with ledger.phase(name) as phase, standing_in(ledger, {"phase": lambda _: _same(phase)}):
+        yield
+
+
+@contextmanager
+def _same(phase: Phase) -> Iterator[Phase]:
+    yield phase

@@ -1,0 +1,84 @@
+"""Forwards and backwards that are like earlier ones cost what those cost, and are not gone through again.
+
+An iteration has thousands of them, of a dozen kinds. The engine's code runs in full around them: how many there are, in
+which order, and what is kept between them, is what it decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo_core.benchmark.count import Cost, Ledger
+from dgpo_core.benchmark.weightless import standing_in
+from dgpo_core.policy.base import Cond
+from dgpo_core.policy.pipeline import DiffusersPolicy
+
+_GONE_THROUGH = 2  # what the first of a kind leaves behind for good (gradients, casts) is no cost of those that follow
+
+
+class Repeats:
+    """Stands in for the `predict` of a policy without storage, and for the backward through it.
+
+    A kind of forward: the adapter, the shapes of what it is given, whether it will be gone back through. One forward at
+    most is waiting for its backward at any time.
+    """
+
+    def __init__(self, policy: DiffusersPolicy, ledger: Ledger) -> None:
+        self.policy, self.ledger = policy, ledger
+        self._predict, self._backward = policy.predict, Tensor.backward
+        self._costs: dict[tuple[Any, ...], list[Cost]] = {}
+        self._kind: tuple[Any, ...] = ()  # of the last forward with gradients
+        self._waiting: int | None = None  # bytes of a forward that was not gone through, held for its backward
+
+    @contextmanager
+    def standing_in(self) -> Iterator[None]:
+        """Inside the block it does."""
+
+        def backward(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+            self.backward(tensor, *args, **kwargs)
+
+        Tensor.backward = backward  # type: ignore[assignment, method-assign]
+        try:
+            with standing_in(self.policy, {"predict": self.predict}):
+                yield
+        finally:
+            Tensor.backward = self._backward  # type: ignore[method-assign]
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """As `Policy.predict`."""
+        graded = torch.is_grad_enabled()
+        shapes = tuple(tuple(tensor.shape) for tensor in cond.tensors.values())
+        kind = self.policy.adapters.active, tuple(x_t.shape), shapes, graded
+        costs = self._costs.setdefault(kind, [])
+        if graded:
+            self._kind = kind
+        if len(costs) < _GONE_THROUGH:
+            with self.ledger.span() as cost:
+                answer = self._predict(x_t, t, cond)
+            costs.append(cost)
+            return answer
+        self.ledger.repeat(costs[-1])
+        answer = torch.empty(x_t.shape, device=x_t.device, dtype=torch.float32)
+        if graded:
+            self._waiting = costs[-1].kept - answer.nbytes
+            self.ledger.hold(self._waiting)
+            answer.requires_grad_()
+        return answer
+
+    def backward(self, tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As `Tensor.backward`."""
+        costs = self._costs.setdefault(("back", *self._kind), [])
+        if self._waiting is None:
+            with self.ledger.span() as cost:
+                self._backward(tensor, *args, **kwargs)
+            costs.append(cost)
+            return
+        self.ledger.repeat(costs[-1])
+        self.ledger.hold(-self._waiting)
+        self._waiting = None
+        self._backward(tensor, *args, **kwargs)

@@ -1,0 +1,164 @@
+"""Work on tensors without storage: torch's "meta" device stands for the accelerator, and nothing is computed.
+
+The engine asks such tensors for a few numbers (is the loss finite?) and takes others to the processor (prompts'
+embeddings): here is what it then gets. And attention takes the kernels of the device that is meant, none of which ever
+holds a matrix of all tokens times all tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+META = torch.device("meta")
+_aten = torch.ops.aten
+
+
+class Answers(TorchDispatchMode):
+    """What tensors without storage are asked for: one, where a number is wanted; on the processor, room and no more.
+
+    What an operation gives for tensors of some shapes is asked of torch once: it takes longer than all else here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[Any, list[_Form | None] | _Form] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in `count.Ledger`
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is _aten._local_scalar_dense.default and args[0].is_meta:
+            return torch.ones((), dtype=args[0].dtype).item()
+        if func is _aten._to_copy.default and args[0].is_meta:
+            device = kwargs.get("device")
+            if device is not None and torch.device(device).type != "meta":
+                return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=device)
+        if not _makes_new(func):
+            return func(*args, **kwargs)
+        question = func, _described(args), _described(tuple(kwargs.items()))
+        known = self._known.get(question)
+        if known is not None:
+            return known.make() if isinstance(known, _Form) else tuple(form and form.make() for form in known)
+        out = func(*args, **kwargs)
+        tensors = out if isinstance(out, tuple) else (out,)
+        forms = [_Form.of(tensor) for tensor in tensors]
+        if all(form is None or form.fits(tensor) for form, tensor in zip(forms, tensors, strict=True)):
+            self._known[question] = forms if isinstance(out, tuple) else forms[0]
+        return out
+
+
+class _Form(NamedTuple):
+    """A tensor without storage, to be made again."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(tensor: Any) -> _Form | None:
+        return _Form(tensor.shape, tensor.stride(), tensor.dtype) if isinstance(tensor, Tensor) else None
+
+    def make(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=META)
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether `make` gives such a tensor."""
+        return tensor.is_meta and self.make().untyped_storage().nbytes() == tensor.untyped_storage().nbytes()
+
+
+@functools.cache
+def _makes_new(func: Any) -> bool:
+    """Whether an operation gives new tensors, which are all that it does."""
+    schema = func._schema
+    returns = [str(r.type) for r in schema.returns]
+    plain = all(kind in ("Tensor", "Optional[Tensor]") for kind in returns)
+    return bool(returns) and plain and not schema.is_mutable and all(r.alias_info is None for r in schema.returns)
+
+
+def _described(value: Any) -> Any:
+    """All that the shapes of an operation's answer depend on, as a key."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device.type
+    if isinstance(value, tuple | list):
+        return tuple(map(_described, value))
+    return type(value), value
+
+
+@contextmanager
+def standing_in(thing: object, attributes: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block an object has other attributes."""
+    before = {name: vars(thing).get(name) for name in attributes}
+    vars(thing).update(attributes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                vars(thing).pop(name)
+            else:
+                vars(thing)[name] = value
+
+
+@contextmanager
+def attention_of(like: str) -> Iterator[None]:
+    """Inside the block torch's attention, on tensors without storage, is the kernel that a device would take.
+
+    like: "cuda" or "cpu". On CUDA flash attention takes numbers of 16 bits without a mask and heads of at most 256
+    channels; the memory-efficient kernel takes all else.
+    """
+    known, own = F.scaled_dot_product_attention, {"cuda": _on_cuda, "cpu": _on_cpu}[like]
+
+    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return (own if query.is_meta else known)(query, *args, **kwargs)
+
+    with standing_in(F, {"scaled_dot_product_attention": attention}):
+        yield
+
+
+def _on_cuda(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if query.element_size() == 2 and attn_mask is None and query.shape[-1] <= 256:
+        return _aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+    return _aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, needs_gradient, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def _on_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
+    return _aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]

@@ -1,0 +1,93 @@
+"""What is counted without weights is what the same iteration takes with them."""
+
+import tempfile
+from pathlib import Path
+
+import engine
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from dgpo_core.benchmark.count import Ledger, Phase
+from dgpo_core.benchmark.iteration import PHASES, count_iteration, count_without_weights
+from dgpo_core.policy.families import FAMILIES
+from dgpo_core.policy.loading.libraries import quiet
+from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.settings.config import Config
+
+SIZE = (tiny.SIZE, tiny.SIZE)
+SETTINGS = engine.quick(
+    rollout={"cfg": 4.5, "batch": 4}, training={"micro_batch": 2, "clip": 0.01}, evaluation={"batch": 4, "cfg": 4.5}
+)
+
+
+def policy(family: str, device: str, dtype: torch.dtype, checkpointing: bool, dropout: float = 0.0) -> DiffusersPolicy:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        pipe = tiny.BUILDERS[family](Path(folder))
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.to(device=device, dtype=dtype)
+        lora = {"rank": 2, "alpha": 4.0, "dropout": dropout, "targets": None, "seed": 0}
+        made = FAMILIES[family](pipe, dtype=dtype, device=torch.device(device), **lora)
+    if checkpointing:
+        made.enable_gradient_checkpointing()
+    return made
+
+
+def really(family: str, dtype: torch.dtype, checkpointing: bool, config: Config = SETTINGS) -> dict[str, Phase]:
+    """What the iteration takes when it is run on the processor."""
+    return count_iteration(policy(family, "cpu", dtype, checkpointing), config, SIZE, Ledger(torch.device("cpu")))
+
+
+def counted(family: str, dtype: torch.dtype, checkpointing: bool, config: Config = SETTINGS) -> dict[str, Phase]:
+    return count_without_weights(policy(family, "meta", dtype, checkpointing), config, SIZE, like="cpu")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", tiny.BUILDERS)
+def test_the_count_is_what_the_iteration_takes_when_it_is_run(
+    family: str, dtype: torch.dtype, checkpointing: bool
+) -> None:
+    real, found = really(family, dtype, checkpointing), counted(family, dtype, checkpointing)
+    for name in PHASES:
+        assert found[name].bytes == pytest.approx(real[name].bytes, rel=0.1), name
+        assert found[name].flops == real[name].flops > 0, name
+        assert (found[name].forwards, found[name].backwards) == (real[name].forwards, real[name].backwards), name
+
+
+@pytest.mark.parametrize("solver", ["ddim", "plms", "dpmpp_2m", "unipc"])
+def test_every_solver_of_noise_models_can_be_counted(solver: str) -> None:
+    config = engine.quick(rollout={"solver": solver, "steps": 4}, evaluation={"steps": 4})
+    assert counted("sd15", torch.float32, False, config)["draw"].forwards > 0
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpmpp_2m", "unipc"])
+def test_every_solver_of_flow_models_can_be_counted(solver: str) -> None:
+    config = engine.quick(rollout={"solver": solver, "steps": 4}, evaluation={"steps": 4})
+    assert counted("flux", torch.float32, False, config)["draw"].forwards > 0
+
+
+def test_images_that_go_forth_and_back_are_numbered_as_the_settings_say() -> None:
+    found = counted("sd3", torch.float32, False)
+    samples, levels = 2 * 4, 2
+    assert found["draw"].forwards == samples * 3 * 2  # steps, and the two branches of guidance
+    assert found["update"].backwards == samples * levels
+    assert found["update"].forwards == samples * levels * 4  # base, old policy, error beforehand, trained forward
+
+
+def test_recomputing_takes_less_memory_and_more_operations() -> None:
+    kept, recomputed = (counted("sdxl", torch.float32, on)["update"] for on in (False, True))
+    assert recomputed.bytes < kept.bytes
+    assert recomputed.flops > kept.flops
+
+
+def test_every_byte_has_a_kind() -> None:
+    found = counted("sdxl", torch.float32, False)
+    made = policy("sdxl", "meta", torch.float32, False)
+    adapters = sum(p.nbytes for name in ("current", "old", "ema") for p in made.adapter_state(name).values())
+    update = found["update"].peak
+    assert update["adapters"] == adapters
+    assert update["VAE"] == sum(p.nbytes for p in (*made.pipe.vae.parameters(), *made.pipe.vae.buffers()))
+    assert update["optimiser"] == pytest.approx(adapters, rel=0.05)  # a gradient and two moments
