@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 
 import torch
 
+from dgpo_core.benchmark.presets import PRESETS
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
@@ -33,14 +34,6 @@ from dgpo_core.settings.config import EMBEDDED, Config, Count, CountOrZero, Rewa
 from dgpo_core.settings.presets import load_preset
 from dgpo_core.settings.validation import validate
 from dgpo_core.settings.values import read_rewards
-
-PRESETS = {
-    "sd15": "sd15-pickscore",
-    "sd35m": "sd35m-pickscore-curve",
-    "sdxl": "sdxl-pickscore",
-    "flux": "flux-pickscore",
-}
-"""The preset that a random model is timed with where none is given."""
 
 
 @dataclass(frozen=True)

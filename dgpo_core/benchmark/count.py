@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -42,12 +42,12 @@ _FLOPS = {  # torch knows the attention of accelerators
 
 
 class Kernel(NamedTuple):
-    """One operation on a device: FLOPs (a multiplication and an addition are two), bytes read and written, and whether
-    its numbers have 16 bits."""
+    """One operation on a device: FLOPs (a multiplication and an addition are two), bytes read and written, and the bits
+    of the numbers that are multiplied."""
 
     flops: int
     moved: int
-    half: bool
+    bits: int
 
 
 @dataclass
@@ -95,12 +95,13 @@ class _Span:
 class Ledger(TorchDispatchMode):
     """Counts while it is the active mode; tensors that are there before must be told by `own`.
 
-    device: the one whose bytes are counted. `phases` holds what was counted, by the names that `phase` was given.
+    device: the one whose bytes are counted. workspace: the bytes that an operation, given with its arguments, takes
+    while it works. `phases` holds what was counted, by the names that `phase` was given.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, workspace: Callable[[Any, Sequence[Any]], int] = lambda *_: 0) -> None:
         super().__init__()
-        self.device = device
+        self.device, self.workspace = device, workspace
         self.phases: dict[str, Phase] = {}
         self.live = dict.fromkeys(KINDS, 0)
         self._total = 0
@@ -119,6 +120,11 @@ class Ledger(TorchDispatchMode):
         for tensor in tensors:
             if tensor is not None and tensor.device.type == self.device.type:
                 self._hold(tensor.untyped_storage(), kind)
+
+    @property
+    def total(self) -> int:
+        """All bytes that are live."""
+        return self._total
 
     def hold(self, count: int, kind: str = "activations") -> None:
         """`count` bytes more (or, below 0, fewer) are live, without a tensor."""
@@ -208,14 +214,14 @@ class Ledger(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._held:
                 self._hold(storage, "activations")
-        self._look(0)
+        self._look(self.workspace(func, args))
         if not func.is_view and func.overloadpacket not in _NO_KERNEL:
             taken = _tensors((*args, *kwargs.values()))
             formula = _FLOPS.get(func.overloadpacket)
             kernel = Kernel(
                 flops=formula(*args, **kwargs, out_val=out) if formula else 0,
                 moved=sum(_bytes(x) for x in (*taken, *given)),
-                half=given[0].element_size() == 2,
+                bits=8 * (taken or given)[0].element_size(),
             )
             for counter in self._counters():
                 counter[kernel] += 1

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dgpo_core.benchmark.count import Ledger, Phase
 from dgpo_core.benchmark.repeats import Repeats
-from dgpo_core.benchmark.weightless import META, Answers, attention_of, standing_in
+from dgpo_core.benchmark.weightless import META, Answers, attention_of, cuda_workspace, standing_in
 from dgpo_core.common.distributed import World
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.evaluation.scores import draw_evaluation
+from dgpo_core.evaluation.held_out import Drawing
 from dgpo_core.method.trainer import Trainer
+from dgpo_core.policy import pipeline
 from dgpo_core.policy.base import Cond
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import Reward
@@ -43,7 +45,7 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
     """
     reward = RewardTerm("any")
     config = replace(config, reward=(reward,), training=replace(config.training, lr=1e-12))
-    prompts = [Prompt(f"a picture, number {i}") for i in range(config.data.groups_per_iteration)]
+    prompts = [Prompt(f"no {i}") for i in range(config.data.groups_per_iteration)]
     own_modules(policy, ledger)
     with _by_phase(policy, ledger), ledger:
         trainer = Trainer(
@@ -59,19 +61,49 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
             trainer.iterate()
         _own_what_stays(trainer, ledger)
         with _all_as("evaluation", ledger):
-            rows = [(prompts[0], list(range(config.evaluation.batch or config.evaluation.images)))]
-            draw_evaluation(policy, config.evaluation.weights, rows, config, size)
+            images = config.evaluation.images or config.evaluation.final_images
+            rows = [(prompts[0], list(range(min(config.evaluation.batch or images, images))))]
+            Drawing.of(policy, config, size).draw(config.evaluation.weights, rows)
     return {name: {**ledger.phases, "encode": encode}.get(name, Phase()) for name in PHASES}
 
 
 def count_without_weights(
-    policy: DiffusersPolicy, config: Config, size: tuple[int, int], like: str = "cuda"
+    policy: DiffusersPolicy,
+    config: Config,
+    size: tuple[int, int],
+    like: Literal["cuda", "cpu"] = "cuda",
+    room: float = math.inf,
 ) -> dict[str, Phase]:
     """`count_iteration` for a policy on the device "meta": no forward is computed, and those of one kind are looked at
-    once. like: whose attention it takes, "cuda" or "cpu"."""
-    ledger = Ledger(META)
-    with attention_of(like), Answers(), Repeats(policy, ledger).standing_in():
+    twice at most. like: whose attention it takes. room: bytes that the device has, by which the policy decides what
+    makes room for what."""
+    ledger = Ledger(META, cuda_workspace) if like == "cuda" else Ledger(META)
+    with (
+        attention_of(like),
+        Answers(),
+        Repeats(policy, ledger).standing_in(),
+        standing_in(pipeline, {"_free_memory": lambda _: room - ledger.total}),
+        standing_in(policy.network, {"to": _Mover(policy.network, ledger)}),
+    ):
         return count_iteration(policy, config, size, ledger)
+
+
+class _Mover:
+    """`to` of a network without storage: its bytes leave the device and come back, and its parameters stay the same
+    objects, as they do on a real one."""
+
+    def __init__(self, network: nn.Module, ledger: Ledger) -> None:
+        self.ledger, self.here = ledger, True
+        adapters = [p.nbytes for name, p in network.named_parameters() if ".lora_" in name]
+        whole = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+        self.bytes = {"base": whole - sum(adapters), "adapters": sum(adapters)}
+
+    def __call__(self, device: torch.device | str) -> None:
+        stays = torch.device(device).type == self.ledger.device.type
+        if stays != self.here:
+            for kind, count in self.bytes.items():
+                self.ledger.hold(count if stays else -count, kind)
+        self.here = stays
 
 
 def own_modules(policy: DiffusersPolicy, ledger: Ledger) -> None:
@@ -85,8 +117,8 @@ def own_modules(policy: DiffusersPolicy, ledger: Ledger) -> None:
 
 
 def _own_what_stays(trainer: Trainer, ledger: Ledger) -> None:
-    for parameter in trainer.parameters.values():
-        ledger.own([parameter.grad, *trainer.optimizer.state[parameter].values()], "optimiser")
+    for parameter in trainer.step.parameters.values():
+        ledger.own([parameter.grad, *trainer.step.optimizer.state[parameter].values()], "optimiser")
 
 
 @contextmanager

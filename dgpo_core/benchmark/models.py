@@ -1,0 +1,107 @@
+"""The policy that settings name, without its weights: built from configs, or as a model of the same family is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dgpo_core.benchmark.random_model import RANDOM_MODELS, random_policy
+from dgpo_core.benchmark.weightless import META
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.reading import shown
+from dgpo_core.common.suggest import suggest
+from dgpo_core.policy.loading.folder import MODEL_INDEX, open_configs
+from dgpo_core.policy.loading.header import Header, read_header
+from dgpo_core.policy.loading.libraries import quiet
+from dgpo_core.policy.loading.load import DTYPES
+from dgpo_core.policy.loading.recognise import NETWORK_PREFIXES, recognise
+from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.runs.assemble import DEMO
+from dgpo_core.settings.config import EMBEDDED, Config
+
+PUBLISHED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "stabilityai/stable-diffusion-3.5-medium": "sd35m",
+    "black-forest-labs/FLUX.1-dev": "flux",
+}
+"""Models of the hub whose architecture is known here."""
+
+_FAMILY = {"sd15": "sd15", "sdxl": "sdxl", "sd3": "sd35m", "flux": "flux"}  # by a policy's family
+_ALIKE = 0.01  # by how much the parameters of two models of one architecture differ at most
+
+
+def policy_without_weights(config: Config, random: str) -> tuple[DiffusersPolicy, str]:
+    """The policy on the device "meta", and what it is in words.
+
+    random: a name of `RANDOM_MODELS`, or empty for the model of the settings. Its frozen base is in bfloat16 where the
+    settings leave it open. Raises UserError where there is no such model.
+    """
+    path = config.model.path
+    local = DEMO / "model" if path == EMBEDDED else Path(path)
+    if random:
+        return _random(config, random), f"{random}, as it was published"
+    if (local / MODEL_INDEX).is_file():
+        return _of_folder(config, str(local)), shown(path)
+    if local.is_file():
+        name = _like(read_header(local))
+        return _random(config, name), f"{shown(path)}, counted as {name}"
+    if path in PUBLISHED:
+        return _random(config, PUBLISHED[path]), f"{path}, by its published architecture"
+    raise UserError(
+        f"There is no model {shown(path)} on this machine: give a diffusers folder, a .safetensors file or --random"
+        f" with one of {', '.join(RANDOM_MODELS)}."
+    )
+
+
+def check_random(name: str) -> None:
+    """Raises UserError for a name that is not in `RANDOM_MODELS`."""
+    if name and name not in RANDOM_MODELS:
+        raise UserError(f"There is no random model {name}{suggest(name, RANDOM_MODELS)}")
+
+
+def _random(config: Config, name: str) -> DiffusersPolicy:
+    lora = config.lora
+    return random_policy(
+        name,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=0.0,
+        targets=lora.targets or None,
+        dtype=config.model.dtype,
+        device=META,
+        seed=config.seed,
+        offload=config.memory.offload,
+    )
+
+
+def _of_folder(config: Config, path: str) -> DiffusersPolicy:
+    model, lora = config.model, config.lora
+    dtype = DTYPES["bfloat16" if model.dtype == "auto" else model.dtype]
+    with quiet():
+        cls, pipe = open_configs(path, None if model.family == "auto" else model.family, dtype, model.prediction)
+        return cls(
+            pipe,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=0.0,
+            targets=lora.targets or None,
+            dtype=dtype,
+            device=META,
+            seed=config.seed,
+            offload=config.memory.offload,
+        )
+
+
+def _like(header: Header) -> str:
+    """The random model that has the architecture of a single checkpoint."""
+    name = _FAMILY[recognise(header)]
+    network = [entry for key, entry in header.tensors.items() if key.startswith(NETWORK_PREFIXES)]
+    numbers = sum(entry.numel for entry in network or header.tensors.values())
+    built = RANDOM_MODELS[name](DTYPES["bfloat16"], META)
+    own = sum(p.numel() for p in getattr(built, "transformer", getattr(built, "unet", None)).parameters())
+    if abs(numbers - own) > _ALIKE * own:
+        raise UserError(
+            f"The model {shown(header.path)} has {numbers / 1e9:.2f} billion parameters where {name} has"
+            f" {own / 1e9:.2f}: give a diffusers folder, whose configs say how it is built."
+        )
+    return name

@@ -1,0 +1,9 @@
+"""The settings that a model of real size is measured with."""
+
+PRESETS = {
+    "sd15": "sd15-pickscore",
+    "sd35m": "sd35m-pickscore-curve",
+    "sdxl": "sdxl-pickscore",
+    "flux": "flux-pickscore",
+}
+"""The preset that a random model is timed and counted with where none is given."""

@@ -1,0 +1,168 @@
+"""What a training takes, as a table, as sentences and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dgpo_core.benchmark.advice import GIB, RESERVE, Change, Counted, make_fit, peak
+from dgpo_core.benchmark.cards import BANDWIDTH, CARDS, SHARE, START, Card, seconds
+from dgpo_core.benchmark.count import KINDS, Phase
+from dgpo_core.benchmark.iteration import count_without_weights
+from dgpo_core.benchmark.models import policy_without_weights
+from dgpo_core.runs.assemble import prepare
+from dgpo_core.settings.config import Config
+
+_ITERATION = ("draw", "decode", "update")  # what every iteration does; a prompt is encoded once per run
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was counted, for the settings as they are; and where that is too much, what was changed until it fits.
+
+    model: in words. size: height and width in pixels. room: bytes that tensors can have, infinite where no card is
+    given. fitted: the count after `changes`, and by `config` the settings then.
+    """
+
+    model: str
+    size: tuple[int, int]
+    card: Card | None
+    room: float
+    counted: Counted
+    config: Config
+    fitted: Counted
+    changes: list[Change]
+
+    @staticmethod
+    def of(config: Config, random: str, card: Card | None, vram: float) -> Report:
+        """Counts; vram: GiB of the card, 0 for those of `card`. Raises UserError for a model that is not there."""
+        gib = vram or (card.memory if card else math.inf)
+        room = gib * GIB - RESERVE
+        said: list[str] = []
+        sizes: list[tuple[int, int]] = []
+
+        def count(settings: Config) -> Counted:
+            policy, model = policy_without_weights(settings, random)
+            size = prepare(policy, settings)
+            said.append(model)
+            sizes.append(size)
+            return count_without_weights(policy, settings, size, room=room)
+
+        counted = count(config)
+        fitting, fitted, changes = make_fit(config, counted, room, count)
+        return Report(said[0], sizes[0], card, room, counted, fitting, fitted, changes)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the settings fit, after the changes."""
+        return peak(self.fitted)[1] <= self.room
+
+    def seconds(self, counted: Counted) -> dict[str, float]:
+        """Seconds of one iteration by phase, and of one evaluation."""
+        if self.card is None:
+            return {}
+        found = {name: seconds(counted[name].kernels, self.card) for name in _ITERATION}
+        images = self.config.evaluation.images
+        batch = min(self.config.evaluation.batch or images, images) or 1
+        found["evaluation"] = seconds(counted["evaluation"].kernels, self.card) * images / batch
+        return found
+
+    def hours(self, counted: Counted) -> float:
+        """Hours of a run, with its evaluations and the measurement before and after."""
+        took, e = self.seconds(counted), self.config.evaluation
+        times = self.config.iterations // e.every if e.every else 0
+        images = times * e.images + 4 * e.final_images  # base and adapter, before and after
+        whole = self.config.iterations * sum(took[name] for name in _ITERATION)
+        return (whole + took["evaluation"] * images / (e.images or 1)) / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for --json."""
+        name, most = peak(self.counted)
+        found = {
+            "model": self.model,
+            "height": self.size[0],
+            "width": self.size[1],
+            "phases": {phase: _plain(took) for phase, took in self.counted.items()},
+            "peak": {"phase": name, "bytes": most},
+            "room": None if self.room == math.inf else int(self.room),
+            "fits": most <= self.room,
+            "changes": [{"setting": c.setting, "value": c.value, "saves": c.before - c.after} for c in self.changes],
+            "fits_after_changes": self.fits,
+        }
+        if self.card:
+            assumed = {"share_of_arithmetic": SHARE, "share_of_bandwidth": BANDWIDTH, "seconds_per_kernel": START}
+            took = self.seconds(self.counted)
+            found |= {"card": self.card.name, "seconds": took, "hours": self.hours(self.counted), "assumed": assumed}
+        return found
+
+
+def _plain(phase: Phase) -> dict[str, Any]:
+    return {
+        "bytes": phase.bytes,
+        "by_kind": phase.peak,
+        "flops": phase.flops,
+        "kernels": sum(phase.kernels.values()),
+        "forwards": phase.forwards,
+        "backwards": phase.backwards,
+    }
+
+
+def table(report: Report) -> str:
+    """The count by phase: GiB at the peak, TFLOP, images that go forth and back, seconds."""
+    took = report.seconds(report.counted)
+    kinds = [kind for kind in KINDS if any(phase.peak.get(kind, 0) for phase in report.counted.values())]
+    head = ["phase", "GiB", *kinds, "TFLOP", "forwards", "backwards", *(["seconds"] if took else [])]
+    rows = [head]
+    for name, phase in report.counted.items():
+        row = [name, f"{phase.bytes / GIB:.2f}", *(f"{phase.peak.get(kind, 0) / GIB:.2f}" for kind in kinds)]
+        row += [f"{phase.flops / 1e12:.1f}", str(phase.forwards), str(phase.backwards)]
+        rows.append([*row, *([f"{took[name]:.1f}" if name in took else ""] if took else [])])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    title = f"{report.model}, {report.size[0]} x {report.size[1]} pixels"
+    return "\n".join([title, *lines])
+
+
+def verdict(report: Report) -> str:
+    """Does it fit, what to change, and how long it takes: a line each."""
+    return "\n".join([*_fit_lines(report), *_time_lines(report)])
+
+
+def _fit_lines(report: Report) -> Iterator[str]:
+    name, most = peak(report.counted)
+    if report.room == math.inf:
+        yield f"It takes {most / GIB:.1f} GiB, the most in {name}; give --vram or --card to see whether that fits."
+        return
+    of = f"{most / GIB:.1f} of {report.room / GIB:.1f} GiB ({RESERVE / GIB:.1f} are left to the driver)"
+    if most <= report.room:
+        yield f"It fits: {of}, the most in {name}."
+        return
+    yield f"It does not fit: {of}, the most in {name}."
+    if report.changes and report.fits:
+        yield "It fits with these, none of which changes the result:"
+    yield from (f"  {change}" for change in report.changes)
+    name, least = peak(report.fitted)
+    if report.fits:
+        yield f"Then it takes {least / GIB:.1f} GiB."
+        return
+    missing, need = (least - report.room) / GIB, (least + RESERVE) / GIB
+    fitting = [card for card in sorted(CARDS.values(), key=lambda card: card.memory) if card.memory >= need]
+    nearest = f"{math.ceil(need)} GB" + (f", such as the {fitting[0].name}" if fitting else "")
+    yield f"It does not fit even at its smallest: {missing:.1f} GiB are missing in {name}. A card that fits: {nearest}."
+
+
+def _time_lines(report: Report) -> Iterator[str]:
+    if report.card is None or not report.fits:
+        return
+    took = report.seconds(report.fitted)
+    whole = sum(took[name] for name in _ITERATION)
+    parts = ", ".join(f"{name} {took[name]:.0f}" for name in _ITERATION)
+    hours, name = report.hours(report.fitted), report.card.name
+    yield f"On a card like the {name} an iteration takes about {whole:.0f} s ({parts})."
+    yield f"A run of {report.config.iterations} takes {hours:.1f} hours with evaluations; the reward's comes on top."
+    yield (
+        f"Assumed: {SHARE:.0%} of its arithmetic, {BANDWIDTH:.0%} of its bandwidth, {START * 1e6:.0f} microseconds to"
+        " start an operation."
+    )

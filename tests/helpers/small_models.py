@@ -1,0 +1,37 @@
+"""The random models of real size, made small."""
+
+from typing import Any
+
+SMALL: dict[str, dict[str, Any]] = {
+    "sd35m": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "caption_projection_dim": 16,
+        "dual_attention_layers": (0,),
+        "pos_embed_max_size": 16,
+        "sample_size": 16,
+    },
+    "sdxl": {
+        "block_out_channels": (32, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": 1,
+        "attention_head_dim": 1,
+    },
+    "sd15": {
+        "block_out_channels": (32, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+    },
+    "flux": {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "num_attention_heads": 1,
+        "attention_head_dim": 16,
+        "axes_dims_rope": (4, 4, 8),
+    },
+}
+"""Changes of each backbone's config that leave a forward of milliseconds."""
