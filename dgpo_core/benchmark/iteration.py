@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from dgpo_core.common.prompts import Prompt
 from dgpo_core.evaluation.held_out import Drawing
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy import pipeline
+from dgpo_core.policy.adapters import NAMES
 from dgpo_core.policy.base import Cond
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import Reward
@@ -46,8 +47,11 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
     reward = RewardTerm("any")
     config = replace(config, reward=(reward,), training=replace(config.training, lr=1e-12))
     prompts = [Prompt(f"no {i}") for i in range(config.data.groups_per_iteration)]
-    own_modules(policy, ledger)
     with _by_phase(policy, ledger), ledger:
+        if policy.offload:  # they have been loaded there; a policy without storage is made on the device in whole
+            policy.text_encoders_to("cpu")
+            policy.vae_to("cpu")
+        own_modules(policy, ledger)
         trainer = Trainer(
             policy, prompts, {reward.name: Differing()}, config, size=size, world=World(str(policy.device))
         )
@@ -112,7 +116,7 @@ def own_modules(policy: DiffusersPolicy, ledger: Ledger) -> None:
         if isinstance(module, nn.Module):
             kind = "VAE" if name == "vae" else "text encoders" if name.startswith("text_encoder") else "base"
             ledger.own((*module.parameters(), *module.buffers()), kind)
-    for name in ("current", "old", "ema"):
+    for name in NAMES:
         ledger.own(policy.adapter_state(name).values(), "adapters")
 
 
@@ -149,7 +153,20 @@ def _by_phase(policy: DiffusersPolicy, ledger: Ledger) -> Iterator[None]:
             phase.backwards += len(x_t)
         return predict(x_t, t, cond)
 
-    own = {"encode": counted_encode, "sample": counted_sample, "decode": counted_decode, "predict": counted_predict}
+    def then_own(move: Callable[[torch.device | str], None]) -> Callable[[torch.device | str], None]:
+        def moved(device: torch.device | str) -> None:
+            move(device)
+            own_modules(policy, ledger)
+
+        return moved
+
+    moves = {name: then_own(getattr(policy, name)) for name in ("text_encoders_to", "vae_to")}
+    own = moves | {
+        "encode": counted_encode,
+        "sample": counted_sample,
+        "decode": counted_decode,
+        "predict": counted_predict,
+    }
     with standing_in(policy, own):
         yield
 

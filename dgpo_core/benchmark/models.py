@@ -9,6 +9,7 @@ from dgpo_core.benchmark.weightless import META
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.common.suggest import suggest
+from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading.folder import MODEL_INDEX, open_configs
 from dgpo_core.policy.loading.header import Header, read_header
 from dgpo_core.policy.loading.libraries import quiet
@@ -94,11 +95,12 @@ def _of_folder(config: Config, path: str) -> DiffusersPolicy:
 
 def _like(header: Header) -> str:
     """The random model that has the architecture of a single checkpoint."""
-    name = _FAMILY[recognise(header)]
+    family = recognise(header)
+    name = _FAMILY[family]
     network = [entry for key, entry in header.tensors.items() if key.startswith(NETWORK_PREFIXES)]
     numbers = sum(entry.numel for entry in network or header.tensors.values())
     built = RANDOM_MODELS[name](DTYPES["bfloat16"], META)
-    own = sum(p.numel() for p in getattr(built, "transformer", getattr(built, "unet", None)).parameters())
+    own = sum(p.numel() for p in getattr(built, FAMILIES[family].network_name).parameters())
     if abs(numbers - own) > _ALIKE * own:
         raise UserError(
             f"The model {shown(header.path)} has {numbers / 1e9:.2f} billion parameters where {name} has"

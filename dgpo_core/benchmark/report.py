@@ -12,7 +12,7 @@ from dgpo_core.benchmark.cards import BANDWIDTH, CARDS, SHARE, START, Card, seco
 from dgpo_core.benchmark.count import KINDS, Phase
 from dgpo_core.benchmark.iteration import count_without_weights
 from dgpo_core.benchmark.models import policy_without_weights
-from dgpo_core.runs.assemble import prepare
+from dgpo_core.runs.assemble import set_up
 from dgpo_core.settings.config import Config
 
 _ITERATION = ("draw", "decode", "update")  # what every iteration does; a prompt is encoded once per run
@@ -45,7 +45,7 @@ class Report:
 
         def count(settings: Config) -> Counted:
             policy, model = policy_without_weights(settings, random)
-            size = prepare(policy, settings)
+            size = set_up(policy, settings)
             said.append(model)
             sizes.append(size)
             return count_without_weights(policy, settings, size, room=room)

@@ -29,7 +29,7 @@ class Answers(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[Any, list[_Form | None] | _Form] = {}
+        self._known: dict[Any, Sequence[_Form | None] | _Form | None] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

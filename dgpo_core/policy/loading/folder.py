@@ -153,7 +153,7 @@ def open_configs(
     cls = FAMILIES[found]
     _refuse_configs(folder, cls, what)
     config, name = folder.scheduler()
-    scheduler = predicts.settle(what, predicts.Evidence(), config, name, kinds=cls.kinds, asked=prediction)
+    scheduler = predicts.settle(what, predicts.Evidence(), config, name, cls, asked=prediction)
     parts = {}
     with user_errors(f"{what} cannot be loaded"):
         for part in filter(folder.lists, _MODULE_FOLDERS):
