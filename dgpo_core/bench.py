@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 
 import torch
 
+from dgpo_core.benchmark import suite
 from dgpo_core.benchmark.presets import PRESETS
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
@@ -72,6 +73,8 @@ class BenchConfig:
     """Also time half as many samples per group, and half as many groups, where there are enough to halve."""
     device: str = "auto"
     """Where to run: cpu, cuda, cuda:1, mps; 'auto' takes the first accelerator there is."""
+    suite: bool = False
+    """All that should be seen on a new GPU instead: the quickstart, and models of real size beside their counts."""
 
 
 def settings(options: BenchConfig) -> Config:
@@ -276,6 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _bench(options: BenchConfig) -> None:
+    if options.suite:
+        print(suite.report(str(World(options.device).device), options.json))
+        return
     result = Bench(options).run()
     print(json.dumps(result, indent=2))
     if options.json:
