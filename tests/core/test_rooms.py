@@ -24,7 +24,7 @@ ENGINE = {  # what each folder of dgpo_core may import, besides itself; the arro
     "method": {"common", "diffusion", "people", "policy", "rewards", "settings"},
     "evaluation": {"common", "diffusion", "method", "policy", "rewards", "settings"},
     "runs": {"comfy", "common", "evaluation", "method", "people", "policy", "rewards", "settings"},
-    "benchmark": {"common", "demo", "policy"},
+    "benchmark": {"common", "demo", "diffusion", "evaluation", "method", "policy", "rewards", "runs", "settings"},
 }
 NODES = {  # the same in the pack, where the files of the nodes lie at the top; all of them may import the engine
     "common": set(),
