@@ -32,9 +32,9 @@ def read(path: Path) -> list[Race]:
 
 def _race(record: Mapping[str, Any]) -> Race:
     points = [Point(**{**point, "cost": Cost(**point["cost"])}) for point in record["points"]]
-    race = Race(**{**record, "points": tuple(points)})
-    METHODS[race.method]
-    return race
+    if record["method"] not in METHODS:
+        raise KeyError(record["method"])
+    return Race(**{**record, "points": tuple(points)})
 
 
 def title(race: Race) -> str:

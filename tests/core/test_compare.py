@@ -193,7 +193,7 @@ def test_races_survive_their_file_and_other_files_are_refused(tmp_path: Path) ->
     file = tmp_path / "races.json"
     file.write_text(json.dumps(results.as_json(races)))
     assert results.read(file) == races
-    for other in ('{"a": 1}', '[{"method": "dgpo"}]', "[1]"):
+    for other in ('{"a": 1}', '[{"method": "dgpo"}]', '[{"method": "x", "points": []}]', "[1]"):
         file.write_text(other)
         with pytest.raises(UserError, match="does not hold races"):
             results.read(file)

@@ -12,7 +12,7 @@ from dgpo_core.settings.config import Config
 class DGPO:
     """Everything is the engine's."""
 
-    what, source, lr = "DGPO", "arXiv 2510.08425", 1e-3
+    what, lr = "DGPO", 1e-3
 
     def __init__(
         self,

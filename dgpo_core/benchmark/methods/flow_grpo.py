@@ -26,7 +26,7 @@ MOST = 5.0
 class FlowGRPO(Rival):
     """noise_level, clip and kl_weight are the paper's a, epsilon and beta."""
 
-    what, source, lr = "Flow-GRPO", "arXiv 2505.05470", 3e-4
+    what, lr = "Flow-GRPO", 3e-4
     noise_level: ClassVar[float] = 0.7
     clip: ClassVar[float] = 1e-4
     kl_weight: ClassVar[float] = 0.04

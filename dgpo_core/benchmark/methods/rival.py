@@ -33,11 +33,10 @@ class Noised:
 class Rival(ABC):
     """One method: `iterate` is its loop, of which `learn` is its own.
 
-    lr: the best learning rate of the tuning. what, source: its name and where its equations are from.
+    what: its name. lr: the best learning rate of the tuning.
     """
 
     what: ClassVar[str]
-    source: ClassVar[str]
     lr: ClassVar[float]
 
     def __init__(

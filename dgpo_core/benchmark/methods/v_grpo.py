@@ -25,7 +25,7 @@ def surrogate(errors: Sequence[Tensor]) -> Tensor:
 class VGRPO(Rival):
     """Each half of the groups that prefer anything is one step; the second half's old policy is that before both."""
 
-    what, source, lr = "V-GRPO", "arXiv 2604.23380", 1e-3
+    what, lr = "V-GRPO", 1e-3
 
     def times(self) -> list[float]:
         return stratified(self.step.candidates, self.config.training.timesteps, self.seed("timesteps"))
