@@ -110,8 +110,8 @@ class Contest:
         return self.counter.now() - before
 
     def success(self) -> float:
-        """Of the averaged weights as they are."""
-        return self.held_out.measure("ema", self.images, self.weights, self.batch).mean
+        """Of the averaged weights as they are; 190 of 200 are 0.95, not a little less."""
+        return round(self.held_out.measure("ema", self.images, self.weights, self.batch).mean, 6)
 
     def run(self, iterations: int, every: int, stop: Callable[[Point], bool]) -> Iterator[Race]:
         """The race with one more point at a time: at the start and after `every` iterations, until `stop` of it."""
