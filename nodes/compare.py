@@ -33,16 +33,31 @@ class BeforeAfter(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_BeforeAfter",
             display_name="Before / After",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/use",
+            **fields.aliases("compare", "difference", "side by side"),
             description="Draws the same prompts and seeds before and after: with a policy, or with two MODELs.",
             is_output_node=True,
             inputs=[
                 fields.Prompts.Input("prompts", tooltip="The first few of these prompts are drawn."),
                 fields.Sampler.Input("settings", tooltip="Steps, guidance and size (and, of a policy, the solver)."),
-                io.Int.Input("first", default=4, min=1, max=64, tooltip="Prompts to draw."),
-                io.Int.Input("images", default=4, min=1, max=64, tooltip="Images of each prompt."),
                 io.Int.Input(
-                    "first_seed", default=1_000_000, min=0, max=fields.SEEDS, tooltip="Seed of the first image of each."
+                    "first", default=4, min=1, max=64, display_name="prompts to draw", tooltip="The first so many."
+                ),
+                io.Int.Input(
+                    "images",
+                    default=4,
+                    min=1,
+                    max=64,
+                    display_name="images per prompt",
+                    tooltip="Images of each prompt, side by side.",
+                ),
+                io.Int.Input(
+                    "first_seed",
+                    default=1_000_000,
+                    min=0,
+                    max=fields.SEEDS,
+                    display_name="first seed",
+                    tooltip="Seed of the first image of each prompt; the next has the next number.",
                 ),
                 fields.Policy.Input("policy", optional=True, tooltip="A trained policy; or connect two models below."),
                 fields.Reward.Input("reward", optional=True, tooltip="Scores both, under each image and in all."),

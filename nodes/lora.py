@@ -20,8 +20,7 @@ from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import keys as lora_keys
 from dgpo_core.policy.lora import report as lora_report
 
-from .common import lora_model
-from .common.fields import first_error
+from .common import fields, lora_model
 
 _log = logging.getLogger(__name__)
 
@@ -34,24 +33,28 @@ class LoRALoader(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_LoRALoader",
             display_name="DGPO LoRA Loader",
-            category="DGPO",
+            category="DGPO/use",
+            **fields.aliases("load lora", "apply lora"),
             description="Applies a LoRA of any trainer, and counts what fits: one that does not fit is an error.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to apply the LoRA to. It is not changed itself."),
                 io.Clip.Input("clip", optional=True, tooltip="For LoRAs that change the text encoders too."),
-                io.LoraModel.Input("lora", optional=True, tooltip="A trained LoRA; it is used instead of the file."),
+                io.LoraModel.Input(
+                    "lora", optional=True, display_name="trained LoRA", tooltip="It is used instead of the file."
+                ),
                 io.Combo.Input(
                     "lora_name",
+                    display_name="LoRA file",
                     options=[NO_LORA, *folder_paths.get_filename_list("loras")],
                     default=NO_LORA,
                     tooltip="A .safetensors file in ComfyUI's loras folders; output/loras is one of them.",
                 ),
                 io.Float.Input(
-                    "strength_model", default=1.0, min=-10.0, max=10.0, step=0.01,
+                    "strength_model", default=1.0, min=-10.0, max=10.0, step=0.01, display_name="strength (model)",
                     tooltip="How much of the LoRA the model gets: 1 is as trained, 0 none of it.",
                 ),
                 io.Float.Input(
-                    "strength_clip", default=1.0, min=-10.0, max=10.0, step=0.01,
+                    "strength_clip", default=1.0, min=-10.0, max=10.0, step=0.01, display_name="strength (CLIP)",
                     tooltip="How much of it the text encoders get.",
                 ),
             ],
@@ -64,7 +67,7 @@ class LoRALoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora_name: str | None = NO_LORA, lora: Any = "") -> bool | str:
-        return lora is None or first_error((_find_file, lora_name))  # a connected LORA_MODEL is None here
+        return lora is None or fields.first_error((_find_file, lora_name))  # a connected LORA_MODEL is None here
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = NO_LORA, **_: Any) -> str:
@@ -94,7 +97,8 @@ class SaveLoRA(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_SaveLoRA",
             display_name="Save LoRA",
-            category="DGPO",
+            category="DGPO/use",
+            **fields.aliases("save lora", "export"),
             description="Saves a trained LoRA to output/loras, where every LoRA loader finds it; overwrites nothing.",
             is_output_node=True,
             inputs=[
@@ -102,6 +106,7 @@ class SaveLoRA(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="dgpo/lora",
+                    display_name="file name",
                     tooltip="Folder and name within output/loras; a number that counts up is added.",
                 ),
                 io.String.Input(
@@ -117,7 +122,7 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | None = None, metadata: str | None = None) -> bool | str:
-        return first_error((lora_model.check_name, name), (lora_model.parse_metadata, metadata))
+        return fields.first_error((lora_model.check_name, name), (lora_model.parse_metadata, metadata))
 
     @classmethod
     def execute(cls, lora: Mapping[str, Any], name: str, metadata: str = "") -> io.NodeOutput:

@@ -63,6 +63,7 @@ def _run_and_lora() -> list[io.Input]:
     names = ("run", "run_seed", "rank", "alpha", "dropout", "targets", "start_from", "gradient_checkpointing")
     return fields.inputs(
         LOAD_POLICY.part(*names),
+        advanced=("dropout", "targets", "gradient_checkpointing"),
         **fields.RUN,
         start_from={
             "options": host.lora_choices(),
@@ -73,7 +74,7 @@ def _run_and_lora() -> list[io.Input]:
 
 def _prediction() -> list[io.Input]:
     """The last widget of a node, as it came last."""
-    return fields.inputs(LOAD_POLICY.part("prediction"))
+    return fields.inputs(LOAD_POLICY.part("prediction"), advanced=("prediction",))
 
 
 class NativePolicyNode(_NativePolicy):
@@ -84,7 +85,8 @@ class NativePolicyNode(_NativePolicy):
         return io.Schema(
             node_id="DGPO_NativePolicy",
             display_name="DGPO Policy (native)",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/native",
+            **fields.aliases("reinforcement", "rlhf", "dpo", "train lora", "model to train"),
             description="A LoRA to train on a MODEL of ComfyUI's, with the LoRAs and patches that are already on it.",
             inputs=[
                 io.Model.Input("model", tooltip="What is trained on; it stays as it is."),
@@ -110,14 +112,21 @@ class ConditionedPrompt(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_ConditionedPrompt",
             display_name="Conditioned Prompt",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/native",
+            **fields.aliases("controlnet", "conditioning"),
             description="A prompt with a CONDITIONING of your own making: areas, ControlNets, other encoders.",
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="What the model is told."),
                 io.String.Input(
-                    "text", default="", multiline=True, tooltip="What rewards are told, and the images are labelled by."
+                    "text",
+                    default="",
+                    multiline=True,
+                    display_name="prompt in words",
+                    tooltip="What rewards are told, and the images are labelled by.",
                 ),
-                fields.Conditionings.Input("previous", optional=True, tooltip="Prompts that this one is added to."),
+                fields.Conditionings.Input(
+                    "previous", optional=True, display_name="add to", tooltip="Prompts that this one is added to."
+                ),
             ],
             outputs=[
                 fields.Conditionings.Output(display_name="conditionings", tooltip="For the policy, or the next prompt.")
@@ -137,7 +146,8 @@ class NativePolicyConditioning(_NativePolicy):
         return io.Schema(
             node_id="DGPO_NativePolicyConditioning",
             display_name="DGPO Policy (native, conditioning)",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/native",
+            **fields.aliases("reinforcement", "rlhf", "dpo", "train lora", "controlnet"),
             description="As DGPO Policy (native), with a CONDITIONING for each prompt in place of a CLIP.",
             inputs=[
                 io.Model.Input("model", tooltip="What is trained on; it stays as it is."),
@@ -145,7 +155,7 @@ class NativePolicyConditioning(_NativePolicy):
                 fields.Conditionings.Input("conditionings", tooltip="The last of a chain of Conditioned Prompts."),
                 io.Conditioning.Input("negative", tooltip="As in KSampler; where cfg is 1, it has no effect."),
                 *_run_and_lora(),
-                *fields.inputs(PROMPT_LIST.part("per_iteration", "order_seed"), **fields.ORDER),
+                *fields.inputs(PROMPT_LIST.part("per_iteration", "order_seed"), ("order_seed",), **fields.ORDER),
                 *_prediction(),
             ],
             outputs=[
@@ -179,7 +189,8 @@ class PolicyModel(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_PolicyModel",
             display_name="Policy to MODEL",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/native",
+            **fields.aliases("trained model"),
             description="The MODEL that the policy trains, with its LoRA applied, for any sampler.",
             inputs=[
                 fields.Policy.Input("policy", tooltip="A native policy, from a trainer or loop."),

@@ -22,10 +22,12 @@ class LoadPolicy(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_LoadPolicy",
             display_name="Load Policy (diffusers)",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/train",
+            **fields.aliases("reinforcement", "rlhf", "dpo", "train lora", "model to train"),
             description="A model with a LoRA to train: the embedded one, a checkpoint file or a diffusers folder.",
             inputs=fields.inputs(
                 LOAD_POLICY,
+                advanced=("dropout", "targets", "dtype", "gradient_checkpointing", "offload", "prediction"),
                 **fields.RUN,
                 model={
                     "options": host.model_choices(),
@@ -33,7 +35,7 @@ class LoadPolicy(io.ComfyNode):
                 },
                 start_from={
                     "options": host.lora_choices(),
-                    "tooltip": "A plain LoRA of any trainer to continue from.",
+                    "tooltip": "Go on from a plain LoRA of any trainer.",
                 },
             ),
             outputs=[fields.Policy.Output(display_name="policy", tooltip="The model and where its training is.")],

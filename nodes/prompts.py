@@ -21,10 +21,12 @@ class PromptList(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_Prompts",
             display_name="Prompts",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/train",
+            **fields.aliases("training prompts"),
             description="The prompts to train on: written here, or from a .txt or .jsonl file in the input folder.",
             inputs=fields.inputs(
                 PROMPT_LIST,
+                advanced=("order_seed",),
                 **fields.ORDER,
                 source={
                     "options": host.prompt_file_choices(),

@@ -22,6 +22,7 @@ from .common.values import Groups, with_scores
 from .runs import scoring, sessions
 from .runs.questions import QUESTIONS
 
+TIME_OUT = "when time runs out"
 SKIP, REWARD, CANCEL = "skip the update", "use a reward", "cancel"
 WEEK = 7 * 24 * 3600
 
@@ -34,7 +35,8 @@ class HumanRanker(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_HumanRanker",
             display_name="Human Ranker",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/rewards",
+            **fields.aliases("human feedback", "rlhf", "preference", "compare", "rank", "vote"),
             description="Asks you which images of each group are better. The run waits for your answer.",
             not_idempotent=True,
             inputs=[
@@ -43,6 +45,7 @@ class HumanRanker(io.ComfyNode):
                     "mode",
                     options=list(MODES),
                     default=MODES[0],
+                    display_name="how to ask",
                     tooltip="rank: put images in order, best first. thumbs: mark images as good or bad. "
                     "pairs: choose the better one of two, pair by pair.",
                 ),
@@ -51,12 +54,14 @@ class HumanRanker(io.ComfyNode):
                     default=600,
                     min=0,
                     max=WEEK,
+                    display_name="seconds to wait",
                     tooltip="Seconds to wait for your answer to all groups together; 0 waits for ever.",
                 ),
                 io.Combo.Input(
                     "on_timeout",
                     options=[SKIP, REWARD, CANCEL],
                     default=SKIP,
+                    display_name=TIME_OUT,
                     tooltip="When time runs out: train nothing in this iteration, use the reward's scores, or stop.",
                 ),
                 io.String.Input(
@@ -64,12 +69,13 @@ class HumanRanker(io.ComfyNode):
                     default="",
                     multiline=True,
                     optional=True,
+                    display_name="answers without a person",
                     tooltip="Rankings for runs without a person, one for each group, separated by ; or line ends: "
                     "image numbers from 1, best first, joined by > and = (tied), such as 3>1=2, with * for all "
                     "others (the worst come after it), or skip. Empty asks you.",
                 ),
                 fields.Reward.Input(
-                    "reward", optional=True, tooltip=f'Scores instead of you, where on_timeout is "{REWARD}".'
+                    "reward", optional=True, tooltip=f'Scores instead of you, where {TIME_OUT} is "{REWARD}".'
                 ),
                 io.Int.Input(
                     "pairs",
@@ -77,6 +83,7 @@ class HumanRanker(io.ComfyNode):
                     min=0,
                     max=1000,
                     optional=True,
+                    display_name="pairs per prompt",
                     tooltip="How many pairs of each group mode pairs asks about; 0: one and a half times as many as "
                     "the group has images.",
                 ),
@@ -104,7 +111,7 @@ class HumanRanker(io.ComfyNode):
         pairs: int = 0,
     ) -> io.NodeOutput:
         if on_timeout == REWARD and not reward:
-            raise UserError(f'Connect a reward, or set on_timeout to something else than "{REWARD}".')
+            raise UserError(f'Connect a reward, or set "{TIME_OUT}" (on_timeout) to something else than "{REWARD}".')
         if on_timeout == REWARD:
             scoring.require_ready(reward, [group.prompt for group in groups.groups])
         answer = _answer(groups, mode, pairs, timeout, preset)

@@ -31,11 +31,16 @@ class Reward(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_Reward",
             display_name="Reward",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/rewards",
+            **fields.aliases("score", "pickscore", "aesthetic", "preference", "reinforcement"),
             description="What images are scored by. Chain several: their weighted scores add up.",
             inputs=fields.inputs(
                 REWARD_TERM,
-                name={"options": known_rewards(), "tooltip": "The reward; its help page says what it needs."},
+                name={
+                    "display_name": "score by",
+                    "options": known_rewards(),
+                    "tooltip": "The reward; its help page says what it needs.",
+                },
                 weight={
                     "min": -1000.0,
                     "max": 1000.0,
@@ -43,7 +48,7 @@ class Reward(io.ComfyNode):
                     "tooltip": "Negative: less is better. 0: only a condition of another.",
                 },
                 options='Options as JSON, such as {"batch": 4}; or empty.',
-                reward="Rewards that this one is added to.",
+                reward={"display_name": "add to", "tooltip": "Rewards that this one is added to."},
                 only_if="Counts only where another reward of the chain says so: ocr > 0.5; or empty.",
             ),
             outputs=[fields.Reward.Output(display_name="reward", tooltip="For the Reward Scorer, or the next reward.")],
@@ -90,7 +95,8 @@ class RewardScorer(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_RewardScorer",
             display_name="Reward Scorer",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/rewards",
+            **fields.aliases("score", "rate", "preference"),
             description="Scores every image. Green frames: better than the rest of their group, favoured; red: worse.",
             inputs=fields.inputs(REWARD_SCORER, groups="The groups to score.", reward="What they are scored by."),
             outputs=[
@@ -121,7 +127,8 @@ class ScoresFromGraph(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_ScoresFromGraph",
             display_name="Scores from Graph",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/rewards",
+            **fields.aliases("custom reward", "score"),
             description="Takes scores from any other nodes: a number per image, a list, a text with numbers, a mask.",
             is_input_list=True,
             inputs=[
@@ -129,7 +136,12 @@ class ScoresFromGraph(io.ComfyNode):
                 io.AnyType.Input(
                     "scores", tooltip="One number per image, in the order of the images; of a mask, its mean."
                 ),
-                io.String.Input("name", default="graph", tooltip="What to call these scores in metrics and metadata."),
+                io.String.Input(
+                    "name",
+                    default="graph",
+                    display_name="name of the scores",
+                    tooltip="What to call these scores in metrics and metadata.",
+                ),
             ],
             outputs=[
                 fields.Group.Output(display_name="scored", tooltip="The groups with their scores, for the trainer."),
@@ -151,7 +163,8 @@ class GroupFromImages(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_GroupFromImages",
             display_name="Group from Images",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/rewards",
+            **fields.aliases("preference", "dpo", "gallery", "ratings", "human feedback"),
             description="Makes a scored group of pictures you have: offline preferences, no image is drawn.",
             inputs=[
                 io.Image.Input("images", tooltip="Two or more pictures of one prompt, in one batch."),
@@ -165,9 +178,12 @@ class GroupFromImages(io.ComfyNode):
                     min=0,
                     max=1_000_000,
                     control_after_generate=True,
+                    display_name="round (iteration)",
                     tooltip="Counts from 0. Leave its control on increment: each press of Run is one more step.",
                 ),
-                fields.Group.Input("groups", optional=True, tooltip="Groups of other prompts to train on as well."),
+                fields.Group.Input(
+                    "groups", optional=True, display_name="add to", tooltip="Groups of other prompts to train on too."
+                ),
             ],
             outputs=[
                 fields.Group.Output(display_name="scored", tooltip="The scored group, for the trainer."),

@@ -30,10 +30,12 @@ class SamplerSettings(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_SamplerSettings",
             display_name="Sampler Settings",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/train",
+            **fields.aliases("steps", "cfg", "images per prompt"),
             description="Solver, steps, guidance, size of the images and of the groups.",
             inputs=fields.inputs(
                 SAMPLER_SETTINGS,
+                advanced=("on_policy_steps",),
                 solver={"options": SOLVER_NAMES},
                 height={"max": 4096, "step": 8},
                 width={"max": 4096, "step": 8},
@@ -73,7 +75,8 @@ class GroupSampler(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_GroupSampler",
             display_name="Group Sampler",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/step by step",
+            **fields.aliases("draw", "group"),
             description="Draws a group of images for each prompt of an iteration; every image has a seed of its own.",
             inputs=fields.inputs(
                 GROUP_SAMPLER,

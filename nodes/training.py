@@ -18,11 +18,14 @@ from dgpo_core.comfy.forms import (
 from dgpo_core.common.errors import UserError
 from dgpo_core.settings.config import RewardTerm, TrainingConfig
 
-from .common import fields, host, warn
+from .common import fields, host, warn, words
 from .common.values import Groups, PolicyHandle, Prompts, Sampler, Training
 from .runs import loop, sessions
 from .runs.states import State
 from .runs.watching import Log, Watching
+
+# What an artist meets first; the rest is for those who know the method.
+_FIRST = ("preset", "combine", "kl_weight", "t_min", "micro_batch", "lr")
 
 
 class TrainingSettings(io.ComfyNode):
@@ -33,14 +36,16 @@ class TrainingSettings(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_TrainingSettings",
             display_name="Training Settings",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/train",
+            **fields.aliases("reinforcement", "rlhf", "dpo", "learning rate", "kl"),
             description="How scores become weights. A preset, or everything by hand.",
             inputs=fields.inputs(
                 TRAINING_SETTINGS,
+                advanced=[name for name in TRAINING_SETTINGS.inputs if name not in _FIRST],
                 preset={
                     "options": preset_choices(),
-                    "tooltip": "Take these values from a preset of the engine (mode: of the paper) instead of from"
-                    " below.",
+                    "tooltip": "Good values for a model and a reward, shown in the widgets below. A mode"
+                    " is one of the paper's three ways to train.",
                 },
             ),
             outputs=[fields.Training.Output(display_name="settings", tooltip="For the trainer or the loop.")],
@@ -75,7 +80,8 @@ class LoRATrainer(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_LoRATrainer",
             display_name="DGPO LoRA Trainer",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/step by step",
+            **fields.aliases("reinforcement", "rlhf", "dpo", "train lora"),
             description="Takes one training step from scored groups. The same step is never taken twice.",
             is_output_node=True,
             inputs=fields.inputs(
@@ -125,33 +131,34 @@ class TrainingLoop(io.ComfyNode):
         return io.Schema(
             node_id="DGPO_TrainingLoop",
             display_name="Training Loop",
-            category=host.CATEGORY,
+            category=f"{host.CATEGORY}/train",
+            **fields.aliases("reinforcement", "rlhf", "dpo", "grpo", "train lora"),
             description="Draws, scores and trains, again and again, in one press. Cancel keeps the last iteration; the "
             "next press goes on from there.",
             is_output_node=True,
             inputs=fields.inputs(
                 TRAINING_LOOP,
+                advanced=("save_every", "evaluation_images"),
                 **fields.WEIGHTS,
                 policy="The model to train.",
                 prompts="What to draw.",
                 sampler="How to draw.",
                 reward="What the images are scored by.",
                 settings="How scores become weights.",
-                iterations="Iterations in all. With a larger number a finished run goes on.",
-                save_every={"min": 1, "max": 10_000, "tooltip": "Iterations between two saved states."},
+                save_every={"min": 1, "max": 10_000},
                 held_out="Prompts that are not trained on: drawn from the same seeds every time, to see what is"
                 " learned.",
                 watch="Rewards that are only scored on them, never trained, besides statistics.",
-                evaluate_every={
-                    "min": 1,
+                evaluate_every={"min": 1, "max": 10_000},
+                evaluation_images={
+                    "min": 2,
                     "max": 10_000,
-                    "tooltip": "Iterations between two evaluations of the held-out prompts.",
+                    "tooltip": "Images drawn from the test prompts each time: more show smaller changes.",
                 },
-                evaluation_images={"min": 2, "max": 10_000, "tooltip": "Images of each evaluation."},
                 on_alarm={
                     "default": None,
-                    "tooltip": "Where a watched value falls while the reward rises: tell, or stop and give out the best"
-                    " before.",
+                    "tooltip": "Where something else that is measured falls while the reward rises: warn, or stop"
+                    " and give out the best state before.",
                 },
             ),
             outputs=trained_outputs(),
@@ -181,7 +188,10 @@ class TrainingLoop(io.ComfyNode):
             stops = on_alarm == "stop"
             watching = Watching(held_out.prompts, sampler, *rewards, evaluate_every, evaluation_images, weights, stops)
         elif watch:
-            raise UserError("Watched rewards are scored on held-out prompts: connect some to held_out.")
+            raise UserError(
+                f"What is connected to {words.named('watch')} is measured on test prompts: connect some to"
+                f" {words.named('held_out')}."
+            )
         warn.of_syntax(policy, [*prompts.prompts, *(held_out.prompts if held_out else ())])
         plan = loop.Plan(policy, prompts, sampler, tuple(reward), settings, iterations, save_every, watching)
         after, state, log = loop.run(plan, host.Progress(iterations, cls.hidden.unique_id))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from comfy_api.v0_0_2 import io
@@ -15,6 +16,8 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.settings.config import Config, Range
 from dgpo_core.settings.schema import field_docs
 from dgpo_core.settings.values import read_settings
+
+from .words import WORDS, Word
 
 FINE, COARSE = 1e-6, 0.01  # steps of float widgets
 SEEDS = 2**32 - 1
@@ -35,41 +38,36 @@ _EDGES = {
     forms.TRAINING: Training,
 }
 _KINDS = {str: io.String, int: io.Int, float: io.Float, bool: io.Boolean}
+# What makes an input an advanced one, in a ComfyUI that knows such: 0.3.64 does not.
+_ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
 
 About = str | Mapping[str, Any]
 """An input's tooltip, or several of its arguments."""
 
-# What more than one node says of its inputs.
-RUN: Mapping[str, About] = {
-    "run": "Name of the run: its states are kept in output/dgpo/<run>.",
-    "run_seed": {
-        "min": 0,
-        "max": SEEDS,
-        "tooltip": "Seed of everything random in the run. Another seed is another run from the start.",
-    },
-}
-ORDER: Mapping[str, About] = {
-    "per_iteration": "Prompts, and so groups, in each iteration: more make a steadier step, and take longer.",
-    "order_seed": {"min": 0, "max": SEEDS, "tooltip": "Seed of the order of the prompts."},
-}
-WEIGHTS: Mapping[str, About] = {
-    "weights": {
-        "options": ["current", "ema"],
-        "tooltip": "The adapter's current weights, or their slow moving average: steadier, but far behind in a short"
-        " run.",
-    }
-}
+# What more than one node says of its inputs, beside `WORDS`.
+RUN: Mapping[str, About] = {"run_seed": {"min": 0, "max": SEEDS}}
+ORDER: Mapping[str, About] = {"order_seed": {"min": 0, "max": SEEDS}}
+WEIGHTS: Mapping[str, About] = {"weights": {"options": ["current", "ema"]}}
 
 
-def inputs(form: forms.Form, **about: About) -> list[io.Input]:
+def inputs(form: forms.Form, advanced: Collection[str] = (), **about: About) -> list[io.Input]:
     """The inputs of a form, in its order.
 
-    about: what there is to say of single ones, by name; of a setting, its own help is said where nothing else is.
+    advanced: those that the front end shows on request. about: what there is to say of single ones, by name, beside
+    `WORDS`; of a setting, its own help is said where nothing else is.
     """
-    unknown = about.keys() - form.inputs.keys()
+    unknown = {*about, *advanced} - form.inputs.keys()
     if unknown:
         raise TypeError(f"{form.id} has no {min(unknown)}")
-    return [_input(name, entry, about.get(name, {})) for name, entry in form.inputs.items()]
+    return [
+        _input(name, entry, {**_as_dict(about.get(name, {})), **(_ADVANCED if name in advanced else {})})
+        for name, entry in form.inputs.items()
+    ]
+
+
+def aliases(*words: str) -> dict[str, list[str]]:
+    """What a schema says of other words that its node is found by; nothing in a ComfyUI that does not ask (0.3.64)."""
+    return {"search_aliases": list(words)} if "search_aliases" in inspect.signature(io.Schema).parameters else {}
 
 
 def weights_input(optional: bool = False) -> io.Input:
@@ -99,8 +97,14 @@ def values(settings: type, given: Mapping[str, Any]) -> Any:
     return read_settings(settings, {name: value for name, value in given.items() if name in names})
 
 
-def _input(name: str, entry: forms.Widget | forms.Link, about: About) -> io.Input:
-    about = {"tooltip": about} if isinstance(about, str) else dict(about)
+def _as_dict(about: About) -> Mapping[str, Any]:
+    return {"tooltip": about} if isinstance(about, str) else about
+
+
+def _input(name: str, entry: forms.Widget | forms.Link, about: Mapping[str, Any]) -> io.Input:
+    word = WORDS.get(name, Word())
+    said = {"display_name": word.label, "tooltip": word.help}
+    about = {**{what: text for what, text in said.items() if text}, **about}
     if entry.optional:
         about["optional"] = True
     if isinstance(entry, forms.Link):

@@ -9,6 +9,7 @@ from comfy_server import ComfyServer, RequestFailed
 from dgpo_core.comfy.forms import FORMS
 
 KINDS = ("required", "optional")
+SEARCHED = ("reinforcement", "rlhf", "dpo", "human feedback", "preference", "compare")
 UNKNOWN = {"id": 1, "type": "NoSuchNode", "pos": [100, 100], "size": [200, 100], "flags": {}, "order": 0, "mode": 0}
 
 
@@ -42,6 +43,33 @@ def test_every_input_has_a_tooltip(nodes: dict[str, dict[str, Any]]) -> None:
         for name, spec in node["input"].get(kind, {}).items()
     ]
     assert [(id_, name) for id_, name, tooltip in inputs if not tooltip] == []
+
+
+def test_no_two_inputs_of_a_node_are_called_the_same(nodes: dict[str, dict[str, Any]]) -> None:
+    for id_, node in nodes.items():
+        called = [
+            spec[1].get("display_name", name) for kind in KINDS for name, spec in node["input"].get(kind, {}).items()
+        ]
+        assert len(called) == len(set(called)), id_
+
+
+def test_an_artist_meets_few_inputs_at_first(nodes: dict[str, dict[str, Any]]) -> None:
+    def first(id_: str) -> list[str]:
+        return [name for name, spec in nodes[id_]["input"]["required"].items() if not spec[1].get("advanced")]
+
+    if first("DGPO_TrainingSettings") == list(FORMS["DGPO_TrainingSettings"].inputs):
+        pytest.skip("This ComfyUI knows no advanced inputs.")
+    assert first("DGPO_TrainingSettings") == ["preset", "combine", "kl_weight", "t_min", "micro_batch", "lr"]
+    assert first("DGPO_LoadPolicy") == ["model", "run", "run_seed", "rank", "alpha", "start_from"]
+
+
+def test_nodes_are_found_by_the_words_that_artists_use(nodes: dict[str, dict[str, Any]]) -> None:
+    found = {
+        word: [id_ for id_, node in nodes.items() if word in (node.get("search_aliases") or [])] for word in SEARCHED
+    }
+    if not any(found.values()):
+        pytest.skip("This ComfyUI knows no search aliases.")
+    assert [word for word, ids in found.items() if not ids] == []
 
 
 def test_the_nodes_have_the_inputs_of_their_forms(nodes: dict[str, dict[str, Any]]) -> None:

@@ -150,6 +150,8 @@ def test_in_nodes_that_are_not_drawn_on_the_canvas(browser: Browser, presets: di
         browser.page.get_by_role("option", name="quickstart", exact=True).click()
         browser.page.wait_for_timeout(300)
         assert widgets(browser) == {"preset": "quickstart", **presets["quickstart"]}
+        assert not browser.page.get_by_label("betas").count()
+        browser.page.get_by_text("Show advanced inputs").click()
         browser.page.get_by_label("betas").fill("0.8, 0.9")
         browser.page.get_by_label("betas").press("Enter")
         browser.page.wait_for_timeout(300)

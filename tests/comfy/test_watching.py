@@ -80,4 +80,4 @@ def test_a_trained_reward_cannot_be_watched_and_watching_needs_prompts(comfy: Co
     assert "shapes is trained, so it cannot be watched as well" in error_of(comfy, graph).message
     graph = shapes(watching("none", 2, {}))
     del graph[TRAIN]["inputs"]["held_out"]
-    assert "connect some to held_out" in error_of(comfy, graph).message
+    assert 'connect some to "test prompts" (held_out)' in error_of(comfy, graph).message
