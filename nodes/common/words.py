@@ -174,6 +174,6 @@ WORDS: Mapping[str, Word] = {
 
 
 def named(name: str) -> str:
-    """An input for a sentence: its display name, and its id where that is another."""
+    """An input for a sentence: its display name, and its id where that does not say it."""
     label = WORDS[name].label
-    return f'"{label}" ({name})' if label else name
+    return f'"{label}"' if f"({name})" in label else f'"{label}" ({name})' if label else name

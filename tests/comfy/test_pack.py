@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from comfy_browser import Browser
-from comfy_server import ComfyServer, RequestFailed
+from comfy_server import REPO, ComfyServer, RequestFailed
 
 from dgpo_core.comfy.forms import FORMS
 
@@ -98,6 +98,14 @@ def test_every_node_has_a_help_page(comfy: ComfyServer, nodes: dict[str, dict[st
             return False
 
     assert [id_ for id_ in nodes if not is_served(id_)] == []
+
+
+def test_help_pages_call_inputs_as_the_screen_does(nodes: dict[str, dict[str, Any]]) -> None:
+    for id_, node in nodes.items():
+        page = (REPO / "nodes/web/docs" / f"{id_}.md").read_text("utf-8")
+        specs = [pair for kind in KINDS for pair in node["input"].get(kind, {}).items()]
+        renamed = [name for name, spec in specs if spec[1].get("display_name", name) != name]
+        assert [name for name in renamed if f"**{name}**" in page and name not in node["output_name"]] == [], id_
 
 
 def test_the_front_end_opens_without_an_error(browser: Browser) -> None:
