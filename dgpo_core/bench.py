@@ -138,6 +138,7 @@ class Bench:
             device=self.world.device,
             seed=self.config.seed,
             offload=self.config.memory.offload,
+            quantize=model.quantize,
         )
         return policy, assemble.set_up(policy, self.config)
 

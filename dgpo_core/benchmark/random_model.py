@@ -34,6 +34,7 @@ from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading.libraries import quiet
 from dgpo_core.policy.loading.load import _dtype
 from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.policy.quantised import NONE, refuse_unavailable
 
 _SD35M = {  # huggingface.co/stabilityai/stable-diffusion-3.5-medium, transformer/config.json
     "sample_size": 128,
@@ -104,6 +105,7 @@ def random_policy(
     device: torch.device,
     seed: int,
     offload: bool,
+    quantize: str = NONE,
 ) -> DiffusersPolicy:
     """The model `name` of RANDOM_MODELS with random weights and fresh adapters; otherwise as `load_policy` gives it.
 
@@ -113,13 +115,14 @@ def random_policy(
     if name not in RANDOM_MODELS:
         raise UserError(f"There is no random model {name}{suggest(name, RANDOM_MODELS)}")
     number = _dtype(dtype, device)
+    refuse_unavailable(quantize, device)
     torch.manual_seed(seed)
     with quiet():
         pipe = RANDOM_MODELS[name](number, device)
         cls = next(c for c in FAMILIES.values() if type(pipe).__name__ in c.pipeline_classes)
         return cls(
             pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=number, device=device, seed=seed,
-            offload=offload,
+            offload=offload, quantize=quantize,
         )  # fmt: skip
 
 

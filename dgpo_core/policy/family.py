@@ -45,6 +45,8 @@ class Family:
     """By component, tensors of a single checkpoint of which one says that the component is in it, and whole."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
     """Those of `parts` that a model can do without."""
+    kept_whole: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of Linears within blocks that are never quantised."""
     repeated_blocks: ClassVar[tuple[str, ...]] = ()
     """Classes of blocks that are compiled one by one, where diffusers does not name them."""
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)

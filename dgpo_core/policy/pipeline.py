@@ -21,6 +21,7 @@ from dgpo_core.policy.family import Family
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
 from dgpo_core.policy.peft_adapters import PeftAdapters
+from dgpo_core.policy.quantised import NONE, quantise
 
 # Images decoded or encoded at once hold at most this many pixels (8 of 512 x 512): the VAE's peak memory is bounded.
 _VAE_PIXELS = 8 * 512 * 512
@@ -34,7 +35,7 @@ class DiffusersPolicy(Family, Policy):
 
     pipe: the loaded pipeline, its modules already in `dtype` on `device`; adapters are added to its network here.
     guidance: embedded guidance scale, for networks that have one (Flux dev). offload: text encoders and VAE stay on the
-    CPU and come to the device only while they work.
+    CPU and come to the device only while they work. quantize: how the large Linears are kept, see `quantised`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class DiffusersPolicy(Family, Policy):
         seed: int,
         guidance: float = 3.5,
         offload: bool = False,
+        quantize: str = NONE,
     ) -> None:
         self.pipe, self.dtype, self.device, self.guidance, self.offload = pipe, dtype, device, guidance, offload
         self.network: Any = getattr(pipe, self.network_name)
@@ -61,6 +63,8 @@ class DiffusersPolicy(Family, Policy):
                     _own_memory(module)
         if dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False):
             pipe.vae.to(dtype=torch.float32)  # SDXL's VAE overflows in float16
+        if quantize != NONE:
+            quantise(self.network, quantize, device, self.kept_whole)
         self.network.to(device)
         if not offload:
             self.text_encoders_to(device)

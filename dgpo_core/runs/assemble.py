@@ -38,6 +38,7 @@ def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[i
         seed=config.seed,
         offload=config.memory.offload,
         prediction=model.prediction,
+        quantize=model.quantize,
     )
     return policy, set_up(policy, config)
 

@@ -86,6 +86,9 @@ class ModelConfig:
     """Where to run: cpu, cuda, cuda:1, mps; 'auto' takes the first accelerator there is."""
     prediction: Literal["auto", "epsilon", "v", "flow"] = "auto"
     """What the model predicts (noise, v, a flow's velocity); 'auto' finds it from its keys, header and scheduler."""
+    quantize: Literal["none", "fp8", "int8", "nf4"] = "none"
+    """How the frozen base's large layers are kept: 'fp8' and 'int8' take one byte a weight, 'nf4' (with the package
+    bitsandbytes) half of one; they are made whole where they are used, and the LoRA trains as ever."""
 
 
 @dataclass(frozen=True)

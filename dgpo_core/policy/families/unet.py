@@ -28,6 +28,7 @@ class UNetPolicy(DiffusersPolicy):
 
     network_name = "unet"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
+    kept_whole = ("time_emb_proj",)
     kinds = ("epsilon", "v", "flow")
     betas = {  # noqa: RUF012 - as in the base class
         "beta_start": 0.00085,

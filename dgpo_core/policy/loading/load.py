@@ -20,6 +20,7 @@ from dgpo_core.policy.loading.tensors import refuse_missing, refuse_not_finite
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
 from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.policy.quantised import NONE, refuse_unavailable
 
 PREDICTIONS = ("auto", "epsilon", "v", "flow")
 DTYPES = {
@@ -48,6 +49,7 @@ def load_policy(
     offload: bool = False,
     config: str | Path | None = None,
     prediction: str = "auto",
+    quantize: str = NONE,
 ) -> DiffusersPolicy:
     """Loads a model and puts the adapters on it.
 
@@ -62,6 +64,7 @@ def load_policy(
     config: for a single checkpoint, a diffusers folder with its configs and tokenizers; left out, a folder with the
     checkpoint's name beside it, else the hub (or its cache).
     prediction: what the network returns: epsilon, v or flow; "auto" finds it from all that the model says of itself.
+    quantize: how the base's large layers are kept: "none" (in `dtype`), "fp8", "int8" or "nf4"; see `policy.quantised`.
 
     Raises UserError where the model, the LoRA or a setting does not fit. With HF_HUB_OFFLINE nothing is downloaded.
     """
@@ -70,6 +73,7 @@ def load_policy(
     alpha = (rank if lora else 2.0 * rank) if alpha is None else alpha
     device = _device(device)
     dtype = _dtype(dtype, device)
+    refuse_unavailable(quantize, device)
     with quiet():
         cls, pipe = _open(str(path), family, dtype, config, prediction)
         for name, module in pipe.components.items():
@@ -81,7 +85,7 @@ def load_policy(
         targets = targets or [*cls.targets, *(lora.modules if lora else [])]
         policy = cls(
             pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=dtype, device=device, seed=seed,
-            guidance=guidance, offload=offload,
+            guidance=guidance, offload=offload, quantize=quantize,
         )  # fmt: skip
     if lora is not None:
         policy.load_lora(lora)
