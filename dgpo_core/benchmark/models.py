@@ -72,6 +72,7 @@ def _random(config: Config, name: str) -> DiffusersPolicy:
         device=META,
         seed=config.seed,
         offload=config.memory.offload,
+        quantize=config.model.quantize,
     )
 
 
@@ -90,6 +91,7 @@ def _of_folder(config: Config, path: str) -> DiffusersPolicy:
             device=META,
             seed=config.seed,
             offload=config.memory.offload,
+            quantize=model.quantize,
         )
 
 

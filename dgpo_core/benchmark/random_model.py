@@ -115,9 +115,9 @@ def random_policy(
     if name not in RANDOM_MODELS:
         raise UserError(f"There is no random model {name}{suggest(name, RANDOM_MODELS)}")
     number = _dtype(dtype, device)
-    refuse_unavailable(quantize, device)
     torch.manual_seed(seed)
     with quiet():
+        refuse_unavailable(quantize, device)
         pipe = RANDOM_MODELS[name](number, device)
         cls = next(c for c in FAMILIES.values() if type(pipe).__name__ in c.pipeline_classes)
         return cls(

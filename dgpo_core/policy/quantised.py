@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -131,8 +130,8 @@ class Nf4Linear(QuantisedLinear):
     def _pack(self, weight: Tensor) -> None:
         # in rows of one block: bitsandbytes' kernel for CPUs reads rows that are shorter than a block wrongly
         blocks = weight.reshape(-1, _BLOCK)
-        with _quiet_import():
-            import bitsandbytes  # noqa: F401 - it registers the operators
+        import bitsandbytes  # noqa: F401 - it registers the operators
+
         packed, scale = torch.ops.bitsandbytes.quantize_4bit(blocks, _BLOCK, "nf4", torch.uint8)
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
@@ -189,15 +188,3 @@ def large_linears(network: nn.Module, keep: Sequence[str] = ()) -> Iterator[tupl
     for name, module in network.named_modules():
         if type(module) is nn.Linear and name.startswith(lists) and not name.endswith(ends):
             yield name, module
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """bitsandbytes tells of kernels for CPUs that could be had; they are for what is not used here."""
-    log = logging.getLogger("bitsandbytes")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

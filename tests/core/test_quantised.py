@@ -12,16 +12,19 @@ import pytest
 import single_file
 import tiny
 import torch
-from engine import PROMPTS, distance, gradient, moved, quick
+from engine import PROMPTS, distance, gradient, moved, quick, write_quick
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dgpo_core import evaluate, train
 from dgpo_core.common.errors import UserError
 from dgpo_core.method.rollout import rollout
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy import FAMILIES, load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.policy.quantised import KINDS, QuantisedLinear, large_linears, quantise, refuse_unavailable
+from dgpo_core.runs import assemble
 
 CPU = torch.device("cpu")
 BNB = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -227,3 +230,57 @@ def test_a_device_that_has_no_such_numbers_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(KINDS["fp8"], "whole", fails)
     with pytest.raises(UserError, match="fp8 do not work on the device cpu .*to the MPS backend\\): set"):
         refuse_unavailable("fp8", CPU)
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("rewards")
+@pytest.mark.parametrize("kind", ALL)
+def test_a_run_goes_on_from_its_checkpoint(kind: str, here: Path, sd3_folder: Path) -> None:
+    argv = [*write_quick(here, sd3_folder, evaluation={"every": 0}), "--model.quantize", kind]
+    assert train.main([*argv, "--name", "whole"]) == 0
+    parted = [*argv, "--name", "parted"]
+    assert train.main([*parted, "--iterations", "2"]) == 0
+    assert train.main([*parted, "--resume"]) == 0
+    first, second = (load_file(here / f"runs/{name}/lora.safetensors") for name in ("whole", "parted"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.usefixtures("rewards")
+def test_a_lora_is_measured_on_the_base_that_it_was_trained_on(
+    here: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = write_quick(here, sd3_folder, iterations=1, evaluation={"every": 0, "final_images": 0})
+    assert train.main([*argv, "--model.quantize", "int8"]) == 0
+    bases: list[bool] = []
+    load = assemble.load_model
+
+    def load_model(*args: object) -> tuple[DiffusersPolicy, tuple[int, int]]:
+        policy, size = load(*args)
+        bases.append(any(parts(policy)))
+        return policy, size
+
+    monkeypatch.setattr(assemble, "load_model", load_model)
+    lora = ["--lora", "runs/test/lora.safetensors", "--model", str(sd3_folder), "--images", "2"]
+    said = ["--prompts", "held_out.txt", "--reward", "bright"]
+    assert evaluate.main([*lora, *said]) == 0
+    assert evaluate.main([*lora, "--config", "runs/test/config.yaml"]) == 0
+    assert bases == [True, True]
+
+
+@pytest.mark.usefixtures("rewards")
+def test_a_resumed_run_keeps_its_kind_of_base(
+    here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = write_quick(here, sd3_folder, iterations=1, evaluation={"every": 0, "final_images": 0})
+    assert train.main(argv) == 0
+    assert train.main([*argv, "--resume", "--iterations", "2", "--model.quantize", "int8"]) == 2
+    assert "model.quantize" in "".join(capsys.readouterr())

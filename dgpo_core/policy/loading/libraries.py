@@ -31,18 +31,22 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars and the notes that diffusers and transformers print while they load."""
+    """Without the progress bars and the notes that diffusers, transformers and bitsandbytes print while they load."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
     levels = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
+    packing = logging.getLogger("bitsandbytes")  # on CPUs it tells of kernels to be had, for what is not used here
+    packing_level = packing.level
     bars = of_diffusers.is_progress_bar_enabled(), of_transformers.is_progress_bar_enabled()
     for library in (of_diffusers, of_transformers):
         library.set_verbosity(logging.ERROR)
         library.disable_progress_bar()
+    packing.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        packing.setLevel(packing_level)
         for library, level, bar in zip((of_diffusers, of_transformers), levels, bars, strict=True):
             library.set_verbosity(level)
             if bar:

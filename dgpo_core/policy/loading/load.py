@@ -73,8 +73,8 @@ def load_policy(
     alpha = (rank if lora else 2.0 * rank) if alpha is None else alpha
     device = _device(device)
     dtype = _dtype(dtype, device)
-    refuse_unavailable(quantize, device)
     with quiet():
+        refuse_unavailable(quantize, device)
         cls, pipe = _open(str(path), family, dtype, config, prediction)
         for name, module in pipe.components.items():
             if isinstance(module, nn.Module):
