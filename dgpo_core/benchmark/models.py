@@ -92,6 +92,7 @@ def _of_folder(config: Config, path: str) -> DiffusersPolicy:
             seed=config.seed,
             offload=config.memory.offload,
             quantize=model.quantize,
+            quantize_text=model.quantize_text,
         )
 
 

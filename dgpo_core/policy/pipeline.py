@@ -35,7 +35,8 @@ class DiffusersPolicy(Family, Policy):
 
     pipe: the loaded pipeline, its modules already in `dtype` on `device`; adapters are added to its network here.
     guidance: embedded guidance scale, for networks that have one (Flux dev). offload: text encoders and VAE stay on the
-    CPU and come to the device only while they work. quantize: how the large Linears are kept, see `quantised`.
+    CPU and come to the device only while they work. quantize, quantize_text: how the large Linears of the
+    network and of the text encoders are kept, see `quantised`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class DiffusersPolicy(Family, Policy):
         guidance: float = 3.5,
         offload: bool = False,
         quantize: str = NONE,
+        quantize_text: str = NONE,
     ) -> None:
         self.pipe, self.dtype, self.device, self.guidance, self.offload = pipe, dtype, device, guidance, offload
         self.network: Any = getattr(pipe, self.network_name)
@@ -65,6 +67,8 @@ class DiffusersPolicy(Family, Policy):
             pipe.vae.to(dtype=torch.float32)  # SDXL's VAE overflows in float16
         if quantize != NONE:
             quantise(self.network, quantize, device, self.kept_whole)
+        for module in self._text_encoders() if quantize_text != NONE else ():
+            quantise(module, quantize_text, device)
         self.network.to(device)
         if not offload:
             self.text_encoders_to(device)
@@ -297,7 +301,7 @@ class DiffusersPolicy(Family, Policy):
 
         T5 takes 9.5 GB: beside Flux it fits no 24 GB card, and beside SD3.5 no 12 GB card.
         """
-        need = sum(p.nbytes for module in modules for p in module.parameters())
+        need = sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
         away = self.offload and _free_memory(self.device) < need + _WORKING_BYTES
         if away:
             self.network.to("cpu")

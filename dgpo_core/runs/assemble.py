@@ -39,6 +39,7 @@ def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[i
         offload=config.memory.offload,
         prediction=model.prediction,
         quantize=model.quantize,
+        quantize_text=model.quantize_text,
     )
     return policy, set_up(policy, config)
 

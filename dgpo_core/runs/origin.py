@@ -29,12 +29,13 @@ OTHER = "other"
 
 _GROUPS = ("lora.", "rollout.", "training.", "evaluation.")
 _NUMBERS = (
-    "seed", "iterations", "combine", "model.dtype", "model.prediction", "model.quantize", "model.height",
-    "model.width", "data.groups_per_iteration",
+    "seed", "iterations", "combine", "model.dtype", "model.prediction", "model.quantize",
+    "model.quantize_text", "model.height", "model.width", "data.groups_per_iteration",
 )  # fmt: skip
 _WORDS = ("model.family", "rollout.solver", "rollout.scheduler", "evaluation.solver")
 _READ = (
-    "model.family", "model.dtype", "model.prediction", "model.quantize", "model.height", "model.width",
+    "model.family", "model.dtype", "model.prediction", "model.quantize",
+    "model.quantize_text", "model.height", "model.width",
     "rollout.solver", "evaluation.solver", "evaluation.steps", "evaluation.cfg", "evaluation.batch",
 )  # fmt: skip
 _WORD = re.compile(r"[\w+-]{0,40}")

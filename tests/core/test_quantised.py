@@ -193,6 +193,19 @@ def test_the_lora_of_a_quantised_base_is_an_ordinary_one(family: str, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_encoders_are_quantised_likewise_and_read_prompts_nearly_as_before(family: str, kind: str) -> None:
+    policy = load_policy(tiny.folder(family), rank=2, quantize_text=kind)
+    assert not list(parts(policy))
+    for encoder in policy._text_encoders():
+        assert any(isinstance(module, QuantisedLinear) for module in encoder.modules())
+    full = tiny.shared(family).encode(tiny.PROMPTS)
+    for cond, expected in zip(policy.encode(tiny.PROMPTS), full, strict=True):
+        for name, tensor in cond.tensors.items():
+            assert 0 < distance(tensor, expected.tensors[name]) < 4 * ERROR[kind]
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_a_single_file_is_quantised_as_a_folder_is(kind: str, tmp_path: Path) -> None:
     path = single_file.write(tiny.sd15(tmp_path), tmp_path / "model.safetensors")
     file = load_policy(path, rank=2, quantize=kind, config=tiny.folder("sd15"))

@@ -50,6 +50,7 @@ def load_policy(
     config: str | Path | None = None,
     prediction: str = "auto",
     quantize: str = NONE,
+    quantize_text: str = NONE,
 ) -> DiffusersPolicy:
     """Loads a model and puts the adapters on it.
 
@@ -65,6 +66,7 @@ def load_policy(
     checkpoint's name beside it, else the hub (or its cache).
     prediction: what the network returns: epsilon, v or flow; "auto" finds it from all that the model says of itself.
     quantize: how the base's large layers are kept: "none" (in `dtype`), "fp8", "int8" or "nf4"; see `policy.quantised`.
+    quantize_text: the same of the text encoders.
 
     Raises UserError where the model, the LoRA or a setting does not fit. With HF_HUB_OFFLINE nothing is downloaded.
     """
@@ -74,7 +76,8 @@ def load_policy(
     device = _device(device)
     dtype = _dtype(dtype, device)
     with quiet():
-        refuse_unavailable(quantize, device)
+        for kind in {quantize, quantize_text}:
+            refuse_unavailable(kind, device)
         cls, pipe = _open(str(path), family, dtype, config, prediction)
         for name, module in pipe.components.items():
             if isinstance(module, nn.Module):
@@ -85,7 +88,7 @@ def load_policy(
         targets = targets or [*cls.targets, *(lora.modules if lora else [])]
         policy = cls(
             pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=dtype, device=device, seed=seed,
-            guidance=guidance, offload=offload, quantize=quantize,
+            guidance=guidance, offload=offload, quantize=quantize, quantize_text=quantize_text,
         )  # fmt: skip
     if lora is not None:
         policy.load_lora(lora)
