@@ -38,24 +38,14 @@ _BLOCK = 64  # weights that share one scale in nf4
 class QuantisedLinear(nn.Linear):
     """A frozen Linear that keeps its weight in fewer bytes.
 
-    weight: [out, in], of the number type that `weight` is to have. `fits` says beforehand whether it can be kept so.
+    shape: (out, in); dtype: the number type that `weight` is to have.
     """
 
-    def __init__(self, weight: Tensor, bias: Parameter | None) -> None:
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, bias: Parameter | None) -> None:
         nn.Module.__init__(self)  # Linear's own would make a weight
-        self.out_features, self.in_features = weight.shape
+        self.out_features, self.in_features = shape
         self.register_parameter("bias", bias)
-        self._dtype = weight.dtype
-        self._pack(weight.detach())
-
-    @staticmethod
-    def fits(weight: Tensor) -> bool:
-        """Whether a weight of this shape can be kept so."""
-        return True
-
-    @abstractmethod
-    def _pack(self, weight: Tensor) -> None:
-        """Puts the weight into buffers."""
+        self._dtype = dtype
 
     @abstractmethod
     def whole(self, dtype: torch.dtype) -> Tensor:
@@ -76,7 +66,24 @@ class QuantisedLinear(nn.Linear):
         return nullcontext(self.whole(dtype))
 
 
-class _Rows(QuantisedLinear):
+class PackedLinear(QuantisedLinear):
+    """One that packs a weight [out, in] itself; `fits` says beforehand whether it can."""
+
+    def __init__(self, weight: Tensor, bias: Parameter | None) -> None:
+        super().__init__(weight.shape, weight.dtype, bias)
+        self._pack(weight.detach())
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whether a weight of this shape can be kept so."""
+        return True
+
+    @abstractmethod
+    def _pack(self, weight: Tensor) -> None:
+        """Puts the weight into buffers."""
+
+
+class _Rows(PackedLinear):
     """Numbers of one byte, and a scale for each output row."""
 
     packed: Tensor
@@ -117,7 +124,7 @@ class Int8Linear(_Rows):
         return (weight / scale).round_().to(torch.int8), scale
 
 
-class Nf4Linear(QuantisedLinear):
+class Nf4Linear(PackedLinear):
     """Sixteen levels spread as a normal distribution is, two numbers a byte, and a scale for each 64 of them."""
 
     packed: Tensor
@@ -142,7 +149,7 @@ class Nf4Linear(QuantisedLinear):
         return blocks.view(self.out_features, self.in_features)
 
 
-KINDS: dict[str, type[QuantisedLinear]] = {"fp8": Fp8Linear, "int8": Int8Linear, "nf4": Nf4Linear}
+KINDS: dict[str, type[PackedLinear]] = {"fp8": Fp8Linear, "int8": Int8Linear, "nf4": Nf4Linear}
 """By the word of `model.quantize`; NONE leaves the network as it is."""
 
 

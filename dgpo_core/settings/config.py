@@ -72,7 +72,7 @@ class ModelConfig:
     """The diffusion model that is trained."""
 
     path: str = EMBEDDED
-    """A diffusers folder, a hub id or a single .safetensors checkpoint; 'embedded' is the demo model in the package."""
+    """A diffusers folder, a hub id, or a .safetensors or .gguf file; 'embedded' is the demo model in the package."""
     family: str = "auto"
     """Architecture: sd15, sdxl, sd3, flux; 'auto' reads it from the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -28,7 +28,7 @@ _BITS = {
 }
 _BITS_OF = {name: bits for bits, names in _BITS.items() for name in names}
 _BEGINNINGS = (  # of files that are something else
-    (b"GGUF", "is a GGUF file, whose weights are quantised: take the same model as .safetensors in bf16, fp16 or fp8"),
+    (b"GGUF", "is a GGUF file, which is read as a model to train and under a name that ends in .gguf"),
     (b"PK\x03\x04", "is a pickle (.ckpt, .pt, .bin), which can run code: convert it to .safetensors"),
     (b"\x80", "is a pickle (.ckpt, .pt, .bin), which can run code: convert it to .safetensors"),
     (b"version https://git-lfs", "is a Git LFS pointer in place of the model: fetch it with `git lfs pull`"),
@@ -86,8 +86,6 @@ def _refuse_others(path: Path, begin: bytes) -> None:
     for mark, what in _BEGINNINGS:
         if begin.startswith(mark) and begin[8:9] != b"{":  # a header's length may have any first byte
             raise UserError(f"The model {shown(path)} {what}.")
-    if path.suffix.lower() == ".gguf":
-        raise UserError(f"The model {shown(path)} {_BEGINNINGS[0][1]}.")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
             f"{shown(path)} is no .safetensors file: only those are loaded (pickles can run code), so convert it."

@@ -54,7 +54,7 @@ def load_policy(
 ) -> DiffusersPolicy:
     """Loads a model and puts the adapters on it.
 
-    path: a diffusers folder, a hub id ("owner/name"), or a single .safetensors checkpoint. Only safetensors are read.
+    path: a diffusers folder, a hub id ("owner/name"), or a single .safetensors or .gguf file; no pickles are read.
     family: a name in FAMILIES; None or "auto" reads it from the model.
     rank, alpha, dropout, targets: the LoRA (alpha / rank is its scale). Left out: the rank of `init_lora` at scale 1,
     else rank 32 and alpha 64; no targets are the family's default and what `init_lora` changes.

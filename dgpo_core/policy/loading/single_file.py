@@ -1,4 +1,4 @@
-"""A single .safetensors checkpoint as a diffusers pipeline: parts by diffusers' own converters, or from a folder."""
+"""A single .safetensors or .gguf file as a diffusers pipeline: parts by diffusers' own converters, or from a folder."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from torch import Tensor
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.policy.families import FAMILIES
-from dgpo_core.policy.loading import predicts, recognise, tensors
+from dgpo_core.policy.loading import gguf_file, predicts, recognise, tensors
 from dgpo_core.policy.loading.folder import MODEL_INDEX, Folder, holds_weights, local_only
 from dgpo_core.policy.loading.header import Header, read_header
 from dgpo_core.policy.loading.libraries import user_errors
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
-_OUTSIDE = ("unet", "transformer", "vae")  # parts that diffusers' models read from a checkpoint themselves
+_NETWORKS = ("unet", "transformer")
+_OUTSIDE = (*_NETWORKS, "vae")  # parts that diffusers' models read from a checkpoint themselves
 
 
 def open_file(
     path: Path, family: str | None, dtype: torch.dtype, config: str | Path | None, prediction: str
 ) -> tuple[type[DiffusersPolicy], Any]:
     """The family's class and the loaded pipeline, on the CPU. config, prediction: as in `load_policy`."""
-    header = read_header(path)
+    packed = path.suffix.lower() == gguf_file.SUFFIX
+    header = gguf_file.read_gguf_header(path) if packed else read_header(path)
     own_family = recognise.recognise(header)
     what = f"The model {shown(path)}"
     if family not in (None, own_family):
@@ -37,7 +39,7 @@ def open_file(
     if config is not None and not (Path(config) / MODEL_INDEX).is_file():
         raise UserError(f"The config folder {config} has no {MODEL_INDEX}: give a diffusers folder of this model.")
     _refuse_parts(cls, header, config, beside)
-    state = tensors.read_weights(header, dtype)
+    state = (gguf_file.read_gguf_weights if packed else tensors.read_weights)(header, dtype)
     lent = config is None
     folder = Folder(str(config) if config is not None else _configs_of_the_hub(state, what, beside))
     scheduler = _scheduler(cls, folder, header, state, prediction, lent)
@@ -113,7 +115,10 @@ def _component(folder: Folder, name: str, state: dict[str, Tensor], dtype: torch
     options = {"config": folder.path, "subfolder": name, "torch_dtype": dtype, "local_files_only": True}
     cls = folder.component_class(name)
     try:
-        if name in _OUTSIDE:
+        if name in _NETWORKS and gguf_file.is_packed(state):
+            module = cls.from_single_file(dict(state), **options, **gguf_file.options(dtype))
+            gguf_file.adopt(module, dtype)
+        elif name in _OUTSIDE:
             module = cls.from_single_file(dict(state), **options)
         elif "T5" in cls.__name__:
             module = diffusers_own.create_diffusers_t5_model_from_checkpoint(cls, dict(state), **options)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import parse_json, shown
 from dgpo_core.policy.loading.header import Header
+from dgpo_core.policy.quantised import QuantisedLinear
 
 _SCALES = ("scale_weight", "weight_scale")
 _ASIDE = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")  # say nothing of a weight's numbers
@@ -90,6 +91,8 @@ def refuse_left_over(network: nn.Module, header: Header, prefixes: tuple[str, ..
     parts = [name for name in header.tensors if name.startswith(prefixes)] or list(header.tensors)
     weights = [name for name in parts if _last(name) not in (*_SCALES, *_ASIDE)]
     there, used = sum(header.tensors[name].numel for name in weights), sum(t.numel() for _, t in _tensors(network))
+    packed = [module for module in network.modules() if isinstance(module, QuantisedLinear)]
+    used += sum(m.in_features * m.out_features - sum(b.numel() for b in m.buffers()) for m in packed)
     if any(name.startswith(prefixes) for name in header.tensors) and there > used:
         raise UserError(
             f"{what} has {there:,} numbers in its network where its configs have room for {used:,}: they are of another"
