@@ -1,4 +1,4 @@
-"""`load_policy`: from a diffusers folder, a hub id or a single .safetensors checkpoint to a Policy."""
+"""`load_policy`: from a diffusers folder, a hub id or a single file to a Policy."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _open(
         if not (local / MODEL_INDEX).is_file():
             raise UserError(f"The folder {path} is not a diffusers model: it has no {MODEL_INDEX}.")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise UserError(f"There is no model {path}: give a diffusers folder, a hub id or a .safetensors file.")
+        raise UserError(f"There is no model {path}: give a diffusers folder, a hub id, a .safetensors or a .gguf file.")
     return open_folder(path, family, dtype, prediction)
 
 
