@@ -67,6 +67,7 @@ def test_the_wheel_holds_the_engine_with_its_data_and_nothing_else(wheel: Path) 
     folders = ("settings/presets", "people/web", "demo/model")
     data = [path for folder in folders for path in (ROOT / "dgpo_core" / folder).rglob("*") if path.is_file()]
     data += [ROOT / "dgpo_core" / "py.typed", *(ROOT / "dgpo_core" / "demo").glob("*.jsonl")]
+    data = [path for path in data if "__pycache__" not in path.parts]
     data += (ROOT / "dgpo_core").rglob("*.py")
     assert {path.relative_to(ROOT).as_posix() for path in data} <= names
 
