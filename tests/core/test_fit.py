@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
-from small_models import SMALL
+from counted_models import SMALL
 
 from dgpo_core.benchmark.advice import GIB, RESERVE
 from dgpo_core.benchmark.cards import CARDS, find_card, seconds

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from small_models import SMALL
+from counted_models import SMALL
 from torch import nn
 
 from dgpo_core.bench import main
