@@ -33,7 +33,7 @@ class CompareConfig:
     seeds: tuple[CountOrZero, ...] = (0,)
     """One run for each."""
     lr: tuple[float, ...] = ()
-    """Learning rates, one run for each; without: the best of the tuning, each method's own."""
+    """Learning rates, one run for each; without: one that was quick in the tuning, each method's own."""
     group_size: Count = 16
     """Images per group, at least 2."""
     iterations: CountOrZero = 60

@@ -26,7 +26,7 @@ def log_likelihood(d: Tensor, level: Tensor) -> Tensor:
 class AWM(Rival):
     """The old policy that KL holds it to is DGPO's fast average: their decays are the same."""
 
-    what, lr = "AWM", 1e-3
+    what, lr = "AWM", 2e-3
 
     def times(self) -> list[float]:
         return stratified(self.step.candidates, self.config.training.timesteps, self.seed("timesteps"))

@@ -10,9 +10,9 @@ from dgpo_core.settings.config import Config
 
 
 class DGPO:
-    """Everything is the engine's."""
+    """Everything is the engine's. lr: as `Rival` has it; the quickstart's own is 1e-3."""
 
-    what, lr = "DGPO", 1e-3
+    what, lr = "DGPO", 2e-3
 
     def __init__(
         self,

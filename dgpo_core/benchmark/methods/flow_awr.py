@@ -35,7 +35,7 @@ def rectified(x0_old: Tensor, x0: Tensor, e: Tensor) -> Tensor:
 class FlowAWR(Rival):
     """One step an iteration."""
 
-    what, lr = "FlowAWR", 1e-3
+    what, lr = "FlowAWR", 2e-3
 
     @classmethod
     def settings(cls, config: Config) -> Config:

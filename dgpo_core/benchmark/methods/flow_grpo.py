@@ -26,7 +26,7 @@ MOST = 5.0
 class FlowGRPO(Rival):
     """noise_level, clip and kl_weight are the paper's a, epsilon and beta."""
 
-    what, lr = "Flow-GRPO", 3e-4
+    what, lr = "Flow-GRPO", 2e-3
     noise_level: ClassVar[float] = 0.7
     clip: ClassVar[float] = 1e-4
     kl_weight: ClassVar[float] = 0.04
@@ -71,7 +71,7 @@ class FlowGRPO(Rival):
 class FlowGRPOFast(FlowGRPO):
     """Where the two steps begin is drawn in each iteration."""
 
-    what, lr = "Flow-GRPO-Fast", 1e-3
+    what, lr = "Flow-GRPO-Fast", 2e-3
     noise_level, clip, kl_weight = 0.8, 1e-5, 0.0
 
     def window(self, steps: int) -> range:

@@ -37,7 +37,7 @@ def contrast(r: Tensor, good: Tensor, bad: Tensor, beta: float) -> Tensor:
 class DiffusionNFT(Rival):
     """Draws with the old policy, whose average slows down to 0.5."""
 
-    what, lr = "DiffusionNFT", 1e-3
+    what, lr = "DiffusionNFT", 2e-3
 
     @classmethod
     def settings(cls, config: Config) -> Config:

@@ -33,7 +33,7 @@ class Noised:
 class Rival(ABC):
     """One method: `iterate` is its loop, of which `learn` is its own.
 
-    what: its name. lr: the best learning rate of the tuning.
+    what: its name. lr: what the command takes by itself: quick in the tuning, and not its largest.
     """
 
     what: ClassVar[str]
