@@ -17,6 +17,8 @@ from dgpo_core.benchmark.random_model import RANDOM_MODELS
 from dgpo_core.fit import main
 from dgpo_core.policy.loading.header import read_header
 
+pytestmark = pytest.mark.slow
+
 FEW = ["--data.groups_per_iteration", "1", "--rollout.group_size", "4", "--model.height", "32", "--model.width", "32"]
 
 

@@ -16,6 +16,8 @@ from dgpo_core.policy.loading.libraries import quiet
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.settings.config import Config
 
+pytestmark = pytest.mark.slow
+
 SIZE = (tiny.SIZE, tiny.SIZE)
 SETTINGS = engine.quick(
     rollout={"cfg": 4.5, "batch": 4}, training={"micro_batch": 2, "clip": 0.01}, evaluation={"batch": 4, "cfg": 4.5}

@@ -26,6 +26,8 @@ from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.policy.quantised import KINDS, QuantisedLinear, large_linears, quantise, refuse_unavailable
 from dgpo_core.runs import assemble
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 BNB = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 ALL = [pytest.param(kind, marks=BNB if kind == "nf4" else ()) for kind in KINDS]
