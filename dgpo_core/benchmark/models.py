@@ -8,7 +8,6 @@ from dgpo_core.benchmark.random_model import RANDOM_MODELS, random_policy
 from dgpo_core.benchmark.weightless import META
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
-from dgpo_core.common.suggest import suggest
 from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading.folder import MODEL_INDEX, open_configs
 from dgpo_core.policy.loading.header import Header, read_header
@@ -52,12 +51,6 @@ def policy_without_weights(config: Config, random: str) -> tuple[DiffusersPolicy
         f"There is no model {shown(path)} on this machine: give a diffusers folder, a .safetensors file or --random"
         f" with one of {', '.join(RANDOM_MODELS)}."
     )
-
-
-def check_random(name: str) -> None:
-    """Raises UserError for a name that is not in `RANDOM_MODELS`."""
-    if name and name not in RANDOM_MODELS:
-        raise UserError(f"There is no random model {name}{suggest(name, RANDOM_MODELS)}")
 
 
 def _random(config: Config, name: str) -> DiffusersPolicy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from dgpo_core.policy.families.flux import Flux
 from dgpo_core.policy.loading.header import read_header
 from dgpo_core.policy.loading.recognise import recognise
 
+UNREADABLE_GGUF = "is a GGUF file" + (
+    " that cannot be read" if importlib.util.find_spec("gguf") else ", which needs the package gguf"
+)
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 FLUX = "double_blocks.0.img_attn.norm.key_norm.scale"
 SD3 = "model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias"
@@ -156,9 +160,9 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "zip under the name": ("a.safetensors", b"PK\x03\x04" * 20, "is a pickle"),
     "web page": ("a.safetensors", b"<!DOCTYPE html><html></html>" * 9, "is a web page"),
     "LFS pointer": ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-    "gguf": ("a.gguf", b"GGUF" + bytes(99), "is a GGUF file"),
+    "gguf": ("a.gguf", b"GGUF" + bytes(99), UNREADABLE_GGUF),
     "gguf under the name": ("a.safetensors", b"GGUF" + bytes(99), "under a name that ends in .gguf"),
-    "gguf by name": ("a.gguf", bytes(99), "is a GGUF file"),
+    "gguf by name": ("a.gguf", bytes(99), UNREADABLE_GGUF),
     "ckpt": ("a.ckpt", bytes(99), "only those are loaded"),
     "bin": ("a.bin", bytes(99), "only those are loaded"),
     "shard": ("model-00001-of-00002.safetensors", header(tensor(), b"0000"), "one part of several"),

@@ -5,13 +5,12 @@ gating" as they have it for rewards by rule, KL 1e-4; draws with the old policy,
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dgpo_core.benchmark.methods.equations import adaptive_error
-from dgpo_core.benchmark.methods.rival import Rival
+from dgpo_core.benchmark.methods.rival import Rival, drawn_by_old
 from dgpo_core.common.group import Group
 from dgpo_core.method.advantage import global_advantage
 from dgpo_core.method.loss import denoising_error
@@ -39,8 +38,7 @@ class FlowAWR(Rival):
 
     @classmethod
     def settings(cls, config: Config) -> Config:
-        training = replace(config.training, ema_fast_max=0.5, ema_fast_rate=0.001)
-        return replace(config, training=training, rollout=replace(config.rollout, on_policy_steps=0))
+        return drawn_by_old(config)
 
     def learn(self, groups: Sequence[Group], r: Tensor) -> None:
         e = energy(global_advantage(r)).flatten()

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt, PromptStream
 from dgpo_core.common.seeds import derive_seed, noise
-from dgpo_core.method import advantage as adv
+from dgpo_core.evaluation.scores import total
 from dgpo_core.method.step import Step, StepSettings
 from dgpo_core.method.update import draw_timesteps
 from dgpo_core.policy.base import AdapterName, Cond, Policy
@@ -28,6 +28,12 @@ class Noised:
     target: Tensor
     t: Tensor
     cond: Cond
+
+
+def drawn_by_old(config: Config) -> Config:
+    """The settings with all roll-outs by the old policy, whose average slows down to 0.5."""
+    training = replace(config.training, ema_fast_max=0.5, ema_fast_rate=0.001)
+    return replace(config, training=training, rollout=replace(config.rollout, on_policy_steps=0))
 
 
 class Rival(ABC):
@@ -61,7 +67,7 @@ class Rival(ABC):
         """One iteration: draw groups, score them, learn from them, let the averages follow."""
         groups = score_groups(self.draw(self.stream.at(self.step.iteration)), self.rewards)
         weights = weights_of(self.config.reward)
-        r = torch.stack([adv.weighted_sum([(w, g.scores[name]) for name, w in weights.items()]) for g in groups])
+        r = torch.stack([total(group, weights) for group in groups])
         self.learn(groups, r)
         self.step.advance()
 

@@ -119,12 +119,7 @@ def open_folder(
 ) -> tuple[type[DiffusersPolicy], Any]:
     """The family's class and the loaded pipeline, on the CPU; path: of a folder, or an id of the hub."""
     folder, what = Folder(path), f"The model {shown(path)}"
-    own_family = _family(folder, what)
-    if family not in (None, own_family):
-        raise UserError(f"{what} is of family {own_family}, not {family}: set the family to {own_family} or auto.")
-    cls = FAMILIES[own_family]
-    _refuse_configs(folder, cls, what)
-    config, name = folder.scheduler()
+    cls, config, name = _described(folder, family, what)
     predicts.settle(what, predicts.Evidence(), config, name, cls, asked=prediction)  # before a download
     folder = _here(folder, what)
     _refuse_absent(folder, what)
@@ -147,12 +142,7 @@ def open_configs(
     from diffusers import ModelMixin
 
     folder, what = Folder(path), f"The model {shown(path)}"
-    found = _family(folder, what)
-    if family not in (None, found):
-        raise UserError(f"{what} is of family {found}, not {family}: set the family to {found} or auto.")
-    cls = FAMILIES[found]
-    _refuse_configs(folder, cls, what)
-    config, name = folder.scheduler()
+    cls, config, name = _described(folder, family, what)
     scheduler = predicts.settle(what, predicts.Evidence(), config, name, cls, asked=prediction)
     parts = {}
     with user_errors(f"{what} cannot be loaded"):
@@ -182,6 +172,16 @@ def _here(folder: Folder, what: str) -> Folder:
 def holds_weights(folder: Path, component: str) -> bool:
     """Whether a local folder has a component's weights."""
     return any((folder / component).glob("*.safetensors"))
+
+
+def _described(folder: Folder, family: str | None, what: str) -> tuple[type[DiffusersPolicy], Mapping[str, Any], str]:
+    """What a folder's configs say: the family's class, the scheduler's settings and its name.
+
+    family: the one that was asked for, if any. Raises UserError for another, and for what cannot be trained.
+    """
+    cls = recognise.family_class(_family(folder, what), family, what)
+    _refuse_configs(folder, cls, what)
+    return cls, *folder.scheduler()
 
 
 def _family(folder: Folder, what: str) -> str:

@@ -16,6 +16,7 @@ from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.family import Family
 from dgpo_core.policy.loading.header import Header
 from dgpo_core.policy.loading.tensors import FULLER
+from dgpo_core.policy.pipeline import DiffusersPolicy
 
 NETWORK_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _NATIVE = "in ComfyUI, DGPO Policy (native) trains it"
@@ -177,3 +178,10 @@ def _has(marks: Iterable[str], text: str) -> bool:
 
 def _refused(header: Header, name: str, instead: str) -> UserError:
     return UserError(f"The model {shown(header.path)} is {name}, which cannot be trained here: {instead}.")
+
+
+def family_class(own: str, asked: str | None, what: str) -> type[DiffusersPolicy]:
+    """The class of a model's `own` family. Raises UserError, beginning with `what`, where another one was asked for."""
+    if asked not in (None, own):
+        raise UserError(f"{what} is of family {own}, not {asked}: set the family to {own} or auto.")
+    return FAMILIES[own]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
-from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading import gguf_file, predicts, recognise, tensors
 from dgpo_core.policy.loading.folder import MODEL_INDEX, Folder, holds_weights, local_only
 from dgpo_core.policy.loading.header import Header, read_header
@@ -28,11 +27,8 @@ def open_file(
     """The family's class and the loaded pipeline, on the CPU. config, prediction: as in `load_policy`."""
     packed = path.suffix.lower() == gguf_file.SUFFIX
     header = gguf_file.read_gguf_header(path) if packed else read_header(path)
-    own_family = recognise.recognise(header)
     what = f"The model {shown(path)}"
-    if family not in (None, own_family):
-        raise UserError(f"{what} is of family {own_family}, not {family}: set the family to {own_family} or auto.")
-    cls = FAMILIES[own_family]
+    cls = recognise.family_class(recognise.recognise(header), family, what)
     beside = path.with_suffix("")
     if config is None and (beside / MODEL_INDEX).is_file():
         config = beside
