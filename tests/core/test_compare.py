@@ -149,6 +149,7 @@ def test_an_iteration_moves_the_adapter_and_costs_the_forwards_that_were_worked_
         assert not torch.equal(weights(contest.policy, name), before[name])
 
 
+@pytest.mark.slow
 def test_all_methods_but_those_of_an_sde_begin_with_the_same_pictures() -> None:
     def first(method: str) -> Tensor:
         contest = Contest(method, small(), images=2)
@@ -161,6 +162,7 @@ def test_all_methods_but_those_of_an_sde_begin_with_the_same_pictures() -> None:
     assert all(torch.equal(first(method), ours) for method in ("nft", "v_grpo"))
 
 
+@pytest.mark.slow
 def test_evaluations_are_no_part_of_the_cost() -> None:
     contest = Contest("v_grpo", small(), images=4)
     first, last = list(contest.run(1, 1, lambda point: False))[-1].points
@@ -199,6 +201,7 @@ def test_races_survive_their_file_and_other_files_are_refused(tmp_path: Path) ->
             results.read(file)
 
 
+@pytest.mark.slow
 def test_the_picture_holds_the_mean_of_the_seeds_up_to_the_shortest() -> None:
     x, y = results._means([race("dgpo", 0, 0.4, 0.6, 0.8), race("dgpo", 1, 0.4, 0.4)], "seconds")
     assert (x[0], x[-1]) == (0.0, 10.0)

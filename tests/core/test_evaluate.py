@@ -102,6 +102,7 @@ def test_without_rewards_named_it_measures_what_the_files_were_trained_on(here: 
     assert found["reward"] == "bright"
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_base_is_told(here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = trained(here, sd3_folder, "a"), trained(here, tiny.folder("sd15"), "b")
     capsys.readouterr()

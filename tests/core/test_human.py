@@ -269,6 +269,7 @@ def _next(url: str, address: str, group: int, pairs: list[list[Any]]) -> dict[st
     return json.loads(said)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_several_processes_are_refused(run: Run) -> None:
     assert train_together(run.folder, run.argv, 2) == [2, 2]

@@ -26,6 +26,7 @@ def inputs(policy: DiffusersPolicy) -> tuple[Tensor, Tensor, Cond]:
     return x, torch.tensor([900.0, 300.0]), Cond.cat(policy.encode(PROMPTS))
 
 
+@pytest.mark.slow
 def test_a_single_checkpoint_is_the_same_model_as_its_folder(tmp_path: Path) -> None:
     folder = tiny.folder("sd15")
     path = single_file.write(tiny.sd15(tmp_path), tmp_path / "model.safetensors")
@@ -82,6 +83,7 @@ def test_a_checkpoint_without_configs_is_told_where_to_put_them(
         load_policy(path, rank=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["", ".fp16"])
 def test_a_model_of_the_hubs_cache_is_looked_into_like_a_folder(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

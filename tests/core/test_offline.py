@@ -142,6 +142,7 @@ def _trainer(policy: DiffusersPolicy, config: Any) -> Any:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_trains_from_the_command_line(
     folder: Path, tmp_path: Path, sd3_folder: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

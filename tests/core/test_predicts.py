@@ -126,6 +126,7 @@ def test_a_v_model_with_zero_terminal_snr_draws_what_diffusers_draws() -> None:
     torch.testing.assert_close(ours, latent, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["ddim", "euler", "dpmpp_2m", "unipc"])
 def test_from_the_terminal_step_on_training_and_drawing_stay_finite(solver: str) -> None:
     policy = load_policy(CASES / "sdxl_vpred.safetensors", rank=2)

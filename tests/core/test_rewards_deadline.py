@@ -15,6 +15,8 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.rewards import make_reward
 from dgpo_core.rewards.network import request
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-test-1234"
 TIMEOUT = 0.3
 

@@ -167,6 +167,7 @@ def test_nobody_listens() -> None:
     assert script.complaint().endswith("cannot be reached (connection refused).")
 
 
+@pytest.mark.slow
 def test_the_wait_grows_and_the_server_may_ask_for_a_longer_one(judge: Start) -> None:
     start = time.monotonic()
     judge((500, b""), (500, b""), says("5")).score(backoff=0.1)

@@ -17,6 +17,8 @@ from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.runs.checkpoint import best_checkpoint, load_checkpoint, save_checkpoint
 from dgpo_core.train import main
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {"iterations": 2, "training": {"timesteps": 1}, "evaluation": {"every": 1, "images": 2, "final_images": 2}}
 
 

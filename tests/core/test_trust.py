@@ -195,6 +195,7 @@ def test_servers_are_told_before_they_are_asked_and_a_resumed_one_needs_trust(
         assert told in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_with_an_endpoint_resumes_by_itself_and_keeps_only_its_name(
     here: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
