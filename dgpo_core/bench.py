@@ -225,14 +225,14 @@ class Bare:
         for size in sizes(self.samples, self.rollout_batch):
             self.draw(size)
         # whole groups go together where they fit
-        told = round(self.samples * informative)
+        useful = round(self.samples * informative)
         references = References.of(self.settings)
         asked = [references.logit, references.kl, OLD if self.settings.clip > 0 else None]
         compared = {reference for reference in asked if reference}
-        for size in sizes(told * self.settings.timesteps, self.micro_batch):
+        for size in sizes(useful * self.settings.timesteps, self.micro_batch):
             self.train(size, compared)
         if references.kl:
-            for size in sizes((self.samples - told) * self.settings.timesteps, self.micro_batch):
+            for size in sizes((self.samples - useful) * self.settings.timesteps, self.micro_batch):
                 self.train(size, {references.kl})
 
     def inputs(self, size: int) -> tuple[torch.Tensor, torch.Tensor, Cond]:

@@ -71,7 +71,7 @@ class Watch:
         """
         base, now = history[0], history[-1]
         held_out = self.measure(now)
-        found: dict[str, Any] = {
+        record: dict[str, Any] = {
             "iteration": now.iteration,
             "held_out": held_out.mean,
             "held_out_ci95": list(held_out.ci95),
@@ -80,16 +80,16 @@ class Watch:
             **{f"watch/{name}": _numbers(base, now, {name: 1.0}) for name in self.names},
         }
         raised = {one.name: str(one) for one in self.alarms(history) if one.iteration == now.iteration}
-        return found | ({"alarms": raised} if raised else {})
+        return record | ({"alarms": raised} if raised else {})
 
 
 def _numbers(base: Evaluation, now: Evaluation, weights: Mapping[str, float]) -> dict[str, float]:
     values = now.total(weights)
-    found = {"mean": values.mean().item(), "sem": Gain.of(values, now.places[:, 0]).sem}
+    record = {"mean": values.mean().item(), "sem": Gain.of(values, now.places[:, 0]).sem}
     if now is base:
-        return found
+        return record
     gain = now.gain(base, weights)
-    return found | {"gain": gain.mean, "gain_sem": gain.sem}
+    return record | {"gain": gain.mean, "gain_sem": gain.sem}
 
 
 def side_by_side(record: Mapping[str, Any]) -> str:
@@ -97,8 +97,8 @@ def side_by_side(record: Mapping[str, Any]) -> str:
     rows = {"in-domain": record["in_domain"]}
     rows |= {name.removeprefix("watch/"): row for name, row in record.items() if name.startswith("watch/")}
     changes = [f" ({row['gain']:+.3f})" if "gain" in row else "" for row in rows.values()]
-    told = [f"{name} {row['mean']:.3f}{change}" for (name, row), change in zip(rows.items(), changes, strict=True)]
-    return f"{told[0]} | watched: {', '.join(told[1:])}"
+    parts = [f"{name} {row['mean']:.3f}{change}" for (name, row), change in zip(rows.items(), changes, strict=True)]
+    return f"{parts[0]} | watched: {', '.join(parts[1:])}"
 
 
 def read_evaluations(folder: Path, until: int, names: Collection[str]) -> tuple[list[Evaluation], int]:

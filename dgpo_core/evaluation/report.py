@@ -26,13 +26,13 @@ class Row:
 
     label: str
     column: str
-    found: Measurement
+    measured: Measurement
     gain: Gain | None
 
     def cells(self) -> list[str]:
         """Mean, 95 % interval, gain, 95 % interval of the gain."""
-        told = [f"{self.found.mean:.3f}", _interval(self.found.ci95, "")]
-        return [*told, f"{self.gain.mean:+.3f}", _interval(self.gain.ci95, "+")] if self.gain else [*told, "", ""]
+        mean = [f"{self.measured.mean:.3f}", _interval(self.measured.ci95, "")]
+        return [*mean, f"{self.gain.mean:+.3f}", _interval(self.gain.ci95, "+")] if self.gain else [*mean, "", ""]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Table:
     def as_json(self) -> list[dict[str, Any]]:
         """One entry per model and reward, in this order."""
         return [
-            {"model": row.label, "reward": row.column, **row.found.as_json(), **_gain_json(row.gain)}
+            {"model": row.label, "reward": row.column, **row.measured.as_json(), **_gain_json(row.gain)}
             for column in self.columns
             for row in self.of(column)
         ]
@@ -114,6 +114,6 @@ def markdown(table: Table, config: Config) -> str:
 def picture(table: Table, groups: Mapping[str, Sequence[Group]]) -> bytes:
     """report.png: one block per model, one row per prompt, the first reward under each image."""
     first = table.columns[0]
-    heads = {row.label: f"{row.label}: {first.name} {row.found.mean:.3f}" for row in table.of(first)}
+    heads = {row.label: f"{row.label}: {first.name} {row.measured.mean:.3f}" for row in table.of(first)}
     scores = [[total(group, first.weights) for group in column] for column in groups.values()]
     return png(comparison({heads[label]: column for label, column in groups.items()}, scores))

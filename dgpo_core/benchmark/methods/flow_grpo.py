@@ -48,9 +48,9 @@ class FlowGRPO(Rival):
         return [Group(p, tuple(seeds[c]), x0[c], images[c]) for p, c in zip(prompts, rows, strict=True)]
 
     def learn(self, groups: Sequence[Group], r: Tensor) -> None:
-        told = informative(r).repeat_interleave(r.shape[1]).nonzero().flatten()
+        useful = informative(r).repeat_interleave(r.shape[1]).nonzero().flatten()
         A = clamp(global_advantage(r), MOST).flatten()
-        for rows in told.tensor_split(2):
+        for rows in useful.tensor_split(2):
             for move in self.moves if len(rows) else ():
                 (self.loss(move, rows, A[rows]).mean() / len(self.moves)).backward()
             self.take_step()

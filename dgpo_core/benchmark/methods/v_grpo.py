@@ -31,8 +31,8 @@ class VGRPO(Rival):
         return stratified(self.step.candidates, self.config.training.timesteps, self.seed("timesteps"))
 
     def learn(self, groups: Sequence[Group], r: Tensor) -> None:
-        told, A = informative(r).nonzero().flatten(), group_advantage(r)
-        halves = [half for half in told.tensor_split(2) if len(half)]
+        useful, A = informative(r).nonzero().flatten(), group_advantage(r)
+        halves = [half for half in useful.tensor_split(2) if len(half)]
         noised = [self.at([groups[i] for i in half]) for half in halves]
         with torch.no_grad():
             old = [self.log_p(half) for half in noised[1:]]
