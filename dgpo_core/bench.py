@@ -8,7 +8,6 @@ of the picture as a JPEG: it needs no weights and next to no time, so that of a 
 """
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -270,6 +269,12 @@ def peak_memory(policy: Policy) -> float:
     """GiB: of the accelerator where there is one, else of the process."""
     if policy.device.type == "cuda":
         return torch.cuda.max_memory_allocated(policy.device) / 2**30
+    if sys.platform == "win32":
+        import psutil  # accelerate brings it
+
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 

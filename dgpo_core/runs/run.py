@@ -113,7 +113,9 @@ class Run:
         line = (json.dumps(_finite(record), ensure_ascii=False) + "\n").encode()
         try:
             if self._metrics is None:
-                self._metrics = os.open(self.metrics_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                # O_BINARY: else Windows writes a line's end as two bytes
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+                self._metrics = os.open(self.metrics_path, flags, 0o666)
             written = os.write(self._metrics, line)
         except OSError as error:
             raise UserError(f"Cannot write {self.metrics_path}: {reason(error)}.") from error

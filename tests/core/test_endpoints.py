@@ -27,7 +27,10 @@ def test_a_reward_asks_the_endpoint_that_it_names(file: Path, monkeypatch: pytes
     monkeypatch.setenv("JUDGE_KEY", "sk-1")
     with judges() as judge:
         script = judge(says("7"))
-        file.write_text(f"j: {{url: '{script.url}', model: big, key_env: JUDGE_KEY, request: {{max_tokens: 9}}}}\n")
+        file.write_text(
+            f"j: {{url: '{script.url}', model: big, key_env: JUDGE_KEY, request: {{max_tokens: 9}}}}\n",
+            encoding="utf-8",
+        )
         reward = make_reward("vlm_judge", {"endpoint": "j"})
         assert reward.score(torch.rand(1, 3, 8, 8), ["a"], [{}]).tolist() == pytest.approx([0.7])
     (asked,), (sent,) = script.asked, script.sent
@@ -35,7 +38,9 @@ def test_a_reward_asks_the_endpoint_that_it_names(file: Path, monkeypatch: pytes
 
 
 def test_the_model_is_the_endpoints_or_where_it_names_none_the_options(file: Path) -> None:
-    file.write_text("free: {url: 'http://127.0.0.1:1'}\nbound: {url: 'http://127.0.0.1:1', model: small}\n")
+    file.write_text(
+        "free: {url: 'http://127.0.0.1:1'}\nbound: {url: 'http://127.0.0.1:1', model: small}\n", encoding="utf-8"
+    )
     assert make_reward("vlm_judge", {"endpoint": "free", "model": "any"}).model == "any"
     assert make_reward("vlm_judge", {"endpoint": "bound"}).model == "small"
     with pytest.raises(UserError, match="the endpoint 'bound' is for the model small"):
@@ -48,7 +53,7 @@ def test_the_model_is_the_endpoints_or_where_it_names_none_the_options(file: Pat
 def test_an_unknown_endpoint_says_what_to_write_where(name: str, file: Path) -> None:
     for content in (None, "", "other: {url: 'http://127.0.0.1:1'}"):
         if content is not None:
-            file.write_text(content)
+            file.write_text(content, encoding="utf-8")
         for ask in (make_reward, require_reward):
             with pytest.raises(UserError) as error:
                 ask(name, {"endpoint": "mine"})
@@ -62,7 +67,7 @@ def test_an_unknown_endpoint_says_what_to_write_where(name: str, file: Path) -> 
 
 
 def test_either_an_endpoint_or_an_address(file: Path) -> None:
-    file.write_text("mine: {url: 'http://127.0.0.1:1'}\n")
+    file.write_text("mine: {url: 'http://127.0.0.1:1'}\n", encoding="utf-8")
     for more in ({"url": "http://127.0.0.1:2"}, {"token_env": "HOME"}):
         with pytest.raises(UserError, match="give either endpoint, which is a name, or url with token_env, not both"):
             make_reward("remote", {"endpoint": "mine", **more})
@@ -108,7 +113,7 @@ def test_the_file_is_where_the_variable_says_else_in_comfyuis_folder_else_where_
     ],
 )
 def test_what_is_wrong_with_the_file_is_told(content: str, says: str, file: Path) -> None:
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=says) as error:
         require_reward("remote", {"endpoint": "a"})
     assert "secret" not in str(error.value)
@@ -117,7 +122,7 @@ def test_what_is_wrong_with_the_file_is_told(content: str, says: str, file: Path
 
 @pytest.mark.skipif(os.name != "posix", reason="a matter of mode bits")
 def test_a_file_that_anybody_may_change_is_warned_of(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file.write_text("mine: {url: 'http://127.0.0.1:1'}\n")
+    file.write_text("mine: {url: 'http://127.0.0.1:1'}\n", encoding="utf-8")
     file.chmod(0o644)
     with caplog.at_level(logging.WARNING):
         assert endpoints.find("mine") == Endpoint("http://127.0.0.1:1")

@@ -80,7 +80,7 @@ def test_a_class_in_a_file_scores(file: str) -> None:
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_sentence(file: str, name: str, says: str) -> None:
-    Path("mine/broken.py").write_text("1 / 0\n")
+    Path("mine/broken.py").write_text("1 / 0\n", encoding="utf-8")
     with pytest.raises(UserError, match=says):
         make_reward(name)
 
@@ -104,7 +104,7 @@ def test_where_lower_is_better_the_weight_turns_its_sign(file: str) -> None:
 def test_a_file_goes_through_the_command_line_and_yaml(file: str) -> None:
     config = parse_args(["--reward", f"{file}:Redness=0.5?{file}:Paleness<0.9,{file}:Paleness=0"])
     assert config.reward[0] == RewardTerm(f"{file}:Redness", 0.5, {}, f"{file}:Paleness<0.9")
-    Path("again.yaml").write_text(to_yaml(config))
+    Path("again.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert load_yaml("again.yaml") == config
 
 

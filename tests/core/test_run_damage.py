@@ -102,7 +102,7 @@ def test_a_line_of_metrics_that_is_none_is_left_out_with_one_warning(
 def test_a_line_that_a_killed_process_left_half_written_is_left_out_silently(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with open(run / "metrics.jsonl", "a") as file:
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"iteration": 3, "rew')
     assert resume() == 0
     assert "metrics.jsonl" not in capsys.readouterr().out
