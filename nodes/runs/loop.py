@@ -57,7 +57,7 @@ def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State, Log]:
     progress.at(handle.step)
     try:
         while handle.step < plan.iterations and not log.stopped:
-            groups = sessions.score(_draw(plan, handle), plan.terms)
+            groups = _draw(plan, handle)
             handle, state = sessions.learn(handle, groups, plan.settings, host.stop_if_cancelled)
             if log.look(handle):
                 best = handle
@@ -90,7 +90,8 @@ def _before_the_decline(log: Log, handle: PolicyHandle, state: State) -> tuple[P
 
 
 def _draw(plan: Plan, handle: PolicyHandle) -> Groups:
-    return sessions.draw(handle, plan.prompts.at(handle.step), plan.sampler, handle.step, host.stop_if_cancelled)
+    places, cancelled = plan.prompts.at(handle.step), host.stop_if_cancelled
+    return sessions.draw_scored(handle, places, plan.sampler, handle.step, plan.terms, cancelled)
 
 
 def _furthest(plan: Plan) -> tuple[PolicyHandle, State]:

@@ -6,11 +6,15 @@ used, on the CPU while they are idle. As `held`, it is touched in ComfyUI's work
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
+
+from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.rewards import Reward, guard, make_reward, score_groups
+from dgpo_core.rewards import Reward, Scoring, guard, make_reward
 from dgpo_core.settings.config import NEUTRAL, RewardTerm
 from dgpo_core.settings.gates import check_rewards
 
@@ -30,16 +34,36 @@ def require_ready(terms: Sequence[RewardTerm], prompts: Sequence[Prompt]) -> Non
         guard.check_prompts({term.name: _reward(term) for term in terms}, prompts)
 
 
-def score_all(groups: Sequence[Group], terms: Sequence[RewardTerm]) -> list[Group]:
-    """Scored by every reward; nothing of a reward stays on the accelerator."""
+@contextmanager
+def beside_drawing(terms: Sequence[RewardTerm], device: torch.device, group_size: int) -> Iterator[Scoring]:
+    """To `start` each group as soon as it is drawn on `device`; then `results_of` all. Nothing of a reward stays on
+    the accelerator."""
     check_rewards(terms)
     with host.engine():
-        host.make_room()
         rewards = {term.name: _reward(term) for term in terms}
         try:
-            return score_groups(groups, rewards)
+            with Scoring(rewards, device, group_size) as running:
+                yield running
         finally:
             guard.idle(rewards)
+
+
+def results_of(running: Scoring, groups: Sequence[Group]) -> list[Group]:
+    """The groups with all scores. Raises UserError as `score_groups` does."""
+    if running.after:  # what is scored beside drawing needs no room on the accelerator
+        host.make_room()
+    scored = []
+    for outcome in running.results(groups):
+        if isinstance(outcome, UserError):
+            raise outcome
+        scored.append(outcome)
+    return scored
+
+
+def score_all(groups: Sequence[Group], terms: Sequence[RewardTerm]) -> list[Group]:
+    """Scored by every reward, as beside drawing."""
+    with beside_drawing(terms, host.device(), max(map(len, groups), default=0)) as running:
+        return results_of(running, groups)
 
 
 def _reward(term: RewardTerm) -> Reward:

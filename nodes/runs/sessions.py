@@ -32,7 +32,7 @@ from ..common.lora_model import LoraModel
 from ..common.values import Groups, PolicyHandle, PolicySpec, Sampler, Training, key_of
 from . import keys
 from .held import HELD, LoadedModel
-from .scoring import score_all
+from .scoring import beside_drawing, results_of, score_all
 from .sources import SOURCES
 from .states import State, Store, root_key
 
@@ -75,6 +75,26 @@ def draw(
         groups = step.draw(places)
         _note_memory(handle.spec, step)
     return Groups(tuple(_on_cpu(g) for g in groups), handle, sampler, iteration, keys.drawn(handle, places, sampler))
+
+
+def draw_scored(
+    handle: PolicyHandle,
+    places: Sequence[tuple[int, Prompt]],
+    sampler: Sampler,
+    iteration: int,
+    terms: Sequence[RewardTerm],
+    tick: Callable,
+) -> Groups:
+    """`draw` and `score` in one: a server, or a reward on the CPU, scores a group while the next ones are drawn."""
+    handle = resolve(handle, iteration)
+    with host.engine():
+        step = _enter(handle, sampler, DRAWING, (), tick)
+        with beside_drawing(terms, step.policy.device, sampler.rollout.group_size) as running:
+            groups = step.draw(places, running.start)
+            _note_memory(handle.spec, step)
+            scored = tuple(_on_cpu(group) for group in results_of(running, groups))
+    key = keys.scored(keys.drawn(handle, places, sampler), terms)
+    return Groups(scored, handle, sampler, iteration, key, tuple(terms))
 
 
 def score(groups: Groups, terms: Sequence[RewardTerm]) -> Groups:
