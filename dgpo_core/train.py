@@ -4,7 +4,6 @@ The run folder is written as it goes: config.yaml, metrics.jsonl, reward.png, sa
 lora.safetensors and summary.json.
 """
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from dgpo_core.common.errors import Interrupted, UserError
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.pictures import reward_curve
 from dgpo_core.common.prompt_syntax import syntax_warning
+from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.terminal import say
 from dgpo_core.evaluation.evaluator import Evaluator, Watch, read_evaluations, side_by_side
 from dgpo_core.evaluation.held_out import HeldOut
@@ -43,40 +43,10 @@ from dgpo_core.runs.checkpoint import (
 )
 from dgpo_core.runs.options import parse_args
 from dgpo_core.runs.run import Run
+from dgpo_core.runs.stop import Stop
 from dgpo_core.settings.command_line import command
 from dgpo_core.settings.config import Config
 from dgpo_core.settings.resuming import fingerprint
-
-ECHO = 5.0  # seconds in which a second signal is still the first one, passed on by `accelerate launch` or `torchrun`
-
-
-@dataclass
-class Stop:
-    """Ctrl-C, noticed at the next forward instead of in the middle of one."""
-
-    asked: float | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """SIGINT and SIGTERM raise the flag; another one, `ECHO` seconds later or more, acts at once."""
-
-        def note(number: int, frame: Any) -> None:
-            now = time.monotonic()
-            if self.asked is not None and now > self.asked + ECHO:
-                raise KeyboardInterrupt
-            self.asked = self.asked or now
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def check(self) -> None:
-        """Raises Interrupted once the flag is up."""
-        if self.asked is not None:
-            raise Interrupted
 
 
 @dataclass
@@ -101,6 +71,17 @@ class Session:
     def adapter(self) -> AdapterName:
         """The weights that are evaluated and saved."""
         return self.config.evaluation.weights
+
+    def read_ahead(self) -> None:
+        """All prompts that this process will be asked for, in the order in which it will."""
+        images = max(self.config.evaluation.images, self.config.evaluation.final_images)
+        texts = self.evaluator.texts(images, self.shown)
+        self.policy.read_ahead([*texts, *self.trainer.texts()], self.check)
+
+    @property
+    def shown(self) -> Sequence[Prompt]:
+        """The prompts of the pictures in samples/."""
+        return self.evaluator.held_out.prompts or self.trainer.stream.prompts
 
     def elapsed(self) -> float:
         """Seconds of the run so far, those before a resume included."""
@@ -188,6 +169,7 @@ def _iterate(session: Session, run: Run | None) -> None:
     """The run from its start or its newest checkpoint to its end. `run` is None on all processes but the first."""
     trainer, config = session.trainer, session.config
     done = _resume(session, run)  # what is wrong with a checkpoint leaves the run as it is
+    session.read_ahead()
     try:
         _steps(session, run, done)
     except (Interrupted, UserError) as ending:
@@ -268,8 +250,8 @@ def _is_stopped(session: Session) -> bool:
 def _samples(session: Session, run: Run | None, adapter: AdapterName | None) -> None:
     """The same prompts and seeds at every call, as one labelled picture in samples/."""
     if run:
-        step, prompts = session.trainer.iteration, session.evaluator.held_out.prompts or session.trainer.stream.prompts
-        sheet = session.evaluator.samples(step, adapter, prompts)
+        step = session.trainer.iteration
+        sheet = session.evaluator.samples(step, adapter, session.shown)
         write_atomic(run.samples / f"iteration_{step:06d}.png", sheet)
 
 

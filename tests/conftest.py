@@ -1,11 +1,15 @@
 """What all tests share: nothing is downloaded, nothing opens a window, one thread, and a tiny model made once."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on tiny models, threads cost more than they bring
+os.environ["DGPO_CACHE"] = tempfile.mkdtemp(prefix="dgpo-cache-")  # not the folder of whoever runs the tests
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +21,7 @@ import torch
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.settings.config import Config
 
+atexit.register(shutil.rmtree, os.environ["DGPO_CACHE"], ignore_errors=True)
 pytest_plugins = ("comfy_fixtures",)
 IN_COMFYUI = Path(__file__).parent / "comfy"
 BROWSERS = {"browser", "chromium", "_chromium"}  # fixtures

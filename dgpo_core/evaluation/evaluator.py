@@ -146,9 +146,14 @@ class Evaluator:
         evaluation, self.batch = within_memory(work, self.batch, images, self.tell)
         return evaluation
 
+    def texts(self, images: int, prompts: Sequence[Prompt]) -> list[str]:
+        """The prompts that this process draws in evaluations of up to `images` images and in `samples`."""
+        mine = self.held_out.texts(images) if self.measures else []
+        return mine + [prompt.text for prompt in _few(prompts) if self.held_out.world.leads]
+
     def samples(self, iteration: int, adapter: AdapterName | None, prompts: Sequence[Prompt]) -> bytes:
         """The same prompts and seeds at every call, as one labelled picture, a PNG."""
-        few = prompts[:: max(1, len(prompts) // SAMPLE_PROMPTS)][:SAMPLE_PROMPTS]
+        few = _few(prompts)
         rows = evaluation_set(few, SAMPLES_EACH * len(few))
         weights = self.watch.measured
 
@@ -159,3 +164,7 @@ class Evaluator:
         groups = score_groups(groups, {name: self.held_out.judges[name] for name in weights})
         scores = [total(group, weights) for group in groups] if weights else None
         return png(grid(groups, f"iteration {iteration}", scores))
+
+
+def _few(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    return prompts[:: max(1, len(prompts) // SAMPLE_PROMPTS)][:SAMPLE_PROMPTS]

@@ -99,6 +99,12 @@ class HeldOut:
         """As the settings say; see `Drawing.of`."""
         return HeldOut(Drawing.of(policy, config, size), prompts, judges, world, config.memory.offload, check)
 
+    def texts(self, images: int) -> list[str]:
+        """The prompts that this process draws in an evaluation of `images` images."""
+        if not images or not self.prompts:
+            return []
+        return [prompt.text for prompt, _ in self.world.share(evaluation_set(self.prompts, images))]
+
     def score(
         self,
         adapter: AdapterName | None,

@@ -1,6 +1,6 @@
 """DGPO, one iteration at a time: rollout, reward, advantage, update (arXiv 2510.08425)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
@@ -49,6 +49,16 @@ class Trainer:
     def iteration(self) -> int:
         """How many iterations are done."""
         return self.step.iteration
+
+    def texts(self) -> Iterator[str]:
+        """The negative prompt, and what this process will be asked to draw from here on, each prompt once, in order."""
+        yield self.config.rollout.negative_prompt
+        seen: set[str] = set()
+        for iteration in range(self.iteration, self.config.iterations):
+            for _, prompt in self.world.share(list(enumerate(self.stream.at(iteration)))):
+                if prompt.text not in seen:
+                    seen.add(prompt.text)
+                    yield prompt.text
 
     def iterate(self) -> Iteration:
         """One iteration: draw groups, score them, compare them, take one optimiser step."""

@@ -6,7 +6,7 @@ Nothing here knows diffusers or peft, so that a policy on another engine can be 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,13 @@ class Policy(ABC):
     def is_encoded(self, prompts: Sequence[str]) -> bool:
         """Whether `encode` would need no text encoder for these prompts."""
         return False
+
+    def read_ahead(self, prompts: Iterable[str], check: Check) -> None:  # noqa: B027 - nothing to do is a fine default
+        """Reads prompts that will be asked for into a cache, where there is one, and lets go of the text encoders.
+
+        They are then on the device once, in place of in each iteration that has new prompts. Nothing comes of it where
+        the cache has no room for all of them, and where there is none.
+        """
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:

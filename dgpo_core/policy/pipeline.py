@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,12 +21,15 @@ from dgpo_core.policy.family import Family
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
 from dgpo_core.policy.peft_adapters import PeftAdapters
+from dgpo_core.policy.prompt_cache import PromptCache
 from dgpo_core.policy.quantised import NONE, quantise
+from dgpo_core.policy.vae import decoded, encoded
 
-# Images decoded or encoded at once hold at most this many pixels (8 of 512 x 512): the VAE's peak memory is bounded.
-_VAE_PIXELS = 8 * 512 * 512
-# A prompt of SD3 with T5 takes 2.7 MB: past this much host memory the oldest are dropped, and encoded again if needed.
+# A prompt of SD3 with T5 takes 2.7 MB: past this much host memory the oldest are dropped, and encoded again if needed,
+# or read from the cache on disk, where there is one.
 _CACHE_BYTES = 16 * 2**30
+_BESIDE_A_CACHE = 2 * 2**30
+_AHEAD = 256  # prompts that are read in one go
 _WORKING_BYTES = 2**30  # what text encoders need besides their weights
 
 
@@ -36,7 +39,8 @@ class DiffusersPolicy(Family, Policy):
     pipe: the loaded pipeline, its modules already in `dtype` on `device`; adapters are added to its network here.
     guidance: embedded guidance scale, for networks that have one (Flux dev). offload: text encoders and VAE stay on the
     CPU and come to the device only while they work. quantize, quantize_text: how the large Linears of the
-    network and of the text encoders are kept, see `quantised`.
+    network and of the text encoders are kept, see `quantised`. cache: prompts that were read before. late: gives the
+    text encoders of a `pipe` without them, by name, each time anew; they are asked for once a prompt must be read.
     """
 
     def __init__(
@@ -54,21 +58,21 @@ class DiffusersPolicy(Family, Policy):
         offload: bool = False,
         quantize: str = NONE,
         quantize_text: str = NONE,
+        cache: PromptCache | None = None,
+        late: Callable[[], Mapping[str, nn.Module]] | None = None,
     ) -> None:
         self.pipe, self.dtype, self.device, self.guidance, self.offload = pipe, dtype, device, guidance, offload
         self.network: Any = getattr(pipe, self.network_name)
         self.scheduler_config: dict[str, Any] = dict(pipe.scheduler.config)
+        self.quantize_text, self.cache, self._late = quantize_text, cache, late
         for module in pipe.components.values():
             if isinstance(module, nn.Module):
-                module.requires_grad_(False).eval()
-                if device.type == "cpu":
-                    _own_memory(module)
+                self._freeze(module)
         if dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False):
             pipe.vae.to(dtype=torch.float32)  # SDXL's VAE overflows in float16
         if quantize != NONE:
             quantise(self.network, quantize, device, self.kept_whole)
-        for module in self._text_encoders() if quantize_text != NONE else ():
-            quantise(module, quantize_text, device)
+        self._quantise_text_encoders()
         self.network.to(device)
         if not offload:
             self.text_encoders_to(device)
@@ -77,11 +81,17 @@ class DiffusersPolicy(Family, Policy):
             self.network, rank=rank, alpha=alpha, dropout=dropout, targets=targets or self.targets, seed=seed
         )
         self.prediction: Prediction = self._prediction()
+        self._readers: tuple[str, ...] = ()  # text encoders that came late and are there
         self._conds: dict[str, Cond] = {}
         self._constants: dict[tuple[Any, ...], Tensor] = {}
         self._conds_bytes = 0
         self._factor: int = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
         self._channels: int = pipe.vae.config.latent_channels
+
+    def _freeze(self, module: nn.Module) -> None:
+        module.requires_grad_(False).eval()
+        if self.device.type == "cpu":
+            _own_memory(module)
 
     # --- what a family says ------------------------------------------------------------------------------------------
 
@@ -110,19 +120,72 @@ class DiffusersPolicy(Family, Policy):
     # --- prompts -----------------------------------------------------------------------------------------------------
 
     def is_encoded(self, prompts: Sequence[str]) -> bool:
-        return all(text in self._conds for text in prompts)
+        cache = self.cache
+        return all(text in self._conds or (cache is not None and cache.has(text)) for text in prompts)
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Cond]:
-        new = [text for text in dict.fromkeys(prompts) if text not in self._conds]
-        if new:
-            self._require_text_encoders()
-            with self._room_for(self._text_encoders()), self._at_work(self.text_encoders_to):
-                for text in new:  # one at a time: an embedding must not depend on the prompts around it
-                    self._remember(text, {k: v.to("cpu", self.dtype) for k, v in self._encode(text).items()})
-        conds = {text: self._conds[text].to(self.device) for text in dict.fromkeys(prompts)}
+        unique = list(dict.fromkeys(prompts))
+        self._read(unique)
+        conds = {text: self._conds[text].to(self.device) for text in unique}
         self._forget(keep=len(conds))
         return [conds[text] for text in prompts]
+
+    def read_ahead(self, prompts: Iterable[str], check: Check) -> None:
+        cache, ahead = self.cache, list(dict.fromkeys(prompts))
+        if cache is None:
+            return
+        kept = 0
+        for part in (ahead[i : i + _AHEAD] for i in range(0, len(ahead), _AHEAD)):
+            self._read(part, check)
+            kept += sum(_bytes(self._conds[text]) for text in part)
+            self._forget(keep=0)
+            if kept > cache.most:
+                return
+        if all(map(cache.has, ahead)):
+            for name in self._readers:
+                setattr(self.pipe, name, None)
+            self._readers = ()
+
+    @torch.no_grad()
+    def _read(self, prompts: Sequence[str], check: Check | None = None) -> None:
+        """Puts what is not yet in memory there: from the cache, or read by the text encoders."""
+        new = [text for text in prompts if text not in self._conds and not self._find(text)]
+        if not new:
+            return
+        self._bring_text_encoders()
+        self._require_text_encoders()
+        leave = self.offload or self._late is not None
+        with self._room_for(self._text_encoders()), self._at_work(self.text_encoders_to, leave):
+            for text in new:  # one at a time: an embedding must not depend on the prompts around it
+                if check:
+                    check()
+                tensors = {k: v.to("cpu", self.dtype) for k, v in self._encode(text).items()}
+                self._remember(text, tensors)
+                if self.cache:
+                    self.cache.write(text, tensors)
+        if self.cache:
+            self.cache.make_room()
+
+    def _find(self, text: str) -> bool:
+        found = self.cache.read(text) if self.cache else None
+        if found is not None:
+            self._remember(text, found)
+        return found is not None
+
+    def _bring_text_encoders(self) -> None:
+        """Loads those that the pipeline was made without; they are on the device only while they work."""
+        if self._late is None or self._readers:
+            return
+        modules = self._late()
+        for name, module in modules.items():
+            self._freeze(module)
+            setattr(self.pipe, name, module)
+        self._readers = tuple(modules)
+        self._quantise_text_encoders()
+
+    def _quantise_text_encoders(self) -> None:
+        for module in self._text_encoders() if self.quantize_text != NONE else ():
+            quantise(module, self.quantize_text, self.device)
 
     def _require_text_encoders(self) -> None:
         missing = [n for n in self.text_encoder_names if getattr(self.pipe, n, None) is None]
@@ -137,7 +200,8 @@ class DiffusersPolicy(Family, Policy):
 
     def _forget(self, keep: int) -> None:
         """Drops the oldest prompts where the cache has grown out of all proportion, but not the latest `keep`."""
-        while self._conds_bytes > _CACHE_BYTES and len(self._conds) > keep:
+        most = _BESIDE_A_CACHE if self.cache else _CACHE_BYTES
+        while self._conds_bytes > most and len(self._conds) > keep:
             self._conds_bytes -= _bytes(self._conds.pop(next(iter(self._conds))))
 
     # --- the network -------------------------------------------------------------------------------------------------
@@ -157,9 +221,7 @@ class DiffusersPolicy(Family, Policy):
         return make_solver(name, self.scheduler_config, self.prediction, steps, shift=shift, **options)
 
     @torch.no_grad()
-    def sample(
-        self, solver: Solver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check
-    ) -> Tensor:
+    def sample(self, solver: Solver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check) -> Tensor:
         made_here = cast(SchedulerSolver, solver)  # by `solver`, as `Policy.sample` asks
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -198,38 +260,13 @@ class DiffusersPolicy(Family, Policy):
         side: int = getattr(self.pipe, "default_sample_size", 0) or self.network.config.sample_size
         return self._factor * side, self._factor * side
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        scale, shift = self._latent_scale()
+        with self._at_work(self.vae_to, self.offload):
+            return decoded(self.pipe.vae, latents, self._factor)
 
-        def chunk(z: Tensor) -> Tensor:
-            image = vae.decode((z / scale + shift).to(vae.dtype), return_dict=False)[0]
-            return (image.float() / 2 + 0.5).clamp_(0, 1)
-
-        with self._at_work(self.vae_to):
-            return _in_chunks(chunk, latents, latents.shape[-2] * latents.shape[-1] * self._factor**2)
-
-    @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        scale, shift = self._latent_scale()
-
-        def chunk(image: Tensor) -> Tensor:
-            z = vae.encode((image * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
-            return (z - shift) * scale
-
-        with self._at_work(self.vae_to):
-            return _in_chunks(chunk, images, images.shape[-2] * images.shape[-1])
-
-    def _latent_scale(self) -> tuple[Tensor | float, Tensor | float]:
-        """(scale, shift): latent = (z - shift) * scale; per channel where the VAE says so (some SDXL VAEs do)."""
-        config = self.pipe.vae.config
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is None or std is None:
-            return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
-        mean, std = (torch.tensor(v, device=self.device, dtype=torch.float32).view(1, -1, 1, 1) for v in (mean, std))
-        return config.scaling_factor / std, mean
+        with self._at_work(self.vae_to, self.offload):
+            return encoded(self.pipe.vae, images)
 
     # --- adapters ----------------------------------------------------------------------------------------------------
 
@@ -280,8 +317,9 @@ class DiffusersPolicy(Family, Policy):
         self.network.to(self.device)
         self._constants.clear()
         if not self.offload:
-            self.text_encoders_to(self.device)
             self.vae_to(self.device)
+            if self._late is None:
+                self.text_encoders_to(self.device)
 
     def movable(self) -> nn.Module:
         parts = [self.network] if self.offload else list(self.pipe.components.values())
@@ -297,12 +335,12 @@ class DiffusersPolicy(Family, Policy):
 
     @contextmanager
     def _room_for(self, modules: Sequence[nn.Module]) -> Iterator[None]:
-        """With `offload`, the network leaves the device inside the block where the modules do not fit beside it.
+        """Where they do not stay, the network leaves the device inside the block if they do not fit beside it.
 
         T5 takes 9.5 GB: beside Flux it fits no 24 GB card, and beside SD3.5 no 12 GB card.
         """
         need = sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
-        away = self.offload and _free_memory(self.device) < need + _WORKING_BYTES
+        away = (self.offload or self._late is not None) and _free_memory(self.device) < need + _WORKING_BYTES
         if away:
             self.network.to("cpu")
         try:
@@ -315,9 +353,9 @@ class DiffusersPolicy(Family, Policy):
         self.pipe.vae.to(device)
 
     @contextmanager
-    def _at_work(self, move: Callable[[torch.device | str], None]) -> Iterator[None]:
-        """With `offload`, modules are on the device inside the block and on the CPU outside."""
-        if not self.offload:
+    def _at_work(self, move: Callable[[torch.device | str], None], leave: bool) -> Iterator[None]:
+        """Where they `leave`, modules are on the device inside the block and on the CPU outside."""
+        if not leave:
             yield
             return
         move(self.device)
@@ -348,11 +386,3 @@ def _free_memory(device: torch.device) -> float:
 
 def _bytes(cond: Cond) -> int:
     return sum(v.nbytes for v in cond.tensors.values())
-
-
-def _in_chunks(f: Callable[[Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:
-    """f over the batch, a bounded number of images at once."""
-    rows = max(1, _VAE_PIXELS // pixels)
-    if len(batch) <= rows:
-        return f(batch)
-    return torch.cat([f(part) for part in batch.split(rows)])

@@ -23,8 +23,9 @@ Device = torch.device | str
 
 def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[int, int]]:
     """The policy on a device, and the image size (height, width) in pixels."""
-    model, lora = config.model, config.lora
+    model, lora, memory = config.model, config.lora, config.memory
     path = DEMO / "model" if model.path == EMBEDDED else model.path
+    keep = memory.prompt_cache_gib > 0 and model.path != EMBEDDED  # whose text encoder is no larger than a prompt
     policy = load_policy(
         path,
         family=model.family,
@@ -36,10 +37,12 @@ def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[i
         dtype=model.dtype,
         device=device,
         seed=config.seed,
-        offload=config.memory.offload,
+        offload=memory.offload,
         prediction=model.prediction,
         quantize=model.quantize,
         quantize_text=model.quantize_text,
+        prompt_cache=memory.prompt_cache if keep else "",
+        prompt_cache_bytes=int(memory.prompt_cache_gib * 2**30),
     )
     return policy, set_up(policy, config)
 

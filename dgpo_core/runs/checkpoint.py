@@ -4,18 +4,17 @@ Tensors are flat (`current/...`, `optimizer/...`: the trainer chooses the prefix
 """
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dgpo_core.common.digest import digest_of
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.reading import parse_json, require_ordinary, shown
@@ -41,7 +40,7 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], info: Mappi
     file cannot be written; the checkpoints before it stay as they are.
     """
     flat = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "info": json.dumps(info), "digest": _digest(flat)}
+    metadata = {"format": FORMAT, "info": json.dumps(info), "digest": digest_of(flat)}
     write_atomic(path, lambda temporary: save_file(flat, temporary, metadata))
 
 
@@ -67,7 +66,7 @@ def load_checkpoint(path: str | Path, fingerprint: str | None = None) -> tuple[d
         raise UserError(f"The checkpoint {path} is damaged ({shown(error)}): {_ADVICE}") from None
     if not isinstance(info, dict):
         raise UserError(f"The checkpoint {path} is damaged (its info is no object): {_ADVICE}")
-    if metadata.get("digest") != _digest(tensors):
+    if metadata.get("digest") != digest_of(tensors):
         raise UserError(f"The checkpoint {path} is damaged (its checksum does not match): {_ADVICE}")
     if fingerprint is not None and info.get("fingerprint") != fingerprint:
         raise UserError(f"The checkpoint {path} is from a run with other settings: give one of this run.")
@@ -124,12 +123,3 @@ def step_of(path: Path) -> int:
     if not match:
         raise ValueError(f"{path.name} is no checkpoint's name")
     return int(match[1])
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names and bytes: safetensors checks lengths, not contents."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -269,6 +269,11 @@ class MemoryConfig:
     """torch.compile the backbone: a slow start, then faster iterations."""
     offload: bool = True
     """Keep the text encoders and the VAE off the accelerator while they are not in use."""
+    prompt_cache: str = "auto"
+    """Folder that keeps prompts as the text encoders read them, so that these need not be loaded again; 'auto' is
+    dgpo/prompts in your cache folder."""
+    prompt_cache_gib: NotNegative = 8.0
+    """What all files in it take at most, in GiB; those used last stay. 0: nothing is kept, each run reads anew."""
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_guidance_is_one_forward_and_scale_one_is_a_plain_one(monkeypatch: pytes
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_latents_and_images(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dgpo_core.policy.pipeline as module
+    import dgpo_core.policy.vae as module
 
     policy = tiny.shared(family)
     shape = policy.latent_shape(tiny.SIZE, tiny.SIZE)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import read_json, shown
@@ -24,7 +25,8 @@ _MOST_STEPS = 100_000
 MODEL_INDEX = "model_index.json"
 _OPTIONAL = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor", "safety_checker")
 _UNUSED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-_MODULE_FOLDERS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_MODULE_FOLDERS = ("unet", "transformer", "vae", *TEXT_ENCODERS)
 # model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16...
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?")
 
@@ -114,10 +116,22 @@ class Folder:
         return made.from_pretrained(self.path, **options, **{**absent, **unused, **parts})
 
 
-def open_folder(
-    path: str, family: str | None, dtype: torch.dtype, prediction: str
-) -> tuple[type[DiffusersPolicy], Any]:
-    """The family's class and the loaded pipeline, on the CPU; path: of a folder, or an id of the hub."""
+@dataclass(frozen=True)
+class Opened:
+    """A model as it was found: its family's class and its pipeline, on the CPU.
+
+    late: the text encoders by name, where the pipeline was made without them; each call reads them from their files.
+    texts: the files that decide what becomes of a prompt.
+    """
+
+    cls: type[DiffusersPolicy]
+    pipe: Any
+    late: Callable[[], dict[str, nn.Module]]
+    texts: list[Path]
+
+
+def open_folder(path: str, family: str | None, dtype: torch.dtype, prediction: str, readers: bool = True) -> Opened:
+    """The model in a folder, or of an id of the hub; readers: with its text encoders, which else come later."""
     folder, what = Folder(path), f"The model {shown(path)}"
     cls, config, name = _described(folder, family, what)
     predicts.settle(what, predicts.Evidence(), config, name, cls, asked=prediction)  # before a download
@@ -129,10 +143,27 @@ def open_folder(
     evidence = predicts.together([predicts.of_header(h, cls.kinds, cls.predicted_by) for h in own])
     scheduler = predicts.settle(what, evidence, config, name, cls, asked=prediction)
     variant = _variant(Path(folder.path))
-    with user_errors(f"{what} cannot be loaded"):
-        pipe = folder.build(cls, dtype, scheduler=scheduler, **({"variant": variant} if variant else {}))
-    _refuse_missing(pipe, headers, what)
-    return cls, pipe
+    options = {"scheduler": scheduler, **({"variant": variant} if variant else {})}
+
+    def build(without: Iterable[str]) -> Any:
+        with user_errors(f"{what} cannot be loaded"):
+            pipe = folder.build(cls, dtype, **options, **dict.fromkeys(filter(folder.lists, without)))
+        _refuse_missing(pipe, headers, what)
+        return pipe
+
+    pipe = build(() if readers else TEXT_ENCODERS)
+    return Opened(cls, pipe, lambda: readers_of(build((cls.network_name, "vae"))), text_files(Path(folder.path)))
+
+
+def readers_of(pipe: Any) -> dict[str, nn.Module]:
+    """The text encoders of a pipeline, by name."""
+    return {name: module for name, module in pipe.components.items() if name in TEXT_ENCODERS and module is not None}
+
+
+def text_files(folder: Path) -> list[Path]:
+    """What of a model's folder decides what becomes of a prompt."""
+    parts = [*folder.glob("text_encoder*/*"), *folder.glob("tokenizer*/*"), folder / MODEL_INDEX]
+    return [path for path in parts if path.is_file()]
 
 
 def open_configs(

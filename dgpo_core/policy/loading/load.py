@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ from torch import nn
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.policy.families import FAMILIES
-from dgpo_core.policy.loading.folder import MODEL_INDEX, open_folder
+from dgpo_core.policy.loading.folder import MODEL_INDEX, Opened, open_folder
 from dgpo_core.policy.loading.libraries import first_line, quiet
 from dgpo_core.policy.loading.single_file import open_file
 from dgpo_core.policy.loading.tensors import refuse_missing, refuse_not_finite
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
 from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.policy.prompt_cache import PromptCache, identity
 from dgpo_core.policy.quantised import NONE, refuse_unavailable
 
 PREDICTIONS = ("auto", "epsilon", "v", "flow")
@@ -51,6 +54,8 @@ def load_policy(
     prediction: str = "auto",
     quantize: str = NONE,
     quantize_text: str = NONE,
+    prompt_cache: str | Path = "",
+    prompt_cache_bytes: int = 8 * 2**30,
 ) -> DiffusersPolicy:
     """Loads a model and puts the adapters on it.
 
@@ -67,6 +72,8 @@ def load_policy(
     prediction: what the network returns: epsilon, v or flow; "auto" finds it from all that the model says of itself.
     quantize: how the base's large layers are kept: "none" (in `dtype`), "fp8", "int8" or "nf4"; see `policy.quantised`.
     quantize_text: the same of the text encoders.
+    prompt_cache: a folder in which prompts that were read are kept, of all models together prompt_cache_bytes; "auto"
+    is the user's own, empty none. The text encoders are then loaded once a prompt must be read.
 
     Raises UserError where the model, the LoRA or a setting does not fit. With HF_HUB_OFFLINE nothing is downloaded.
     """
@@ -78,27 +85,62 @@ def load_policy(
     with quiet():
         for kind in {quantize, quantize_text}:
             refuse_unavailable(kind, device)
-        cls, pipe = _open(str(path), family, dtype, config, prediction)
-        for name, module in pipe.components.items():
-            if isinstance(module, nn.Module):
-                refuse_missing(module, name, f"The model {shown(path)}")
-                refuse_not_finite(module, name, f"The model {shown(path)}", dtype)
+        found = _open(str(path), family, dtype, config, prediction, readers=not prompt_cache)
+        cls, pipe = found.cls, found.pipe
+        what = f"The model {shown(path)}"
+        _refuse_unsound(pipe.components, what, dtype)
+        later: dict[str, Any] = {}
+        if prompt_cache:
+            of = identity(found.texts, *_reading(cls, dtype, device, quantize_text))
+            later["cache"] = PromptCache(prompt_cache, of, prompt_cache_bytes)
+            later["late"] = functools.partial(_late, found, what, dtype)
         if lora is not None:
             lora = lora_names.resolve(lora, getattr(pipe, cls.network_name), cls.makers_names)
         targets = targets or [*cls.targets, *(lora.modules if lora else [])]
         policy = cls(
             pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=dtype, device=device, seed=seed,
             guidance=guidance, offload=offload, quantize=quantize, quantize_text=quantize_text,
+            **later,
         )  # fmt: skip
     if lora is not None:
         policy.load_lora(lora)
     return policy
 
 
+def _refuse_unsound(parts: Mapping[str, Any], what: str, dtype: torch.dtype) -> None:
+    """Raises UserError for modules without weights, or with some that are no numbers."""
+    for name, module in parts.items():
+        if isinstance(module, nn.Module):
+            refuse_missing(module, name, what)
+            refuse_not_finite(module, name, what, dtype)
+
+
+def _late(found: Opened, what: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The text encoders, once they are needed."""
+    with quiet():
+        modules = found.late()
+        _refuse_unsound(modules, what, dtype)
+    return modules
+
+
+def _reading(cls: type[DiffusersPolicy], dtype: torch.dtype, device: torch.device, quantize_text: str) -> list[str]:
+    """All that an embedding depends on besides the model's files: how it is read, too."""
+    import diffusers
+    import transformers
+
+    versions = [torch.__version__, diffusers.__version__, transformers.__version__]
+    return [inspect.getsource(cls), str(dtype), device.type, quantize_text, *versions]
+
+
 def _open(
-    path: str, family: str | None, dtype: torch.dtype, config: str | Path | None, prediction: str
-) -> tuple[type[DiffusersPolicy], Any]:
-    """The family's class and the loaded pipeline, on the CPU."""
+    path: str,
+    family: str | None,
+    dtype: torch.dtype,
+    config: str | Path | None,
+    prediction: str,
+    readers: bool,
+) -> Opened:
+    """The family's class and the loaded pipeline, on the CPU; readers: with its text encoders."""
     if family in (None, "", "auto"):
         family = None
     elif family not in FAMILIES:
@@ -107,13 +149,13 @@ def _open(
         raise UserError(f"Unknown prediction {prediction!r}: use one of {', '.join(PREDICTIONS)}.")
     local = Path(path)
     if local.is_file():
-        return open_file(local, family, dtype, config, prediction)
+        return open_file(local, family, dtype, config, prediction, readers)
     if local.is_dir():
         if not (local / MODEL_INDEX).is_file():
             raise UserError(f"The folder {path} is not a diffusers model: it has no {MODEL_INDEX}.")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise UserError(f"There is no model {path}: give a diffusers folder, a hub id, a .safetensors or a .gguf file.")
-    return open_folder(path, family, dtype, prediction)
+    return open_folder(path, family, dtype, prediction, readers)
 
 
 def _device(device: torch.device | str) -> torch.device:

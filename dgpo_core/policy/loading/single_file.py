@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.policy.loading import gguf_file, predicts, recognise, tensors
-from dgpo_core.policy.loading.folder import MODEL_INDEX, Folder, holds_weights, local_only
+from dgpo_core.policy.loading.folder import (
+    MODEL_INDEX,
+    TEXT_ENCODERS,
+    Folder,
+    Opened,
+    holds_weights,
+    local_only,
+    readers_of,
+    text_files,
+)
 from dgpo_core.policy.loading.header import Header, read_header
 from dgpo_core.policy.loading.libraries import user_errors
 from dgpo_core.policy.pipeline import DiffusersPolicy
@@ -22,9 +31,14 @@ _OUTSIDE = (*_NETWORKS, "vae")  # parts that diffusers' models read from a check
 
 
 def open_file(
-    path: Path, family: str | None, dtype: torch.dtype, config: str | Path | None, prediction: str
-) -> tuple[type[DiffusersPolicy], Any]:
-    """The family's class and the loaded pipeline, on the CPU. config, prediction: as in `load_policy`."""
+    path: Path,
+    family: str | None,
+    dtype: torch.dtype,
+    config: str | Path | None,
+    prediction: str,
+    readers: bool = True,
+) -> Opened:
+    """The model in a file. config, prediction: as in `load_policy`; readers: as in `open_folder`."""
     packed = path.suffix.lower() == gguf_file.SUFFIX
     header = gguf_file.read_gguf_header(path) if packed else read_header(path)
     what = f"The model {shown(path)}"
@@ -35,13 +49,19 @@ def open_file(
     if config is not None and not (Path(config) / MODEL_INDEX).is_file():
         raise UserError(f"The config folder {config} has no {MODEL_INDEX}: give a diffusers folder of this model.")
     _refuse_parts(cls, header, config, beside)
-    state = (gguf_file.read_gguf_weights if packed else tensors.read_weights)(header, dtype)
+    read = gguf_file.read_gguf_weights if packed else tensors.read_weights
+    state = read(header, dtype)
     lent = config is None
     folder = Folder(str(config) if config is not None else _configs_of_the_hub(state, what, beside))
     scheduler = _scheduler(cls, folder, header, state, prediction, lent)
-    pipe = _build(cls, folder, header, state, dtype, scheduler, what)
+    pipe = _build(cls, folder, header, state, dtype, scheduler, what, without=() if readers else TEXT_ENCODERS)
     tensors.refuse_left_over(getattr(pipe, cls.network_name), header, recognise.NETWORK_PREFIXES, what)
-    return cls, pipe
+
+    def late() -> dict[str, nn.Module]:
+        numbers, without = read(header, dtype), (cls.network_name, "vae")
+        return readers_of(_build(cls, folder, header, numbers, dtype, scheduler, what, without=without))
+
+    return Opened(cls, pipe, late, [path, *text_files(Path(folder.path))])
 
 
 def _refuse_parts(cls: type[DiffusersPolicy], header: Header, config: str | Path | None, beside: Path) -> None:
@@ -92,15 +112,18 @@ def _build(
     dtype: torch.dtype,
     scheduler: Any,
     what: str,
+    without: Sequence[str],
 ) -> Any:
-    """The pipeline with the parts that are in the file; what is not comes from the folder."""
+    """The pipeline with the parts that are in the file, but for those it is to be without; what is not in the file
+    comes from the folder."""
     missing = _missing(cls, header)
-    here = [cls.network_name, *(name for name in cls.parts if name not in missing)]
+    here = [name for name in (cls.network_name, *cls.parts) if name not in (*missing, *without)]
     with user_errors(f"{what} cannot be loaded"):
         parts = {name: _component(folder, name, state, dtype, what) for name in here if folder.lists(name)}
         for name in missing:
             if not holds_weights(Path(folder.path), name):
                 parts |= {name: None, name.replace("text_encoder", "tokenizer"): None}
+        parts |= dict.fromkeys(filter(folder.lists, without))
         return folder.build(cls, dtype, scheduler=scheduler, **parts)
 
 
