@@ -28,7 +28,9 @@ Read = Callable[[Tensor], bytes]
 
 
 def samples(tensor: Tensor) -> bytes:
-    """Four of its numbers; none of a quantised one."""
+    """Four of its numbers; of a GGUF file's bytes, four of these; none of what is quantised in another way."""
+    if hasattr(tensor, "tensor_type"):
+        tensor = tensor.as_subclass(Tensor)
     if tensor.is_meta or type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.numel():
         return b""
     last = tensor.numel() - 1

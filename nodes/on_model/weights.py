@@ -1,7 +1,8 @@
 """A layer's weight, in whatever way ComfyUI keeps it: as it is, cast where it is used, patched there, or quantised.
 
 Linears of older ComfyUIs are all `nn.Linear`; newer ones have quantised Linears that are not, and weights that are
-`QuantizedTensor`s or lie in pages of memory that ComfyUI takes back as soon as a layer has run.
+`QuantizedTensor`s or lie in pages of memory that ComfyUI takes back as soon as a layer has run. Layers of the pack
+ComfyUI-GGUF keep a file's bytes and make their weight whole by themselves.
 """
 
 from __future__ import annotations
@@ -29,17 +30,24 @@ def is_quantised(tensor: Tensor) -> bool:
     return isinstance(tensor, _QUANTISED)
 
 
+def is_gguf(module: nn.Module) -> bool:
+    """A layer of ComfyUI-GGUF's whose weight is packed; those of its float16 and float32 weights are as any other."""
+    asked = getattr(module, "is_ggml_quantized", None)
+    return asked is not None and bool(asked())
+
+
 def refuse_unknown(name: str, module: nn.Module) -> None:
     """Raises UserError for a layer whose weight is kept in a way that `lent` cannot read."""
     weight = module._parameters.get("weight")
     if weight is None or not (is_linear(module) or _is_cast(module)):
         return
-    strange = not is_quantised(weight) and not weight.is_floating_point()  # GGUF and bitsandbytes keep bytes
+    known = is_quantised(weight) or is_gguf(module)
+    strange = not known and not weight.is_floating_point()  # bitsandbytes keeps bytes
     bank = is_quantised(weight) and not (is_linear(module) or isinstance(module, nn.Embedding))
     if strange or bank:
         raise UserError(
             f"The MODEL's weights are quantised in a way that cannot be trained on ({name}, {type(weight).__name__} of "
-            f"{weight.dtype}): load the model in bf16, fp16, fp8 or scaled fp8."
+            f"{weight.dtype}): load the model in bf16, fp16, fp8 or scaled fp8, or a GGUF file with ComfyUI-GGUF."
         )
 
 
@@ -50,7 +58,7 @@ def lent(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterato
         yield module.weight.to(device, dtype)
         return
     with _lent(module, dtype, device) as (weight, _):
-        yield _scaled(module, weight.dequantize().to(dtype) if is_quantised(weight) else weight)
+        yield _scaled(module, weight.dequantize().to(dtype) if is_quantised(weight) else _plain(weight))
 
 
 def is_paged(module: nn.Module) -> bool:
@@ -63,19 +71,24 @@ def own_parameters(module: nn.Module, device: torch.device) -> dict[str, Tensor]
 
     Quantised ones are left out, and those that are so already.
     """
+    if is_gguf(module):
+        return {}
     parameters = {name: p for name, p in module._parameters.items() if p is not None and not is_quantised(p)}
     if is_paged(module) and "weight" in parameters:  # with what a page has of the user's patches
         with _lent(module, parameters["weight"].dtype, device) as lent_ones:
             found = zip(("weight", "bias"), lent_ones, strict=True)
             return {name: part.clone() for name, part in found if part is not None}
-    elsewhere = {name for name, p in parameters.items() if p.is_inference() or p.device != device}
-    copies = {name: parameters[name].to(device, copy=True) for name in elsewhere}
+    elsewhere = {n for n, p in parameters.items() if p.is_inference() or p.device != device or _plain(p) is not p}
+    copies = {name: _plain(parameters[name]).to(device, copy=True) for name in elsewhere}
     return {**{name: p.detach() for name, p in parameters.items() if p.requires_grad}, **copies}
 
 
 @contextmanager
 def _lent(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Weight and bias of a layer of ComfyUI's."""
+    if is_gguf(module):
+        yield module.cast_bias_weight(dtype=dtype, device=device, bias_dtype=dtype)
+        return
     options = {"offloadable": True} if _PAGES else {}
     given = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype, **options)
     try:
@@ -83,6 +96,12 @@ def _lent(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterat
     finally:
         if _PAGES:
             comfy.ops.uncast_bias_weight(module, *given)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without the class that ComfyUI-GGUF gives all of a file's tensors, which makes no copies, and whose layers cut
+    answers of this class off from autograd."""
+    return tensor.as_subclass(Tensor) if hasattr(tensor, "tensor_type") else tensor
 
 
 def _is_cast(module: nn.Module) -> bool:
