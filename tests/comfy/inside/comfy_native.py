@@ -271,7 +271,7 @@ def refused(case: Case) -> dict[str, str]:
         "size": comfy_lora.error(lambda: case.policy().latent_shape(100, 128)),
     }
     layer = next(m for m in case.native.model.diffusion_model.modules() if isinstance(m, nn.Linear))
-    weight, layer.weight = layer.weight, nn.Parameter(torch.ones(8, dtype=torch.uint8), requires_grad=False)  # as bitsandbytes
+    weight, layer.weight = layer.weight, nn.Parameter(torch.ones(8, dtype=torch.uint8), requires_grad=False)  # bytes
     found["quantised"] = comfy_lora.error(lambda: case.policy())
     layer.weight = weight
     case.native.model.latent_format = comfy.latent_formats.StableAudio1()
