@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io
 from dgpo_core.comfy.forms import LOAD_POLICY, NO_LORA, PROMPT_LIST
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.policy.quantised import NONE
 from dgpo_core.settings.config import LoraConfig, MemoryConfig, ModelConfig
 
 from .common import fields, host
@@ -42,6 +43,7 @@ class _NativePolicy(io.ComfyNode):
         run_seed: int,
         start_from: str,
         prediction: str = "auto",
+        quantize: str = NONE,
         **lora: Any,
     ) -> PolicyHandle:
         """The handle of a run on these; the adapters are made where they are needed."""
@@ -51,7 +53,7 @@ class _NativePolicy(io.ComfyNode):
         spec = PolicySpec(
             run=name,
             seed=run_seed,
-            model=fields.values(ModelConfig, {"path": path, "prediction": prediction}),
+            model=fields.values(ModelConfig, {"path": path, "prediction": prediction, "quantize": quantize}),
             lora=fields.values(LoraConfig, {"init": init, **lora}),
             memory=fields.values(MemoryConfig, lora),
             source="native",
@@ -72,9 +74,9 @@ def _run_and_lora() -> list[io.Input]:
     )
 
 
-def _prediction() -> list[io.Input]:
-    """The last widget of a node, as it came last."""
-    return fields.inputs(LOAD_POLICY.part("prediction"), advanced=("prediction",))
+def _base() -> list[io.Input]:
+    """The last widgets of a node, as they came last."""
+    return fields.inputs(LOAD_POLICY.part("prediction", "quantize"), advanced=("prediction", "quantize"))
 
 
 class NativePolicyNode(_NativePolicy):
@@ -93,7 +95,7 @@ class NativePolicyNode(_NativePolicy):
                 io.Clip.Input("clip", tooltip="Reads the prompts."),
                 io.Vae.Input("vae", tooltip="Turns latents into pictures."),
                 *_run_and_lora(),
-                *_prediction(),
+                *_base(),
             ],
             outputs=[fields.Policy.Output(display_name="policy", tooltip="The model and where its training is.")],
             hidden=[io.Hidden.unique_id],
@@ -156,7 +158,7 @@ class NativePolicyConditioning(_NativePolicy):
                 io.Conditioning.Input("negative", tooltip="As in KSampler; where cfg is 1, it has no effect."),
                 *_run_and_lora(),
                 *fields.inputs(PROMPT_LIST.part("per_iteration", "order_seed"), ("order_seed",), **fields.ORDER),
-                *_prediction(),
+                *_base(),
             ],
             outputs=[
                 fields.Policy.Output(display_name="policy", tooltip="The model and where its training is."),

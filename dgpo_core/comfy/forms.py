@@ -90,7 +90,7 @@ LOAD_POLICY = Form(
         "start_from": Widget(),
         **_same("model", "dtype", needed=True),
         **_same("memory", "gradient_checkpointing", "offload"),
-        **_same("model", "prediction", optional=True),
+        **_same("model", "prediction", "quantize", optional=True),
     },
 )
 PROMPT_LIST = Form(

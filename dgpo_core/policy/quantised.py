@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -48,8 +48,16 @@ class QuantisedLinear(nn.Linear):
         self._dtype = dtype
 
     @abstractmethod
+    def made(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """The weight [out, in] as it was rounded, made anew of the layer's `parts`, or of copies of these elsewhere."""
+
+    def parts(self) -> dict[str, Tensor]:
+        """What the weight is kept as, by name."""
+        return dict(self.named_buffers(recurse=False))
+
     def whole(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in] as it was rounded, made anew."""
+        """`made` of what the layer keeps, and where it lies."""
+        return self.made(self.parts(), dtype)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -86,9 +94,6 @@ class PackedLinear(QuantisedLinear):
 class _Rows(PackedLinear):
     """Numbers of one byte, and a scale for each output row."""
 
-    packed: Tensor
-    scale: Tensor
-
     def _pack(self, weight: Tensor) -> None:
         most = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=_LEAST)
         packed, scale = self._rounded(weight.float(), most)
@@ -100,8 +105,8 @@ class _Rows(PackedLinear):
     def _rounded(weight: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
         """One byte for each number [out, in], and the scales [out, 1], by the largest of each row [out, 1]."""
 
-    def whole(self, dtype: torch.dtype) -> Tensor:
-        return self.packed.to(dtype).mul_(self.scale)
+    def made(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        return parts["packed"].to(dtype).mul_(parts["scale"])
 
 
 class Fp8Linear(_Rows):
@@ -127,9 +132,6 @@ class Int8Linear(_Rows):
 class Nf4Linear(PackedLinear):
     """Sixteen levels spread as a normal distribution is, two numbers a byte, and a scale for each 64 of them."""
 
-    packed: Tensor
-    scale: Tensor
-
     @staticmethod
     def fits(weight: Tensor) -> bool:
         return weight.numel() % _BLOCK == 0
@@ -143,9 +145,10 @@ class Nf4Linear(PackedLinear):
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
 
-    def whole(self, dtype: torch.dtype) -> Tensor:
+    def made(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        packed, scale = parts["packed"], parts["scale"]
         shape = [self.out_features * self.in_features // _BLOCK, _BLOCK]
-        blocks = torch.ops.bitsandbytes.dequantize_4bit(self.packed, self.scale, _BLOCK, "nf4", shape, dtype)
+        blocks = torch.ops.bitsandbytes.dequantize_4bit(packed, scale, _BLOCK, "nf4", shape, dtype)
         return blocks.view(self.out_features, self.in_features)
 
 

@@ -42,6 +42,11 @@ WORDS: Mapping[str, Word] = {
     ),
     "offload": Word("text encoders wait", "Less memory: text encoders and VAE leave the card while they are not used."),
     "prediction": Word("model predicts"),
+    "quantize": Word(
+        "smaller model",
+        "Half the memory for the model's weights (fp8, int8) or a quarter (nf4, which needs bitsandbytes), a little"
+        " slower; images and what is learned differ slightly. The LoRA stays an ordinary one.",
+    ),
     # Prompts
     "source": Word("prompts from"),
     "text": Word("prompts, one per line"),

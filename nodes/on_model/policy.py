@@ -24,10 +24,12 @@ from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import Check
 from dgpo_core.policy.frozen_linear import LoraBank
 from dgpo_core.policy.lora import file as lora_file
+from dgpo_core.policy.quantised import NONE
 
 from . import sampling as native_sampling
 from . import texts as native_texts
 from .hooks import Hooks, differentiable, target_shapes
+from .packed import packed
 from .sampling import NativeSolver
 
 INJECTION = "dgpo"
@@ -54,8 +56,9 @@ class NativePolicy(Policy):
 
     encode_text: from a text to a CONDITIONING; vae: ComfyUI's; targets: ends of the names of the modules that get a
     LoRA, none for the attention projections; prediction: what the MODEL predicts, where "auto" (its own sampling) would
-    be wrong. A `Cond` of this policy holds the numbers of its texts: conditionings stay in ComfyUI's form. Call its
-    methods outside of inference mode (`host.engine`).
+    be wrong; quantize: how the large layers are kept of a copy of the network that is then trained on, see `packed`. A
+    `Cond` of this policy holds the numbers of its texts: conditionings stay in ComfyUI's form. Call its methods outside
+    of inference mode (`host.engine`).
 
     Latents of a video model have one frame: [B,C,1,h,w]. Raises UserError for a MODEL that cannot be trained: weights
     that are kept in an unknown way, latents that are no pictures, another noise schedule.
@@ -73,9 +76,11 @@ class NativePolicy(Policy):
         targets: Sequence[str],
         seed: int,
         prediction: str = "auto",
+        quantize: str = NONE,
     ) -> None:
-        self.patcher, self.encode_text, self.vae = native_sampling.decided(model.clone(), prediction), encode_text, vae
-        base = model.model
+        own = model.clone() if quantize == NONE else packed(model, quantize)
+        self.patcher, self.encode_text, self.vae = native_sampling.decided(own, prediction), encode_text, vae
+        base = own.model
         if getattr(base.latent_format, "latent_dimensions", 2) not in (2, 3):
             raise UserError("The MODEL's latents are no pictures: use a text-to-image or text-to-video model.")
         self.device: torch.device = self.patcher.load_device

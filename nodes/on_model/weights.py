@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from dgpo_core.common.errors import UserError
 
+from .packed_linear import ComfyPacked
+
 _QUANTISED = getattr(comfy.ops, "QuantizedTensor", ())  # the class, of newer ComfyUIs
 _PAGES = hasattr(comfy.ops, "uncast_bias_weight")  # newer ones want to hear when a weight has been used
 
@@ -54,6 +56,9 @@ def refuse_unknown(name: str, module: nn.Module) -> None:
 @contextmanager
 def lent(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
     """The weight as the forward used it: cast, moved, dequantised and with the user's patches; not to be kept."""
+    if isinstance(module, ComfyPacked):
+        yield module.at(device, dtype)
+        return
     if not _is_cast(module):  # one of torch's own
         yield module.weight.to(device, dtype)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -61,8 +62,9 @@ def native(spec: PolicySpec) -> Opened:
     if init is not None and not targets:
         targets = (*target_shapes(parts.model.model.diffusion_model, ()), *init.modules)
     settings = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "targets": targets, "seed": spec.seed}
-    prediction = spec.model.prediction
-    policy = NativePolicy(parts.model, parts.encode, parts.vae, prediction=prediction, **settings)
+    prediction, network = spec.model.prediction, weakref.ref(parts.model.model)
+    settings |= {"prediction": prediction, "quantize": spec.model.quantize}
+    policy = NativePolicy(parts.model, parts.encode, parts.vae, **settings)
     if init is not None:
         policy.load_lora(init)
     size = assemble.set_up(policy, Config(model=spec.model, memory=spec.memory))
@@ -71,7 +73,7 @@ def native(spec: PolicySpec) -> Opened:
         size,
         policy.load,
         lambda adapter: native_lora.apply(decided(MODELS.find(name).model.clone(), prediction), adapter),
-        lambda: not MODELS.means_another(name, policy.patcher.model),
+        lambda: not MODELS.means_another(name, network()),
     )
 
 

@@ -276,6 +276,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         replace(SPEC, lora=LoraConfig(init="mine.safetensors")),
         replace(SPEC, model=ModelConfig(path="checkpoints/a/model.safetensors")),
         replace(SPEC, model=ModelConfig(dtype="float32")),
+        replace(SPEC, model=ModelConfig(quantize="int8")),
     ],
 )
 def test_what_the_first_state_depends_on_makes_another_root(other: Any) -> None:

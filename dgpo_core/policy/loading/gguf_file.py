@@ -28,17 +28,15 @@ _SHAPE = "comfy.gguf.orig_shape."  # of a tensor that was reshaped, to be packed
 class GgufLinear(QuantisedLinear):
     """A frozen Linear with the bytes of a GGUF file. weight: diffusers' GGUFParameter; dtype: of the base."""
 
-    packed: Tensor
-
     def __init__(self, weight: Any, bias: nn.Parameter | None, dtype: torch.dtype) -> None:
         super().__init__(weight.quant_shape, dtype, bias)
         self.quant_type = weight.quant_type
         self.register_buffer("packed", weight.as_tensor())
 
-    def whole(self, dtype: torch.dtype) -> Tensor:
+    def made(self, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         from diffusers.quantizers.gguf.utils import GGUFParameter
 
-        return _whole(GGUFParameter(self.packed, quant_type=self.quant_type), dtype)
+        return _whole(GGUFParameter(parts["packed"], quant_type=self.quant_type), dtype)
 
 
 def read_gguf_header(path: Path) -> Header:
