@@ -1,5 +1,6 @@
 """The nodes of the pack, by file, and all that it registers elsewhere. A new node is one entry in its file's NODES."""
 
+from pathlib import Path
 from typing import Any
 
 from comfy_api.v0_0_2 import ComfyExtension
@@ -8,8 +9,9 @@ from server import PromptServer
 from dgpo_core.rewards import weight_files
 from dgpo_core.rewards.network import endpoints
 
-from . import compare, lora, native, policy, prompts, ranker, rewards, routes, sampling, training
+from . import compare, lora, native, policy, prompts, ranker, rewards, routes, sampling, teach, templates, training
 from .common import host
+from .runs.finishing import FINISHING
 from .runs.questions import QUESTIONS
 
 
@@ -17,14 +19,16 @@ class DGPOExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
 
     async def get_node_list(self) -> list[Any]:
-        files = (policy, native, prompts, sampling, rewards, ranker, training, lora, compare)
+        files = (teach, policy, native, prompts, sampling, rewards, ranker, training, lora, compare)
         return [node for file in files for node in file.NODES]
 
 
 async def comfy_entrypoint() -> DGPOExtension:
     """Called by ComfyUI once, at its start. (The `on_load` of its extensions is not called in every version.)"""
     routes.add_presets(PromptServer.instance.routes)
+    routes.add_finish(PromptServer.instance.routes, FINISHING.ask)
     routes.add_questions(PromptServer.instance.routes, QUESTIONS)
+    PromptServer.instance.app.middlewares.append(templates.ordering(Path(__file__).parents[1].name))
     weight_files.look_in(host.reward_folders())
     endpoints.keep_in(host.endpoints_file())
     return DGPOExtension()

@@ -41,27 +41,33 @@ class PromptList(io.ComfyNode):
     def validate_inputs(cls, source: str | None, text: str | None) -> bool | str:
         """A missing or broken file, and an empty text, are told before anything runs; None is a linked input."""
         linked = source == TEXT and text is None
-        return fields.first_error((lambda source: _read(source, text or ""), None if linked else source))
+        return fields.first_error((lambda source: read(source, text or ""), None if linked else source))
 
     @classmethod
     def execute(cls, source: str, text: str, per_iteration: int, order_seed: int) -> io.NodeOutput:
-        return io.NodeOutput(Prompts(tuple(_read(source, text)), per_iteration, order_seed))
+        return io.NodeOutput(Prompts(tuple(read(source, text)), per_iteration, order_seed))
 
     @classmethod
     def fingerprint_inputs(cls, source: str | None, text: str | None, **others: int) -> object:
         """A file that has changed is read again."""
-        if source is None or source == TEXT:
-            return text
-        try:
-            return [(p.text, repr(p.metadata)) for p in _read(source, "")]
-        except UserError as error:
-            return str(error)
+        return read_again(source, text)
 
 
-def _read(source: str, text: str) -> list[Prompt]:
+def read(source: str, text: str) -> list[Prompt]:
+    """The prompts of a choice of the widget `source`. Raises UserError for a file that is not there, or no prompts."""
     if source == TEXT:
         return read_prompts(text)
     return load_prompts(DEMO / SHIPPED[source] if source in SHIPPED else host.prompt_file(source))
+
+
+def read_again(source: str | None, text: str | None) -> object:
+    """What `read` would give now, so that ComfyUI can tell whether it has changed."""
+    if source is None or source == TEXT:
+        return text
+    try:
+        return [(prompt.text, repr(prompt.metadata)) for prompt in read(source, "")]
+    except UserError as error:
+        return str(error)
 
 
 NODES = [PromptList]

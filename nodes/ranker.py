@@ -7,20 +7,17 @@ from collections.abc import Sequence
 import comfy.model_management
 import torch
 from comfy_api.v0_0_2 import io
-from comfy_execution.utils import get_executing_context
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.evaluation.scores import total
-from dgpo_core.people.ask import FOLDER, ask
 from dgpo_core.people.preferences import parse_preset, preset_answers
 from dgpo_core.people.questions import MODES, Answer
 from dgpo_core.rewards import weights_of
-from dgpo_core.settings.config import HUMAN, RewardTerm
+from dgpo_core.settings.config import RewardTerm
 
 from .common import fields, host
-from .common.values import Groups, with_scores
-from .runs import scoring, sessions
-from .runs.questions import QUESTIONS
+from .common.values import Groups
+from .runs import judges, scoring, sessions
 
 TIME_OUT = "when time runs out"
 SKIP, REWARD, CANCEL = "skip the update", "use a reward", "cancel"
@@ -118,7 +115,7 @@ class HumanRanker(io.ComfyNode):
         if answer is None and on_timeout == CANCEL:
             raise comfy.model_management.InterruptProcessingException
         by_reward = answer is None and on_timeout == REWARD
-        scored = sessions.score(groups, reward) if by_reward else _by_person(groups, answer)
+        scored = sessions.score(groups, reward) if by_reward else judges.by_person(groups, answer)
         return io.NodeOutput(scored, _best(scored))
 
 
@@ -126,26 +123,7 @@ def _answer(groups: Groups, mode: str, pairs: int, timeout: int, preset: str) ->
     """From the preset, else from an earlier run over the same groups, else from a person; None: nobody in time."""
     if preset.strip():
         return Answer(tuple(preset_answers(preset, [len(group) for group in groups.groups])))
-    context, run = get_executing_context(), groups.policy.spec.run
-    return ask(
-        QUESTIONS,
-        groups.groups,
-        [f"{groups.key}-{g}" for g in range(len(groups.groups))],
-        host.runs_folder() / run / FOLDER,
-        {"prompt_id": context.prompt_id, "node_id": context.node_id},
-        mode=mode,
-        pairs=pairs,
-        timeout_s=timeout,
-        check=host.stop_if_cancelled,
-        shown={"subfolder": f"dgpo/{run}/{FOLDER}", "type": "output"},
-    )
-
-
-def _by_person(groups: Groups, answer: Answer | None) -> Groups:
-    """The groups with a person's scores; zeros, which train nothing, where nothing was said."""
-    answer = answer or Answer.nothing(len(groups.groups))
-    rows = answer.rows([len(group) for group in groups.groups])
-    return with_scores(groups, [score for row in rows for score in row], HUMAN)
+    return judges.ask_person(groups, mode, pairs, timeout)
 
 
 def _best(groups: Groups) -> torch.Tensor:

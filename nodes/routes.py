@@ -21,6 +21,22 @@ def add_presets(routes: Any) -> None:
         return web.json_response(preset_values())
 
 
+def add_finish(routes: Any, ask: Callable[[str], bool]) -> None:
+    """POST /dgpo/finish of {"node": ID} asks the training of a node to end with what it has; gives {"finishing": ...},
+    whether there is one."""
+
+    @routes.post("/dgpo/finish")
+    async def finish(request: web.Request) -> web.Response:
+        try:
+            said = parse_json(await request.read(), "The request")
+        except UserError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        node = said.get("node") if isinstance(said, dict) else None
+        if not isinstance(node, str):
+            return web.json_response({"error": 'Say which node: {"node": "7"}.'}, status=400)
+        return web.json_response({"finishing": ask(node)})
+
+
 def add_questions(routes: Any, questions: Questions) -> None:
     """GET /dgpo/questions lists the open ones; POST /dgpo/questions/{token} answers one, and POST
     /dgpo/questions/{token}/next tells which pair of images comes next; /dgpo/web/ has the dialog.

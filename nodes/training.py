@@ -19,9 +19,11 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.settings.config import RewardTerm, TrainingConfig
 
 from .common import fields, host, warn, words
+from .common.lora_model import LoraModel
 from .common.values import Groups, PolicyHandle, Prompts, Sampler, Training
 from .runs import loop, sessions
-from .runs.states import State
+from .runs.finishing import FINISHING
+from .runs.judges import ByRewards
 from .runs.watching import Log, Watching
 
 # What an artist meets first; the rest is for those who know the method.
@@ -101,26 +103,36 @@ class LoRATrainer(io.ComfyNode):
         tick = host.Progress(loop.update_steps(scored, settings), cls.hidden.unique_id)
         after, state = sessions.learn(policy, scored, settings, tick)
         sessions.keep(after, state)
-        return trained(cls, after, state, scored.sampler, settings, scored.terms, weights, Log(None))
+        done = loop.Done(after, state, Log(None), loop.gain(state, scored.terms))
+        return trained(cls, done, scored.sampler, settings, scored.terms, weights)
 
 
 def trained(
     cls: type,
-    policy: PolicyHandle,
-    state: State,
+    done: loop.Done,
     sampler: Sampler,
     settings: Training,
     terms: Sequence[RewardTerm],
     adapter: str,
-    log: Log,
 ) -> io.NodeOutput:
-    """The five outputs, and the curve on the node."""
-    config = sessions.config_of(policy.spec, sampler, settings.training, terms, settings.combine)
-    lora = sessions.lora(policy, state, terms, config, adapter)
-    curve = host.to_image(loop.curve(state, log))
-    losses = {"loss": [record["loss"] for record in state.history]}
-    metrics = loop.describe(state, log)
-    return io.NodeOutput(policy, lora, losses, curve, metrics, ui=ui.PreviewImage(curve, cls=cls))
+    """The five outputs, and on the node the curve and what is to be said."""
+    lora, curve = trained_lora(done, sampler, settings, terms, adapter), host.to_image(loop.curve(done.state, done.log))
+    losses = {"loss": [record["loss"] for record in done.state.history]}
+    metrics = loop.describe(done.state, done.log)
+    return io.NodeOutput(done.policy, lora, losses, curve, metrics, ui=told(cls, curve, done.said))
+
+
+def trained_lora(
+    done: loop.Done, sampler: Sampler, settings: Training, terms: Sequence[RewardTerm], adapter: str
+) -> LoraModel:
+    """The adapter with what it was made by."""
+    config = sessions.config_of(done.policy.spec, sampler, settings.training, terms, settings.combine)
+    return sessions.lora(done.policy, done.state, terms, config, adapter)
+
+
+def told(cls: type, picture: Any, text: str) -> dict[str, Any]:
+    """A picture and a text for the node."""
+    return {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
 
 
 class TrainingLoop(io.ComfyNode):
@@ -193,9 +205,15 @@ class TrainingLoop(io.ComfyNode):
                 f" {words.named('held_out')}."
             )
         warn.of_syntax(policy, [*prompts.prompts, *(held_out.prompts if held_out else ())])
-        plan = loop.Plan(policy, prompts, sampler, tuple(reward), settings, iterations, save_every, watching)
-        after, state, log = loop.run(plan, host.Progress(iterations, cls.hidden.unique_id))
-        return trained(cls, after, state, sampler, settings, reward, weights, log)
+        judge = ByRewards(tuple(reward))
+        plan = loop.Plan(policy, prompts, sampler, judge, settings, iterations, save_every, watching)
+        done = loop.run(plan, host.Progress(iterations, cls.hidden.unique_id))
+        return trained(cls, done, sampler, settings, reward, weights)
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        """Once it was told to finish, what came of it does not stand for the whole training: the next Run goes on."""
+        return FINISHING.times(str(cls.hidden.unique_id))
 
 
 NODES = [TrainingSettings, LoRATrainer, TrainingLoop]

@@ -36,10 +36,10 @@ def ask(
     needs of an image besides its file's name. timeout_s, check: see `Questions.ask`. skip: who does not answer in time
     has skipped all groups, which is saved as well. Raises UserError where the folder cannot be written.
     """
-    file = AnswerFile(folder / FILE)
-    known = file.get(keys, [len(group) for group in groups])
+    known = answered(folder, keys, [len(group) for group in groups])
     if known:
-        return Answer(tuple(preference.answer for preference in known))
+        return known
+    file = AnswerFile(folder / FILE)
     asked = tuple(
         AskedGroup(group.prompt.text, tuple({"filename": name, **(shown or {})} for name in _save(group, folder, key)))
         for group, key in zip(groups, keys, strict=True)
@@ -51,6 +51,12 @@ def ask(
         answer = Answer.nothing(len(asked))
         file.put(answer.preferences(asked, keys))
     return answer
+
+
+def answered(folder: Path, keys: Sequence[str], sizes: Sequence[int]) -> Answer | None:
+    """What was said before about groups of these sizes, by their keys; None where something is still to be asked."""
+    known = AnswerFile(folder / FILE).get(keys, sizes)
+    return Answer(tuple(preference.answer for preference in known)) if known else None
 
 
 def _save(group: Group, folder: Path, name: str) -> list[str]:

@@ -2,6 +2,6 @@
 
 from dgpo_core.policy.base import AdapterName, Cond, Policy, guided
 from dgpo_core.policy.families import FAMILIES
-from dgpo_core.policy.loading.load import load_policy
+from dgpo_core.policy.loading.load import family_of, load_policy
 
-__all__ = ["FAMILIES", "AdapterName", "Cond", "Policy", "guided", "load_policy"]
+__all__ = ["FAMILIES", "AdapterName", "Cond", "Policy", "family_of", "guided", "load_policy"]

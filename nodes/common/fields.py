@@ -39,13 +39,14 @@ _EDGES = {
 }
 _KINDS = {str: io.String, int: io.Int, float: io.Float, bool: io.Boolean}
 # What makes an input an advanced one, in a ComfyUI that knows such: 0.3.64 does not.
-_ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
+ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
 
 About = str | Mapping[str, Any]
 """An input's tooltip, or several of its arguments."""
 
 # What more than one node says of its inputs, beside `WORDS`.
-RUN: Mapping[str, About] = {"run_seed": {"min": 0, "max": SEEDS}}
+LATER: Mapping[str, Any] = {"optional": True, **ADVANCED}
+RUN: Mapping[str, Mapping[str, Any]] = {"run_seed": {"min": 0, "max": SEEDS}}
 ORDER: Mapping[str, About] = {"order_seed": {"min": 0, "max": SEEDS}}
 WEIGHTS: Mapping[str, About] = {"weights": {"options": ["current", "ema"]}}
 
@@ -60,7 +61,7 @@ def inputs(form: forms.Form, advanced: Collection[str] = (), **about: About) -> 
     if unknown:
         raise TypeError(f"{form.id} has no {min(unknown)}")
     return [
-        _input(name, entry, {**_as_dict(about.get(name, {})), **(_ADVANCED if name in advanced else {})})
+        _input(name, entry, {**_as_dict(about.get(name, {})), **(ADVANCED if name in advanced else {})})
         for name, entry in form.inputs.items()
     ]
 

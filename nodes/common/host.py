@@ -236,4 +236,9 @@ class Progress:
         preview = None if picture is None else ("JPEG", picture.convert("RGB"), PREVIEW)
         self.bar.update_absolute(value, self.total, preview)
         if text:
-            PromptServer.instance.send_progress_text(text, self.node)
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """A line of text under the node, for the page that has queued the graph."""
+        server = PromptServer.instance
+        server.send_progress_text(text, self.node, server.client_id)

@@ -127,8 +127,13 @@ def with_scores(groups: Groups, scores: Sequence[float], name: str) -> Groups:
         raise UserError("A score is not a finite number: give one number per image.")
     parts = torch.tensor(scores, dtype=torch.float32).split(sizes)
     scored = tuple(group.scored({name: part}) for group, part in zip(groups.groups, parts, strict=True))
-    key = key_of(groups.key, name, list(scores))
+    key = scored_key(groups.key, name, scores)
     return dataclasses.replace(groups, groups=scored, terms=(RewardTerm(name),), key=key)
+
+
+def scored_key(groups: str, name: str, scores: Sequence[float]) -> str:
+    """The key of groups, by theirs, with one number per image from elsewhere than a reward of the engine."""
+    return key_of(groups, name, list(scores))
 
 
 def key_of(*parts: Any) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -16,67 +20,124 @@ from dgpo_core.common.pictures import reward_curve
 from dgpo_core.method.advantage import informative
 from dgpo_core.method.step import NOTHING_TO_LEARN
 from dgpo_core.method.update import OLD, References
-from dgpo_core.settings.config import RewardTerm
+from dgpo_core.settings.config import PEOPLE, RewardTerm
 
 from ..common import host
 from ..common.contact_sheet import combined, contact_sheet
 from ..common.values import Groups, PolicyHandle, Prompts, Sampler, Training
-from . import scoring, sessions
+from . import keys, sessions
+from .finishing import FINISHING, Finished
+from .judges import Judge
 from .states import State
 from .watching import Log, Watching
 
 PREVIEW_EVERY, PREVIEW_WIDTH = 2.0, 1400  # seconds, pixels
+GAIN_ROUNDS = 5  # at either end, at most, whose mean is compared
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run of the loop."""
+    """A whole run of the loop. seconds: for how long in all, with those of earlier presses of Run."""
 
     policy: PolicyHandle
     prompts: Prompts
     sampler: Sampler
-    terms: tuple[RewardTerm, ...]
+    judge: Judge
     settings: Training
     iterations: int
     save_every: int
     watching: Watching | None = None
+    seconds: float = math.inf
 
 
-def run(plan: Plan, progress: host.Progress) -> tuple[PolicyHandle, State, Log]:
-    """Iterate until `plan.iterations` are done, from the newest state of the same settings that was kept.
+class Done(NamedTuple):
+    """What a run of the loop came to. said: in a few words, for who looks at the node."""
+
+    policy: PolicyHandle
+    state: State
+    log: Log
+    said: str
+
+
+class _Clock:
+    """How long a plan has been worked on: what its states say they took, and what has gone by since `round_` began."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.limited, self.total, self.began = plan.seconds < math.inf, plan.seconds, time.monotonic()
+
+    def used(self, state: State) -> float:
+        return sum(record.get("seconds", 0.0) for record in state.history) + time.monotonic() - self.began
+
+    def left(self, state: State) -> float:
+        return self.total - self.used(state)
+
+    def lap(self) -> dict[str, float]:
+        """What to note of the round that ends; nothing where time does not count."""
+        now = time.monotonic()
+        took, self.began = now - self.began, now
+        return {"seconds": round(took, 3)} if self.limited else {}
+
+
+def run(plan: Plan, progress: host.Progress) -> Done:
+    """Iterate until `plan.iterations` are done or its time is over, from the newest state of the same settings that
+    was kept.
 
     Where an alarm ends it, the state is the best one before. The log is empty where nothing is watched.
     """
     handle, state = _furthest(plan)
-    if handle.step < plan.iterations:
-        scoring.require_ready(plan.terms, plan.prompts.prompts)
+    clock = _Clock(plan)
+    if handle.step < plan.iterations and clock.left(state) > 0:
+        plan.judge.require_ready(plan.prompts.prompts)
     log = Log(plan.watching)
     log.recall(handle, state)
     best = log.best(handle, state) if log.history else handle
-    shown, start, first = 0.0, time.monotonic(), handle.step
-    progress.at(handle.step)
+    shown, start, first, ending = 0.0, time.monotonic(), handle.step, ""
+    clock.lap()
+
+    def show(picture: Image.Image | None = None, text: str = "") -> None:
+        done = min(clock.used(state), plan.seconds) if clock.limited else handle.step
+        progress.at(round(done), picture, text)
+
+    show()
     try:
-        while handle.step < plan.iterations and not log.stopped:
-            groups = _draw(plan, handle)
-            handle, state = sessions.learn(handle, groups, plan.settings, host.stop_if_cancelled)
-            if log.look(handle):
-                best = handle
-                sessions.keep(handle, state)
-            picture = None
-            if time.monotonic() - shown > PREVIEW_EVERY or handle.step == plan.iterations:
-                shown, picture = time.monotonic(), preview(groups, state, log)
-            pace = (time.monotonic() - start) / (handle.step - first)
-            progress.at(handle.step, picture, status(state, plan.iterations, pace, log))
-            if handle.step % plan.save_every == 0:
-                sessions.keep(handle, state)
-                sessions.use(best)
-    finally:  # also after Cancel, which is no Exception in every version of ComfyUI
+        with FINISHING.training(progress.node) as asked:
+
+            def check() -> None:
+                host.stop_if_cancelled()
+                if asked.is_set():
+                    raise Finished
+
+            while handle.step < plan.iterations and clock.left(state) > 0 and not log.stopped:
+                places = plan.prompts.at(handle.step)
+                groups = plan.judge.groups(handle, places, plan.sampler, partial(clock.left, state), check)
+                if groups is None:
+                    break
+                handle, state = sessions.learn(handle, groups, plan.settings, check, clock.lap)
+                if log.look(handle):
+                    best = handle
+                    sessions.keep(handle, state)
+                last = handle.step == plan.iterations or clock.left(state) <= 0
+                picture = None
+                if time.monotonic() - shown > PREVIEW_EVERY or last:
+                    shown, picture = time.monotonic(), preview(groups, state, log)
+                pace = (time.monotonic() - start) / (handle.step - first)
+                left = clock.left(state) if clock.limited else pace * (plan.iterations - handle.step)
+                show(picture, status(state, plan, left, log))
+                if handle.step % plan.save_every == 0:
+                    sessions.keep(handle, state)
+                    sessions.use(best)
+    except Finished:
+        ending = f"Finished at {handle.step}, as you asked: Run goes on."
+    except BaseException:  # Cancel, which is no Exception in every version of ComfyUI, and errors
+        progress.say(f"Stopped at {handle.step}: Run goes on.")
+        raise
+    finally:
         if handle.step:
             sessions.keep(handle, state)
             sessions.use(best)
     if log.stopped:
         handle, state = _before_the_decline(log, handle, state)
-    return handle, state, log
+    return Done(handle, state, log, "\n".join(filter(None, [ending, summary(plan, state, first, log)])))
 
 
 def _before_the_decline(log: Log, handle: PolicyHandle, state: State) -> tuple[PolicyHandle, State]:
@@ -89,18 +150,18 @@ def _before_the_decline(log: Log, handle: PolicyHandle, state: State) -> tuple[P
     return log.handle(handle, state, kept[0]), kept[1]
 
 
-def _draw(plan: Plan, handle: PolicyHandle) -> Groups:
-    places, cancelled = plan.prompts.at(handle.step), host.stop_if_cancelled
-    return sessions.draw_scored(handle, places, plan.sampler, handle.step, plan.terms, cancelled)
-
-
 def _furthest(plan: Plan) -> tuple[PolicyHandle, State]:
     """The last state of this very plan that is kept: keys tell without drawing anything."""
     handle = plan.policy if plan.policy.state else sessions.store(plan.policy.spec).at(0)
     kept, last = handle, min(plan.iterations, sessions.furthest(handle.spec))
     while handle.step < last:
         host.stop_if_cancelled()
-        handle = sessions.foretell(handle, plan.prompts.at(handle.step), plan.sampler, plan.terms, plan.settings)
+        places = plan.prompts.at(handle.step)
+        sizes = [plan.sampler.rollout.group_size] * len(places)
+        scored = plan.judge.foretell(handle.spec.run, keys.drawn(handle, places, plan.sampler), sizes)
+        if scored is None:
+            break
+        handle = keys.learned(handle, scored, plan.settings)
         if sessions.is_kept(handle):
             kept = handle
     return kept, sessions.state_of(kept)
@@ -149,14 +210,40 @@ def preview(groups: Groups, state: State, log: Log) -> Image.Image:
     return both
 
 
-def status(state: State, iterations: int, pace: float, log: Log) -> str:
+def status(state: State, plan: Plan, left: float, log: Log) -> str:
     """Iteration, reward, time left; below it the last evaluation."""
-    left = round(pace * (iterations - state.step))
+    of = f" of {plan.iterations}" if plan.seconds == math.inf else ""
     reward = state.history[-1]["reward"]
-    text = f"iteration {state.step} of {iterations} · reward {reward:.3f} · {left // 60}:{left % 60:02d} left"
+    seconds = max(0, round(left))
+    text = f"iteration {state.step}{of} · reward {reward:.3f} · {seconds // 60}:{seconds % 60:02d} left"
     if not state.history[-1]["informative"]:
         text = f"{text} · nothing to learn: all scores of a group are equal"
     return "\n".join([text, *filter(None, [log.text()])])
+
+
+def summary(plan: Plan, state: State, first: int, log: Log) -> str:
+    """What a run of the loop did, from the round `first` on, and what came of it."""
+    if not state.history:
+        return "Nothing was learned: no round was finished."
+    if state.step == first:
+        made = f"Reused from before: {_rounds(first)}, nothing was drawn anew."
+    else:
+        made = f"{_rounds(state.step)} done{f', {state.step - first} of them now' if first else ''}."
+    return "\n".join([made, *filter(None, [gain(state, plan.judge.terms), log.text()])])
+
+
+def gain(state: State, terms: Sequence[RewardTerm]) -> str:
+    """What the pictures scored in the first rounds and in the newest; "" where there is nothing to compare."""
+    rewards = [record["reward"] for record in state.history]
+    few = min(GAIN_ROUNDS, len(rewards) // 2)
+    if not few or any(term.name in PEOPLE for term in terms):
+        return ""
+    before, after = (sum(rows) / few for rows in (rewards[:few], rewards[-few:]))
+    return f"Reward {before:.3f} in the first {few}, {after:.3f} in the newest {few} ({after - before:+.3f})."
+
+
+def _rounds(number: int) -> str:
+    return f"{number} round" if number == 1 else f"{number} rounds"
 
 
 def describe(state: State, log: Log) -> str:

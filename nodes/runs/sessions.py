@@ -103,21 +103,16 @@ def score(groups: Groups, terms: Sequence[RewardTerm]) -> Groups:
     return replace(groups, groups=tuple(scored), terms=tuple(terms), key=keys.scored(groups.key, terms))
 
 
-def foretell(
+def learn(
     handle: PolicyHandle,
-    places: Sequence[tuple[int, Prompt]],
-    sampler: Sampler,
-    terms: Sequence[RewardTerm],
+    groups: Groups,
     training: Training,
-) -> PolicyHandle:
-    """What drawing, scoring and learning would lead to: a state is named by what makes it."""
-    return keys.learned(handle, keys.scored(keys.drawn(handle, places, sampler), terms), training)
-
-
-def learn(handle: PolicyHandle, groups: Groups, training: Training, tick: Callable) -> tuple[PolicyHandle, State]:
+    tick: Callable,
+    note: Callable[[], Mapping[str, float]] = dict,
+) -> tuple[PolicyHandle, State]:
     """One step from `handle`, or from the state that drew the groups; not taken again where it has been.
 
-    The new state is in memory only: `keep` it.
+    note: what the record of the step is to say besides its metrics. The new state is in memory only: `keep` it.
     """
     if handle.spec != groups.policy.spec:
         raise UserError("The groups are of another policy than the one to train: connect the same one to both.")
@@ -132,7 +127,7 @@ def learn(handle: PolicyHandle, groups: Groups, training: Training, tick: Callab
         before = state_of(handle)
         done = step.learn([_on(group, step.policy.device) for group in groups.groups], range(len(groups.groups)))
         _note_memory(handle.spec, step)
-        record = {"iteration": step.iteration, **done.metrics}
+        record = {"iteration": step.iteration, **done.metrics, **note()}
         state = _snapshot(step, [*before.history, record], [*before.line, after.state])
         _load(handle.spec).last = (after.state, state)
     return after, state

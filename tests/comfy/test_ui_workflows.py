@@ -71,5 +71,6 @@ def test_a_workflow_opens_without_a_red_node_or_an_error(
 def test_comfyui_offers_every_workflow_as_a_template(comfy: ComfyServer) -> None:
     offered = comfy.get("/workflow_templates")
     assert sorted(offered["dgpo"]) == NAMES
+    assert offered["dgpo"][0] == "start_here"
     for name in NAMES:
         assert comfy.get(f"/api/workflow_templates/dgpo/{name}.json")["nodes"]

@@ -171,4 +171,4 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """What is seen, as PNG or JPEG by the name's ending."""
-        self.page.screenshot(path=path)
+        self.page.screenshot(path=path, timeout=LONG)

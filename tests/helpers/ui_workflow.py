@@ -7,7 +7,7 @@ A node of the API file may say more in its `_meta`, which ComfyUI ignores when t
     title    the node's title
     group    the name of the box around it; boxes stand in the order of their names
     size     width and height, such as [520, 700]
-    note     Markdown that is shown below it
+    note     Markdown that is shown below it; with "note_before": true, to the left of its group
     control  what follows a run: "fixed" (the default), "increment", "decrement" or "randomize"
 """
 
@@ -27,6 +27,8 @@ WORKFLOWS = REPO / "workflows"
 GAP = 60  # between nodes
 TITLE = 30  # a node's title is above its position
 BOX = {"margin": 30, "title": 50, "colour": "#3f789e"}
+VIEW = {"scale": 1, "offset": [95, 140]}  # right of the front end's bar, below its buttons
+SCREEN = (1440, 900)  # pixels
 NOTE = {"width": 360, "letters": 46, "line": 20, "colours": {"color": "#432", "bgcolor": "#653"}}
 SET_CONTROLS = """controls => {
     for (const node of app.graph.nodes)
@@ -66,8 +68,17 @@ def build(browser: Browser, prompt: Prompt) -> dict[str, Any]:
     _require_same(prompt, browser.to_api())
     workflow = browser.serialize()
     workflow.get("extra", {}).pop("ds", None)  # the view; without it the front end shows the whole graph
+    if fits_at_full_size(workflow):
+        workflow.setdefault("extra", {})["ds"] = VIEW
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(prompt, sort_keys=True)))
     return workflow
+
+
+def fits_at_full_size(workflow: Mapping[str, Any]) -> bool:
+    """Whether all of it can be read on a small screen without zooming."""
+    right = max(group["bounding"][0] + group["bounding"][2] for group in workflow["groups"])
+    bottom = max(group["bounding"][1] + group["bounding"][3] for group in workflow["groups"])
+    return right + VIEW["offset"][0] <= SCREEN[0] and bottom + VIEW["offset"][1] <= SCREEN[1]
 
 
 def _links(prompt: Prompt) -> dict[str, list[str]]:
@@ -103,7 +114,10 @@ def arrange(
         inner = depths({id_: [source for source in links[id_] if source in members] for id_ in members})
         columns: Columns = [[] for _ in range(max(inner.values()) + 1)]
         for id_ in sorted(members, key=lambda id_: (overall[id_], int(id_))):
-            columns[inner[id_]] += [nodes[id_], *_notes(workflow, meta[id_])]
+            notes = _notes(workflow, meta[id_])
+            before = notes if meta[id_].get("note_before") else []
+            columns[inner[id_]] += [nodes[id_], *([] if before else notes)]
+            columns = [*([before] if before else []), *columns]
         width, height = _place(columns, x)
         if name:
             workflow["groups"].append(_box(len(workflow["groups"]) + 1, name, x, width, height))
@@ -133,11 +147,12 @@ def _notes(workflow: dict[str, Any], meta: Mapping[str, Any]) -> list[dict[str, 
     if "note" not in meta:
         return []
     workflow["last_node_id"] += 1
-    lines = sum(max(1, math.ceil(len(line) / NOTE["letters"])) for line in meta["note"].splitlines())
+    letters = NOTE["letters"] * meta.get("note_width", NOTE["width"]) / NOTE["width"]
+    lines = sum(max(1, math.ceil(len(line) / letters)) for line in meta["note"].splitlines())
     note = {
         "id": workflow["last_node_id"],
         "type": "MarkdownNote",
-        "size": [NOTE["width"], 60 + NOTE["line"] * lines],
+        "size": [meta.get("note_width", NOTE["width"]), 60 + NOTE["line"] * lines],
         "flags": {},
         "order": len(workflow["nodes"]),
         "mode": 0,

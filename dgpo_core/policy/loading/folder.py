@@ -215,6 +215,11 @@ def _described(folder: Folder, family: str | None, what: str) -> tuple[type[Diff
     return cls, *folder.scheduler()
 
 
+def family_of_folder(path: str) -> str:
+    """The family of a diffusers folder, by its model_index.json. Raises UserError for none that can be trained."""
+    return _family(Folder(path), f"The model {shown(path)}")
+
+
 def _family(folder: Folder, what: str) -> str:
     name = folder.index.get("_class_name")
     family = next((f for f, c in FAMILIES.items() if name in c.pipeline_classes), None)

@@ -15,8 +15,10 @@ from torch import nn
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.policy.families import FAMILIES
-from dgpo_core.policy.loading.folder import MODEL_INDEX, Opened, open_folder
+from dgpo_core.policy.loading.folder import MODEL_INDEX, Opened, family_of_folder, open_folder
+from dgpo_core.policy.loading.header import read_header
 from dgpo_core.policy.loading.libraries import first_line, quiet
+from dgpo_core.policy.loading.recognise import recognise
 from dgpo_core.policy.loading.single_file import open_file
 from dgpo_core.policy.loading.tensors import refuse_missing, refuse_not_finite
 from dgpo_core.policy.lora import file as lora_file
@@ -105,6 +107,14 @@ def load_policy(
     if lora is not None:
         policy.load_lora(lora)
     return policy
+
+
+def family_of(path: str | Path) -> str:
+    """The family of a .safetensors file or a diffusers folder, by its header or index: no weight is read.
+
+    Raises UserError where it cannot be trained.
+    """
+    return family_of_folder(str(path)) if Path(path).is_dir() else recognise(read_header(path))
 
 
 def _refuse_unsound(parts: Mapping[str, Any], what: str, dtype: torch.dtype) -> None:

@@ -1,0 +1,37 @@
+"""Settings for who says only what to teach, to which kind of model, and whether a person judges.
+
+A preset for the model, in rounds small enough that some minutes make several of them.
+"""
+
+from dataclasses import replace
+
+from dgpo_core.settings.config import EMBEDDED, Config
+from dgpo_core.settings.presets import load_preset
+
+PRESETS = {
+    EMBEDDED: "quickstart",
+    "sd15": "sd15-pickscore",
+    "sdxl": "sdxl-pickscore",
+    "sd3": "sd35m-pickscore-safe",
+    "flux": "flux-pickscore",
+}
+"""By kind of model: "embedded", or a family."""
+GROUPS, GROUP_SIZE = 4, 8
+"""Of a round: with it a person's answers were measured on the embedded model (dgpo_core/demo/README.md)."""
+
+
+def recipe(kind: str, people: bool) -> Config:
+    """The settings; those of SD3.5, a flow model, for a kind that has no preset. The quickstart stays as it is.
+
+    people: a person judges, so what counts is the spread within a group, whose scores are not those of another.
+    """
+    preset = load_preset(PRESETS.get(kind, PRESETS["sd3"]))
+    if kind == EMBEDDED and not people:
+        return preset
+    spread = "group" if people else preset.training.advantage_std
+    return replace(
+        preset,
+        data=replace(preset.data, groups_per_iteration=GROUPS),
+        rollout=replace(preset.rollout, group_size=GROUP_SIZE),
+        training=replace(preset.training, advantage_std=spread, ema_slow_every=1),  # an average of few rounds
+    )

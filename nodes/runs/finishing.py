@@ -1,0 +1,53 @@
+"""Finish now: the button of a node that trains asks the training to end there, with what it has.
+
+`FINISHING` is made when ComfyUI imports the nodes, and gone with the process. The thread in which nodes run trains,
+ComfyUI's server hears of the button; what both touch is locked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Finished(Exception):
+    """Raised inside a training that is to end: the round that is on its way does not count."""
+
+
+class Finishing:
+    """The trainings that run, by the ids of their nodes, and how often each was asked to finish."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[str, threading.Event] = {}
+        self._asked: Counter[str] = Counter()
+
+    @contextmanager
+    def training(self, node: str) -> Iterator[threading.Event]:
+        """While the node trains; the event is set once it is asked to finish."""
+        with self._lock:
+            asked = self._running[node] = threading.Event()
+        try:
+            yield asked
+        finally:
+            with self._lock:
+                self._running.pop(node, None)
+
+    def ask(self, node: str) -> bool:
+        """Whether the node trains, and so will finish."""
+        with self._lock:
+            asked = self._running.get(node)
+            if asked is not None and not asked.is_set():
+                asked.set()
+                self._asked[node] += 1
+            return asked is not None
+
+    def times(self, node: str) -> int:
+        """How often the node was asked to: what came of it no longer stands for the whole training."""
+        with self._lock:
+            return self._asked[node]
+
+
+FINISHING = Finishing()

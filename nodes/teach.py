@@ -1,0 +1,188 @@
+"""Teach: a whole training in one node, for who says only what to teach, and who judges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+from dgpo_core.comfy.forms import EMBEDDED_MODEL, LOAD_POLICY, PROMPT_LIST
+from dgpo_core.people.questions import MODES
+from dgpo_core.policy import family_of
+from dgpo_core.rewards import known_rewards, require_reward
+from dgpo_core.settings.config import EMBEDDED, MOST_ITERATIONS, Config, RewardTerm
+from dgpo_core.settings.recipes import recipe
+
+from .common import fields, host, warn
+from .common.values import PolicyHandle, PolicySpec, Prompts, Sampler, Training
+from .prompts import read, read_again
+from .runs import loop, sessions
+from .runs.finishing import FINISHING
+from .runs.judges import ByPerson, ByRewards, Judge
+from .training import told, trained_lora
+
+ME = "I choose"
+WEIGHTS = "ema"
+SAVE_EVERY = 5
+_NEED_OPTIONS = ("remote", "vlm_judge")  # which server; the node Reward has a widget for that
+_KINDS = {"SD15": "sd15", "SD20": "sd15", "SSD1B": "sdxl", "Segmind_Vega": "sdxl", "Flux": "flux", "SDXL": "sdxl"}
+
+
+class Teach(io.ComfyNode):
+    """Model, prompts and a judge in; a LoRA out. The steps are those of the Training Loop, with the same keys."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DGPO_Teach",
+            display_name="Teach",
+            category=host.CATEGORY,
+            **fields.aliases("reinforcement", "rlhf", "dpo", "human feedback", "preference", "train lora", "start"),
+            description="Start here: teaches a model what you like, or what a reward likes. You get a LoRA.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=host.model_choices(),
+                    tooltip="What to teach: the embedded model needs no download and no graphics card; or a file in"
+                    " models/checkpoints, or a folder in models/diffusers.",
+                ),
+                *fields.inputs(
+                    PROMPT_LIST.part("source", "text"),
+                    source={
+                        "options": host.prompt_file_choices(),
+                        "default": EMBEDDED,
+                        "tooltip": "What to draw: the embedded model's own prompts, the text below, or a file in"
+                        " ComfyUI's input folder.",
+                    },
+                    text={"multiline": True, "tooltip": "One prompt per line; lines that start with # are not."},
+                ),
+                io.Combo.Input(
+                    "judge",
+                    options=[ME, *(name for name in known_rewards() if name not in _NEED_OPTIONS)],
+                    default=ME,
+                    display_name="who judges",
+                    tooltip=f'"{ME}": a dialog shows you the pictures, and you click the best. Else a reward: its help'
+                    " is in the help of the node Reward.",
+                ),
+                io.Float.Input(
+                    "minutes",
+                    default=3.0,
+                    min=0.1,
+                    max=100_000.0,
+                    step=0.5,
+                    tooltip="For how long to teach, in all, with your own time; a larger number goes on.",
+                ),
+                *fields.inputs(LOAD_POLICY.part("run"), run={"default": "teach"}),
+                fields.Policy.Input(
+                    "policy",
+                    optional=True,
+                    display_name="other model",
+                    tooltip="A model of this graph (DGPO Policy) or one with settings of your own (Load Policy), in"
+                    " place of the one above.",
+                ),
+                fields.Reward.Input(
+                    "reward", optional=True, tooltip="Rewards with weights and options, in place of the judge above."
+                ),
+                io.Int.Input(
+                    "size",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=64,
+                    optional=True,
+                    display_name="image size",
+                    tooltip="Height and width in pixels; 0 suits the model.",
+                    **fields.ADVANCED,
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    optional=True,
+                    display_name="how to ask",
+                    tooltip="rank: put images in order, best first. thumbs: mark images as good or bad. pairs: choose"
+                    " the better one of two, pair by pair.",
+                    **fields.ADVANCED,
+                ),
+                *fields.inputs(LOAD_POLICY.part("run_seed"), run_seed={**fields.RUN["run_seed"], **fields.LATER}),
+            ],
+            outputs=[
+                io.LoraModel.Output(display_name="lora", tooltip="What was learned, for Save LoRA."),
+                fields.Policy.Output(display_name="policy", tooltip="The model after this training."),
+                fields.Prompts.Output(display_name="prompts", tooltip="What was drawn, for Before / After."),
+                fields.Sampler.Output(display_name="settings", tooltip="How it was drawn, for Before / After."),
+                fields.Reward.Output(display_name="reward", tooltip="What judged; nothing where you did."),
+                io.Image.Output(display_name="curve", tooltip="What the pictures scored, round by round."),
+                io.String.Output(display_name="said", tooltip="What was done, and what came of it."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, source: str | None = None, text: str | None = None, run: str | None = None, **_: Any
+    ) -> list[object]:
+        """A prompt file that has changed, a run that has gone another way, and a press of Finish now."""
+        return [read_again(source, text), sessions.turns(run), FINISHING.times(str(cls.hidden.unique_id))]
+
+    @classmethod
+    def execute(
+        cls,
+        model: str,
+        source: str,
+        text: str,
+        judge: str,
+        minutes: float,
+        run: str,
+        policy: PolicyHandle | None = None,
+        reward: Sequence[RewardTerm] | None = None,
+        size: int = 0,
+        mode: str = MODES[0],
+        run_seed: int = 0,
+    ) -> io.NodeOutput:
+        by = _judge(judge, reward, mode)
+        chosen = recipe(_kind(model, policy), isinstance(by, ByPerson))
+        handle = policy or PolicyHandle(_spec(model, run, run_seed, chosen))
+        prompts = Prompts(tuple(read(source, text)), chosen.data.groups_per_iteration, 0)
+        warn.of_syntax(handle, prompts.prompts)
+        sampler = Sampler(chosen.rollout, size or chosen.model.height, size or chosen.model.width)
+        settings = Training(chosen.training, chosen.combine)
+        seconds = 60 * minutes
+        plan = loop.Plan(handle, prompts, sampler, by, settings, MOST_ITERATIONS, SAVE_EVERY, seconds=seconds)
+        done = loop.run(plan, host.Progress(math.ceil(seconds), cls.hidden.unique_id))
+        lora = trained_lora(done, sampler, settings, by.terms, WEIGHTS)
+        curve, scored_by = host.to_image(loop.curve(done.state, done.log)), by.terms if by.scores_alone else ()
+        outputs = lora, done.policy, prompts, sampler, scored_by, curve, done.said
+        return io.NodeOutput(*outputs, ui=told(cls, curve, done.said))
+
+
+def _judge(choice: str, reward: Sequence[RewardTerm] | None, mode: str) -> Judge:
+    if reward:
+        return ByRewards(tuple(reward))
+    if choice == ME:
+        return ByPerson(mode)
+    require_reward(choice)
+    return ByRewards((RewardTerm(choice),))
+
+
+def _kind(model: str, policy: PolicyHandle | None) -> str:
+    """What `recipe` goes by."""
+    spec = policy.spec if policy else None
+    if spec and spec.source == "native":  # its name begins with what ComfyUI calls the kind
+        name = spec.model.path.rpartition("-")[0]
+        return next((kind for start, kind in _KINDS.items() if name.startswith(start)), name)
+    path = host.model_path(spec.model.path if spec else model)
+    return EMBEDDED if path == EMBEDDED else family_of(path)
+
+
+def _spec(model: str, run: str, seed: int, chosen: Config) -> PolicySpec:
+    """As Load Policy gives it out with these settings, so that a Training Loop can go on from here."""
+    path = EMBEDDED if model == EMBEDDED_MODEL else model
+    settings = replace(chosen.model, path=path, height=0, width=0)
+    return PolicySpec(host.check_run(run), seed, settings, chosen.lora, chosen.memory)
+
+
+NODES = [Teach]

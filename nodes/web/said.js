@@ -1,0 +1,59 @@
+// What a node says it has done, under its widgets; and "Finish now" on the nodes that train.
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { ComfyWidgets } from "../../scripts/widgets.js";
+
+const TRAIN = ["DGPO_Teach", "DGPO_TrainingLoop"];
+const SAY = { DGPO_SaveLoRA: (text) => `Saved as output/loras/${text}` };
+for (const type of [...TRAIN, "DGPO_LoRATrainer"]) SAY[type] = (text) => text;
+const LINE = 18, LETTERS = 48; // pixels, about
+
+/** A widget that is the page's alone: neither the file nor the queue has it. */
+function apart(widget) {
+  widget.serialize = false;
+  widget.options = { ...widget.options, serialize: false };
+  return widget;
+}
+
+function addFinish(node) {
+  const button = node.addWidget("button", "Finish now", null, async () => {
+    const answer = await api.fetchApi("/dgpo/finish", { method: "POST", body: JSON.stringify({ node: String(node.id) }) });
+    const { finishing } = answer.ok ? await answer.json() : {};
+    const detail = finishing ? "It keeps what was learned, and goes on to save and compare." : "This node is not training now.";
+    app.extensionManager.toast.add({ severity: "info", summary: "Finish now", detail, life: 5000 });
+  });
+  button.tooltip = "Ends this training here: keeps what was learned, and goes on to save and compare. Run goes on.";
+  apart(button);
+}
+
+function show(node, text) {
+  let widget = node.widgets?.find(({ name }) => name === "said");
+  if (!text) return;
+  if (!widget) {
+    widget = apart(ComfyWidgets.STRING(node, "said", ["STRING", { multiline: true }], app).widget);
+    if (widget.inputEl) Object.assign(widget.inputEl, { readOnly: true, ariaLabel: "said", tabIndex: -1 });
+  }
+  widget.value = text;
+  const lines = text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / LETTERS)), 0);
+  const height = 24 + LINE * lines;
+  widget.options.getMinHeight = widget.options.getMaxHeight = () => height;
+  const [width, least] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
+  node.setDirtyCanvas(true, true);
+}
+
+app.registerExtension({
+  name: "dgpo.said",
+  nodeCreated(node) {
+    if (TRAIN.includes(node.comfyClass)) addFinish(node);
+    const say = SAY[node.comfyClass];
+    if (!say) return;
+    const before = node.onExecuted;
+    node.onExecuted = function (output) {
+      before?.apply(this, arguments);
+      const text = output?.text?.[0];
+      show(this, text && say(text));
+    };
+  },
+});

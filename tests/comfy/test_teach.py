@@ -1,0 +1,99 @@
+"""Teach in a real ComfyUI: the Training Loop's steps with its keys, ended by minutes, by a button, or by a person."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from comfy_graphs import Graph
+from comfy_results import files, line, lora
+from comfy_server import REPO, ComfyServer
+
+MOMENT = 0.1  # minutes
+
+
+def teach(run: str, minutes: float = MOMENT, **inputs: Any) -> Graph:
+    """The template, without what compares."""
+    graph: Graph = json.loads((REPO / "workflows" / "api" / "start_here.json").read_text("utf-8"))
+    graph["1"]["inputs"] |= {"run": run, "minutes": minutes, **inputs}
+    return {key: node for key, node in graph.items() if node["class_type"] != "DGPO_BeforeAfter"}
+
+
+def said(entry: dict[str, Any]) -> str:
+    return entry["outputs"]["1"]["text"][0]
+
+
+def answer_all(server: ComfyServer, prompt: str) -> int:
+    """Says of every question that the first picture is the best, until the graph is done; how many there were."""
+    asked: set[str] = set()
+    while prompt not in server.get(f"/history/{prompt}"):
+        for question in server.get("/dgpo/questions")["questions"]:
+            asked.add(question["token"])
+            groups = [{"ranking": [[0]]} for _ in question["groups"]]
+            server.post(f"/dgpo/questions/{question['token']}", {"token": question["token"], "groups": groups})
+        time.sleep(0.2)
+    return len(asked)
+
+
+def test_it_goes_on_from_a_training_loop_with_the_same_settings(comfy: ComfyServer) -> None:
+    loop: Graph = json.loads((REPO / "workflows" / "api" / "quickstart.json").read_text("utf-8"))
+    kinds = {node["class_type"]: key for key, node in loop.items()}
+    del loop[kinds["DGPO_BeforeAfter"]], loop[kinds["DGPO_TrainingLoop"]]["inputs"]["held_out"]
+    loop[kinds["DGPO_TrainingLoop"]]["inputs"]["iterations"] = 1
+    loop[kinds["DGPO_LoadPolicy"]]["inputs"]["run"] = "one_engine"
+    comfy.run(loop)
+    (first,) = line(comfy, "one_engine")
+    entry = comfy.run(teach("one_engine"))
+    states = line(comfy, "one_engine")
+    assert states[0] == first
+    assert len(states) >= 2
+    assert said(entry).startswith(f"{len(states)} rounds done, {len(states) - 1} of them now.")
+
+
+def test_the_minutes_are_those_of_all_presses(comfy: ComfyServer) -> None:
+    comfy.run(teach("minutes"))
+    before, made = files(comfy, "minutes"), len(line(comfy, "minutes"))
+    entry = comfy.run(teach("minutes", mode="thumbs"))  # of no use to a reward: the same training
+    assert said(entry).startswith(f"Reused from before: {made} round")
+    assert files(comfy, "minutes") == before
+    comfy.run(teach("minutes", minutes=2 * MOMENT))
+    assert len(line(comfy, "minutes")) > made
+
+
+def test_finish_now_keeps_what_was_learned_and_the_next_run_goes_on(comfy: ComfyServer) -> None:
+    assert comfy.post("/dgpo/finish", {"node": "1"}) == {"finishing": False}
+    graph = teach("finish", minutes=60)
+    prompt = comfy.queue(graph)
+    while not comfy.post("/dgpo/finish", {"node": "1"})["finishing"] or not comfy.events.of("progress"):
+        time.sleep(0.1)
+    entry = comfy.wait(prompt)
+    assert said(entry).startswith("Finished at ")
+    assert lora(comfy, entry, "2")
+    prompt = comfy.queue(graph)  # the same: but it was not done
+    end = time.monotonic() + 120
+    while not comfy.post("/dgpo/finish", {"node": "1"})["finishing"]:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    comfy.wait(prompt)
+
+
+def test_a_person_teaches_and_is_not_asked_twice(comfy: ComfyServer) -> None:
+    graph = teach("person", judge="I choose")
+    assert answer_all(comfy, comfy.queue(graph)) == len(line(comfy, "person")) >= 1
+    made = line(comfy, "person")
+    for path in (comfy.base / "output" / "dgpo" / "person").glob("*/state_*"):
+        path.unlink()  # the answers are still there
+    comfy.restart()  # nothing is in memory, either
+    answer_all(comfy, comfy.queue(graph))
+    assert line(comfy, "person")[: len(made)] == made
+
+
+def test_cancel_while_a_person_is_asked_leaves_a_run_that_goes_on(comfy: ComfyServer) -> None:
+    graph = teach("person_cancels", judge="I choose")
+    prompt = comfy.queue(graph)
+    while not comfy.get("/dgpo/questions")["questions"]:
+        time.sleep(0.1)
+    comfy.interrupt()
+    comfy.wait(prompt, allow_failure=True)
+    assert answer_all(comfy, comfy.queue(graph)) >= 1
