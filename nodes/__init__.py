@@ -9,7 +9,21 @@ from server import PromptServer
 from dgpo_core.rewards import weight_files
 from dgpo_core.rewards.network import endpoints
 
-from . import compare, lora, native, policy, prompts, ranker, rewards, routes, sampling, teach, templates, training
+from . import (
+    checks,
+    compare,
+    lora,
+    native,
+    policy,
+    prompts,
+    ranker,
+    rewards,
+    routes,
+    sampling,
+    teach,
+    templates,
+    training,
+)
 from .common import host
 from .runs.finishing import FINISHING
 from .runs.questions import QUESTIONS
@@ -28,6 +42,7 @@ async def comfy_entrypoint() -> DGPOExtension:
     routes.add_presets(PromptServer.instance.routes)
     routes.add_finish(PromptServer.instance.routes, FINISHING.ask)
     routes.add_questions(PromptServer.instance.routes, QUESTIONS)
+    PromptServer.instance.app.middlewares.append(checks.checking)
     PromptServer.instance.app.middlewares.append(templates.ordering(Path(__file__).parents[1].name))
     weight_files.look_in(host.reward_folders())
     endpoints.keep_in(host.endpoints_file())

@@ -67,7 +67,9 @@ class LoRALoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora_name: str | None = NO_LORA, lora: Any = "") -> bool | str:
-        return lora is None or fields.first_error((_find_file, lora_name))  # a connected LORA_MODEL is None here
+        return lora is None or fields.first_error(
+            lora_name=(_find_file, lora_name)
+        )  # a connected LORA_MODEL is None here
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = NO_LORA, **_: Any) -> str:
@@ -122,7 +124,7 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | None = None, metadata: str | None = None) -> bool | str:
-        return fields.first_error((lora_model.check_name, name), (lora_model.parse_metadata, metadata))
+        return fields.first_error(name=(lora_model.check_name, name), metadata=(lora_model.parse_metadata, metadata))
 
     @classmethod
     def execute(cls, lora: Mapping[str, Any], name: str, metadata: str = "") -> io.NodeOutput:

@@ -44,7 +44,9 @@ class LoadPolicy(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model: str | None, run: str | None, start_from: str | None) -> bool | str:
         """A name that cannot be a folder, and a file that is gone, are told before anything runs."""
-        return fields.first_error((host.check_run, run), (host.model_path, model), (host.lora_path, start_from))
+        return fields.first_error(
+            run=(host.check_run, run), model=(host.model_path, model), start_from=(host.lora_path, start_from)
+        )
 
     @classmethod
     def fingerprint_inputs(cls, run: str | None = None, **_: Any) -> int:

@@ -41,7 +41,8 @@ class PromptList(io.ComfyNode):
     def validate_inputs(cls, source: str | None, text: str | None) -> bool | str:
         """A missing or broken file, and an empty text, are told before anything runs; None is a linked input."""
         linked = source == TEXT and text is None
-        return fields.first_error((lambda source: read(source, text or ""), None if linked else source))
+        at_fault = "text" if source == TEXT else "source"
+        return fields.first_error(**{at_fault: (lambda source: read(source, text or ""), None if linked else source)})
 
     @classmethod
     def execute(cls, source: str, text: str, per_iteration: int, order_seed: int) -> io.NodeOutput:

@@ -94,7 +94,7 @@ class HumanRanker(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, preset: str | None = "") -> bool | str:
         """A preset that cannot be read is refused before anything is drawn."""
-        return fields.first_error((parse_preset, preset))
+        return fields.first_error(preset=(parse_preset, preset))
 
     @classmethod
     def execute(

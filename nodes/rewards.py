@@ -58,8 +58,9 @@ class Reward(io.ComfyNode):
     def validate_inputs(cls, name: str | None, options: str | None, only_if: str | None = "") -> bool | str:
         """What the reward lacks (a package, weights) and what is wrong with its widgets: told before anything runs."""
         return fields.first_error(
-            (lambda only_if: Gate.of(only_if, name or "") if only_if.strip() else None, only_if),
-            (lambda name: require_reward(name, _term(name, 1.0, options or "").options), name or None),
+            only_if=(lambda only_if: Gate.of(only_if, name or "") if only_if.strip() else None, only_if),
+            options=(lambda options: term(name or "", 1.0, options), options),
+            name=(lambda name: require_reward(name, term(name, 1.0, options or "").options), name or None),
         )
 
     @classmethod
@@ -72,19 +73,19 @@ class Reward(io.ComfyNode):
         only_if: str = "",
     ) -> io.NodeOutput:
         before = tuple(reward or ())
-        if any(term.name == name for term in before):
+        if any(other.name == name for other in before):
             raise UserError(f"The reward {name} can be in a chain only once.")
-        return io.NodeOutput((*before, _term(name, weight, options, only_if.strip())))
+        return io.NodeOutput((*before, term(name, weight, options, only_if.strip())))
 
 
-def _term(name: str, weight: float, options: str, only_if: str = "") -> RewardTerm:
+def term(name: str, weight: float, options: str, only_if: str = "") -> RewardTerm:
     """What the widgets say. Raises UserError for what a workflow, which is shared, may not decide."""
     found = parse_json(options, "The text in the reward's options") if options.strip() else {}
     if not isinstance(found, dict):
         raise UserError('The options of the reward must be an object such as {"batch": 4}.')
-    term = RewardTerm(name, weight, found, only_if)
-    check_shared([term], "The workflow")
-    return term
+    made = RewardTerm(name, weight, found, only_if)
+    check_shared([made], "The workflow")
+    return made
 
 
 class RewardScorer(io.ComfyNode):
@@ -174,12 +175,13 @@ class GroupFromImages(io.ComfyNode):
                 io.String.Input("ratings", default="", tooltip="One number per picture, higher is better: 5 3 1 4."),
                 io.Int.Input(
                     "iteration",
-                    default=0,
-                    min=0,
+                    default=sessions.GO_ON,
+                    min=sessions.GO_ON,
                     max=1_000_000,
                     control_after_generate=True,
                     display_name="round (iteration)",
-                    tooltip="Counts from 0. Leave its control on increment: each press of Run is one more step.",
+                    tooltip="-1 goes on from where the training is: each press of Run is one round. Else the round to"
+                    " train, counted from 0.",
                 ),
                 fields.Group.Input(
                     "groups", optional=True, display_name="add to", tooltip="Groups of other prompts to train on too."
@@ -191,6 +193,11 @@ class GroupFromImages(io.ComfyNode):
                 io.Image.Output(display_name="sheet", tooltip="The groups with ratings, both halves framed."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, iteration: int | None = None, **_: Any) -> int:
+        """Where the run goes on is elsewhere after each step."""
+        return 0 if iteration is not None and iteration >= 0 else sessions.steps_kept()
 
     @classmethod
     def execute(
@@ -209,6 +216,7 @@ class GroupFromImages(io.ComfyNode):
         refuse_foreign(asked)
         warn.of_syntax(policy, [asked])
         warn.of_equal(numbers)
+        iteration = sessions.where(policy, iteration)
         group = sessions.encode(policy, asked, images[..., :3].permute(0, 3, 1, 2), settings, iteration)
         scored = with_scores(group, numbers, "ratings")
         return scored_output(cls, scored.after(groups) if groups else scored)

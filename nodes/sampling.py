@@ -50,7 +50,7 @@ class SamplerSettings(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, solver: str | None = None, scheduler: str | None = None) -> bool | str:
         """A solver that adds noise is told before anything runs, with the one to use instead."""
-        return fields.first_error((_check_solver, solver), (_check_scheduler, scheduler))
+        return fields.first_error(solver=(_check_solver, solver), scheduler=(_check_scheduler, scheduler))
 
     @classmethod
     def execute(cls, height: int, width: int, scheduler: str = MODELS_OWN, **settings: Any) -> io.NodeOutput:
@@ -84,10 +84,11 @@ class GroupSampler(io.ComfyNode):
                 prompts="The prompts; an iteration takes the next few of them.",
                 settings="How images are drawn.",
                 iteration={
-                    "min": 0,
+                    "min": sessions.GO_ON,
                     "max": 1_000_000,
                     "control_after_generate": True,
-                    "tooltip": "Counts from 0. Leave its control on increment: each press of Run is one iteration.",
+                    "tooltip": "-1 goes on from where the training is: each press of Run is one round. Else the round"
+                    " to draw, counted from 0.",
                 },
             ),
             outputs=[
@@ -98,9 +99,15 @@ class GroupSampler(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, iteration: int | None = None, **_: Any) -> int:
+        """Where the run goes on is elsewhere after each step."""
+        return 0 if iteration is not None and iteration >= 0 else sessions.steps_kept()
+
+    @classmethod
     def execute(cls, policy: PolicyHandle, prompts: Prompts, settings: Sampler, iteration: int) -> io.NodeOutput:
         tick = host.Progress(forwards(settings, prompts.per_iteration), cls.hidden.unique_id)
         warn.of_syntax(policy, prompts.prompts)
+        iteration = sessions.where(policy, iteration)
         groups = sessions.draw(policy, prompts.at(iteration), settings, iteration, tick)
         return io.NodeOutput(groups, host.images_of(groups.groups))
 

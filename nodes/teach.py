@@ -9,10 +9,11 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.comfy.forms import EMBEDDED_MODEL, LOAD_POLICY, PROMPT_LIST
+from dgpo_core.comfy.forms import EMBEDDED_MODEL, LOAD_POLICY, PROMPT_LIST, TEXT
+from dgpo_core.common.prompts import Prompt
 from dgpo_core.people.questions import MODES
 from dgpo_core.policy import family_of
-from dgpo_core.rewards import known_rewards, require_reward
+from dgpo_core.rewards import check_cheaply, known_rewards, require_reward
 from dgpo_core.settings.config import EMBEDDED, MOST_ITERATIONS, Config, RewardTerm
 from dgpo_core.settings.recipes import recipe
 
@@ -122,6 +123,24 @@ class Teach(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls,
+        model: str | None = None,
+        source: str | None = None,
+        text: str | None = None,
+        judge: str | None = None,
+        run: str | None = None,
+    ) -> bool | str:
+        """Names and files that are not there, and a judge that cannot judge these prompts, before anything runs."""
+        prompts = None if source is None or (source == TEXT and text is None) else source
+        return fields.first_error(
+            model=(host.model_path, model),
+            run=(host.check_run, run),
+            **{"text" if source == TEXT else "source": (lambda source: read(source, text or ""), prompts)},
+            judge=(lambda judge: _check_judge(judge, read(prompts, text or "") if prompts else []), judge),
+        )
+
+    @classmethod
     def fingerprint_inputs(
         cls, source: str | None = None, text: str | None = None, run: str | None = None, **_: Any
     ) -> list[object]:
@@ -157,6 +176,12 @@ class Teach(io.ComfyNode):
         curve, scored_by = host.to_image(loop.curve(done.state, done.log)), by.terms if by.scores_alone else ()
         outputs = lora, done.policy, prompts, sampler, scored_by, curve, done.said
         return io.NodeOutput(*outputs, ui=told(cls, curve, done.said))
+
+
+def _check_judge(choice: str, prompts: Sequence[Prompt]) -> None:
+    if choice != ME:
+        require_reward(choice)
+        check_cheaply(RewardTerm(choice), prompts)
 
 
 def _judge(choice: str, reward: Sequence[RewardTerm] | None, mode: str) -> Judge:

@@ -8,7 +8,6 @@ from typing import Any
 from comfy_api.v0_0_2 import io, ui
 
 from dgpo_core.comfy.forms import (
-    AS_BELOW,
     LORA_TRAINER,
     TRAINING_LOOP,
     TRAINING_SETTINGS,
@@ -54,13 +53,22 @@ class TrainingSettings(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, preset: str | None = None) -> bool | str:
+        """A preset that there is not, and what does not fit the other nodes, are told before anything runs."""
+        return fields.first_error(preset=(_check_preset, preset))
+
+    @classmethod
     def execute(cls, preset: str, combine: str, **settings: Any) -> io.NodeOutput:
         chosen = chosen_preset(preset)
         if chosen:
             return io.NodeOutput(Training(chosen[0], chosen[1] or combine))
-        if preset != AS_BELOW:
-            raise UserError(f"There is no preset {preset}: choose one of the list.")
+        _check_preset(preset)
         return io.NodeOutput(Training(fields.values(TrainingConfig, settings), combine))
+
+
+def _check_preset(choice: str) -> None:
+    if choice not in preset_choices():
+        raise UserError(f"There is no preset {choice}: choose one of the list.")
 
 
 def trained_outputs() -> list[io.Output]:
@@ -178,6 +186,11 @@ class TrainingLoop(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, weights: str | None = None) -> bool | str:
+        """What does not fit the other nodes is told before anything runs."""
+        return fields.first_error(weights=(_check_weights, weights))
+
+    @classmethod
     def execute(
         cls,
         policy: PolicyHandle,
@@ -214,6 +227,11 @@ class TrainingLoop(io.ComfyNode):
     def fingerprint_inputs(cls, **inputs: Any) -> int:
         """Once it was told to finish, what came of it does not stand for the whole training: the next Run goes on."""
         return FINISHING.times(str(cls.hidden.unique_id))
+
+
+def _check_weights(choice: str) -> None:
+    if choice not in fields.WEIGHTS["weights"]["options"]:
+        raise UserError(f"There is no LoRA {choice}: choose current or ema.")
 
 
 NODES = [TrainingSettings, LoRATrainer, TrainingLoop]

@@ -116,7 +116,7 @@ GROUP_SAMPLER = Form(
         "policy": Link(POLICY, LOAD_POLICY.id),
         "prompts": Link(PROMPTS, PROMPT_LIST.id),
         "settings": Link(SAMPLER, SAMPLER_SETTINGS.id),
-        "iteration": Widget(kind=int, default=0),
+        "iteration": Widget(kind=int, default=-1),
     },
 )
 REWARD_TERM = Form(

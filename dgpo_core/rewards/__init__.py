@@ -6,6 +6,7 @@ Whoever writes one derives from `Reward` here; a new one of this package is one 
 from dgpo_core.rewards.base import GroupReward, Reward
 from dgpo_core.rewards.registry import (
     REWARDS,
+    check_cheaply,
     is_file,
     known_rewards,
     make_reward,
@@ -21,6 +22,7 @@ __all__ = [
     "GroupReward",
     "Reward",
     "Scoring",
+    "check_cheaply",
     "is_file",
     "known_rewards",
     "make_reward",

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
 from dgpo_core.rewards import weight_files
 from dgpo_core.rewards.base import Reward, need_packages
-from dgpo_core.rewards.guard import described, guarded
+from dgpo_core.rewards.guard import check_prompts, described, guarded
 from dgpo_core.settings.config import RewardTerm
 
 REWARDS: dict[str, str] = {
@@ -69,6 +70,13 @@ def require_reward(name: str, options: Mapping[str, Any] | None = None) -> None:
         for needed, given in cls.sources(options):
             weight_files.require(needed, given, name)
         cls.require(options)
+
+
+def check_cheaply(term: RewardTerm, prompts: Sequence[Prompt]) -> None:
+    """Raises UserError for a prompt that the reward cannot judge, if it can say so without packages or weights."""
+    cls, options = _bound(term.name, term.options)
+    if not cls.packages and not cls.sources(options) and not cls.asks(options):
+        check_prompts({term.name: make_reward(term.name, options)}, prompts)
 
 
 def weights_of(terms: Sequence[RewardTerm]) -> dict[str, float]:

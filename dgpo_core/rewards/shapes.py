@@ -23,7 +23,9 @@ class _Verified(Reward):
         for prompt in prompts:
             if "include" not in prompt.metadata:
                 raise UserError(
-                    f'The shapes rewards need "include" in the metadata of every prompt; {prompt.text!r} has none.'
+                    'The rewards shapes and shapes_graded need "include" in the metadata of every prompt, as the'
+                    f" embedded model's own have it; {prompt.text!r} has none: take those prompts, or a reward that"
+                    " judges any, such as brightness or pickscore."
                 )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from comfy_api.v0_0_2 import io
+from comfy_execution.utils import get_executing_context
 
 from dgpo_core.comfy import forms
 from dgpo_core.common.errors import UserError
@@ -17,7 +18,8 @@ from dgpo_core.settings.config import Config, Range
 from dgpo_core.settings.schema import field_docs
 from dgpo_core.settings.values import read_settings
 
-from .words import WORDS, Word
+from . import faults
+from .words import WORDS, Word, on_screen
 
 FINE, COARSE = 1e-6, 0.01  # steps of float widgets
 SEEDS = 2**32 - 1
@@ -48,7 +50,7 @@ About = str | Mapping[str, Any]
 LATER: Mapping[str, Any] = {"optional": True, **ADVANCED}
 RUN: Mapping[str, Mapping[str, Any]] = {"run_seed": {"min": 0, "max": SEEDS}}
 ORDER: Mapping[str, About] = {"order_seed": {"min": 0, "max": SEEDS}}
-WEIGHTS: Mapping[str, About] = {"weights": {"options": ["current", "ema"]}}
+WEIGHTS: Mapping[str, Mapping[str, Any]] = {"weights": {"options": ["current", "ema"]}}
 
 
 def inputs(form: forms.Form, advanced: Collection[str] = (), **about: About) -> list[io.Input]:
@@ -77,19 +79,22 @@ def weights_input(optional: bool = False) -> io.Input:
     return widget
 
 
-def first_error(*checks: tuple[Callable[[Any], Any], Any]) -> bool | str:
-    """What `validate_inputs` answers: True, or the sentence of the first check that the value beside it fails.
+def first_error(**checks: tuple[Callable[[Any], Any], Any]) -> bool | str:
+    """What `validate_inputs` answers: True, the sentence of the first check that the value beside it fails, or else
+    what the graph as a whole says of the node.
 
-    None passes: that is what a connected input is before anything runs.
+    checks: by the input that is at fault. None passes: that is what a connected input is before anything runs.
     """
-    for check, value in checks:
+    for name, (check, value) in checks.items():
         if value is None:
             continue
         try:
             check(value)
         except UserError as error:
-            return str(error)
-    return True
+            return faults.note(faults.Fault(name, on_screen(str(error))))
+    context = get_executing_context()
+    fault = faults.of_node(str(context.node_id)) if context is not None else None
+    return True if fault is None else faults.note(fault)
 
 
 def values(settings: type, given: Mapping[str, Any]) -> Any:

@@ -6,6 +6,7 @@ ComfyUI 0.3.64) shows the ids, so a sentence about an input says both: `named`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -182,3 +183,23 @@ def named(name: str) -> str:
     """An input for a sentence: its display name, and its id where that does not say it."""
     label = WORDS[name].label
     return f'"{label}"' if f"({name})" in label else f'"{label}" ({name})' if label else name
+
+
+_GROUPS = "rollout|training|model|lora|data|memory|evaluation"
+_SETTING = re.compile(rf"\b(?:{_GROUPS})\.([a-z]\w*)")
+_CONFIG_WORDS = {"groups_per_iteration": "per_iteration", "unipc": "uni_pc"}  # which are others in the nodes
+
+
+def settings_in(sentence: str) -> list[str]:
+    """The ids of the inputs whose settings a sentence of the engine names, in their order."""
+    return [_CONFIG_WORDS.get(name, name) for name in _SETTING.findall(sentence)]
+
+
+def on_screen(sentence: str) -> str:
+    """A sentence of the engine with the names that the screen has: "trained steps" (t_min) for training.t_min."""
+
+    def shown(found: re.Match[str]) -> str:
+        name = _CONFIG_WORDS.get(found[1], found[1])
+        return named(name) if name in WORDS else name
+
+    return re.sub(r"\bunipc\b", "uni_pc", _SETTING.sub(shown, sentence))

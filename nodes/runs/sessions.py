@@ -36,6 +36,8 @@ from .scoring import beside_drawing, results_of, score_all
 from .sources import SOURCES
 from .states import State, Store, root_key
 
+GO_ON = -1
+"""The iteration that follows on where the run is."""
 DRAWING = TrainingConfig(timesteps=1, t_min=0.0)  # fits every solver: drawing does not train
 
 
@@ -55,6 +57,13 @@ def turns(run: str | None) -> int:
 def steps_kept() -> int:
     """How many states were kept since ComfyUI started."""
     return HELD.steps_kept()
+
+
+def where(handle: PolicyHandle, iteration: int) -> int:
+    """The iteration that is meant: `GO_ON` is the one after all that the policy, or else its run, has made."""
+    if iteration != GO_ON:
+        return iteration
+    return handle.step if handle.state else store(handle.spec).newest()
 
 
 def resolve(handle: PolicyHandle, iteration: int) -> PolicyHandle:

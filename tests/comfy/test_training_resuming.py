@@ -93,3 +93,17 @@ def test_a_loop_resumes_after_a_kill(lru: ComfyServer, cut: dict[str, Any], tmp_
     entry = lru.wait(prompt)
     assert min(steps_done(lru, prompt)) >= cut["killed"] >= 3
     assert equal(tensors(lora(lru, entry)), headless(loop("killed", end), end, tmp_path))
+
+
+def test_minus_one_goes_on_from_where_the_run_is_also_in_a_batch_that_was_cancelled(comfy: ComfyServer) -> None:
+    graph = visual("going_on", -1)
+    comfy.run(graph)
+    prompts = [comfy.queue(graph) for _ in range(3)]  # the same graph, as the batch count queues it
+    comfy.interrupt()
+    entries = [comfy.wait(prompt, allow_failure=True) for prompt in prompts]
+    kinds = [kind for entry in entries for kind, _ in entry["status"]["messages"]]
+    assert "execution_error" not in kinds
+    made = len(line(comfy, "going_on"))
+    assert made >= 3  # the cancelled one at most is missing
+    comfy.run(graph)
+    assert len(line(comfy, "going_on")) == made + 1

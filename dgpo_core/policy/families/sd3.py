@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dgpo_core.common.errors import UserError
 from dgpo_core.policy.families import parts as parts_of
 from dgpo_core.policy.families.flow import FlowPolicy, dynamic_mu
 from dgpo_core.policy.lora.names import Place
@@ -69,6 +70,13 @@ class SD3(FlowPolicy):
                 yield f"joint_blocks.{i}.{name}", Place(tuple(f"transformer_blocks.{i}.{m}" for m in modules), swapped)
         yield from ((name, Place((module,))) for name, module in _SD3.items())
         yield "final_layer.adaLN_modulation.1", Place(("norm_out.linear",), swapped=True)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        shape = super().latent_shape(height, width)
+        most = self.network.config.pos_embed_max_size * self.patch * self._factor
+        if max(height, width) > most:
+            raise UserError(f"Images of this model have at most {most} pixels a side, not {height} x {width}.")
+        return shape
 
     def _encode(self, text: str) -> dict[str, Tensor]:
         with_t5 = self.pipe.text_encoder_3 is not None

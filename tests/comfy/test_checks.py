@@ -1,0 +1,108 @@
+"""What cannot work is told before the first picture: one error, at the node and the widget at fault, in their words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from comfy_graphs import DRAW, POLICY, PROMPTS, REWARD, SAMPLER, SETTINGS, TRAIN, Graph, loop, visual
+from comfy_results import files
+from comfy_server import REPO, ComfyServer, PromptRefused
+
+OTHERS = {"Prompts": {"source": "the text below", "text": "a red fox"}}
+T_MIN = '"trained steps" (t_min) is 7 but must be a noise level below 1 or a whole number'
+
+
+def fault(comfy: ComfyServer, graph: Graph) -> tuple[str, str, str]:
+    """The node, the widget and the sentence of the one error with which ComfyUI refuses a graph."""
+    with pytest.raises(PromptRefused) as refused:
+        comfy.queue(graph)
+    ((node, said),) = refused.value.node_errors.items()
+    (error,) = said["errors"]
+    name, _, text = error["details"].partition(" - ")
+    assert error["extra_info"]["input_name"] == name
+    return node, name, text
+
+
+FAULTS: list[tuple[str, str, str, dict[str, Any]]] = [
+    (SETTINGS, "t_min", T_MIN, {"SamplerSettings": {"steps": 4}}),
+    (SETTINGS, "t_min", T_MIN, {"SamplerSettings": {"steps": 4}, "TrainingSettings": {"preset": "quickstart"}}),
+    (SETTINGS, "timesteps", '"noise levels each" (timesteps) is 9', {"TrainingSettings": {"timesteps": 9}}),
+    (SETTINGS, "betas", "betas", {"TrainingSettings": {"betas": "a lot"}}),
+    (SAMPLER, "solver", "use one of euler, heun, dpmpp_2m, uni_pc.", {"SamplerSettings": {"solver": "ddim"}}),
+    (
+        SAMPLER,
+        "height",
+        "have multiples of 16",
+        {"SamplerSettings": {"height": 72}},
+    ),
+    (SAMPLER, "width", "at most 256 pixels a side", {"SamplerSettings": {"width": 4096, "height": 64}}),
+    (REWARD, "name", "'a red fox' has none: take those prompts, or a reward that judges any", OTHERS),
+    (REWARD, "weight", "must be a number other than 0", {"Reward": {"weight": 0.0}}),
+    (REWARD, "only_if", "asks for ocr, which is not among the rewards", {"Reward": {"only_if": "ocr > 0.5"}}),
+    (POLICY, "run", "cannot be a folder name", {"LoadPolicy": {"run": "a/b"}}),
+    (POLICY, "model", "There is no model checkpoints/gone", {"LoadPolicy": {"model": "checkpoints/gone.safetensors"}}),
+    (PROMPTS, "text", "", {"Prompts": {"source": "the text below", "text": "# nothing"}}),
+    (PROMPTS, "source", "gone.txt", {"Prompts": {"source": "gone.txt"}}),
+]
+
+
+@pytest.mark.parametrize(("node", "name", "text", "inputs"), FAULTS, ids=[f"{i}_{f[1]}" for i, f in enumerate(FAULTS)])
+@pytest.mark.parametrize("make", [loop, visual])
+def test_one_error_at_the_widget_at_fault(
+    comfy: ComfyServer, make: Any, node: str, name: str, text: str, inputs: dict[str, Any]
+) -> None:
+    if "run" in inputs.get("LoadPolicy", {}):
+        graph = make("a/b", 2) if make is loop else make("a/b")
+    else:
+        graph = make("faulty", 2, **inputs) if make is loop else make("faulty", **inputs)
+    found = fault(comfy, graph)
+    assert found[:2] == (node, name)
+    assert text in found[2]
+    assert files(comfy, "faulty") == {}
+
+
+def test_what_is_measured_besides_needs_test_prompts_and_another_reward(comfy: ComfyServer) -> None:
+    graph = loop("faulty", 2)
+    graph["other"] = {"class_type": "DGPO_Reward", "inputs": {**graph[REWARD]["inputs"], "name": "brightness"}}
+    graph[TRAIN]["inputs"]["watch"] = ["other", 0]
+    assert fault(comfy, graph)[:2] == (TRAIN, "watch")
+    graph[TRAIN]["inputs"] |= {"watch": [REWARD, 0], "held_out": [PROMPTS, 0]}
+    assert "is trained, so it cannot be measured besides" in fault(comfy, graph)[2]
+
+
+def test_a_graph_that_cannot_be_read_is_left_to_comfyui(comfy: ComfyServer) -> None:
+    for graph in (
+        {TRAIN: {"class_type": "DGPO_TrainingLoop"}},
+        {"1": 7},
+        {"1": {"class_type": "DGPO_LoRATrainer", "inputs": 3}},
+    ):
+        with pytest.raises(Exception, match="gave|refused|error"):
+            comfy.queue(graph)
+    circle = visual("circle")
+    circle[DRAW]["inputs"]["policy"] = [DRAW, 0]
+    with pytest.raises(PromptRefused):
+        comfy.queue(circle)
+
+
+def test_what_comes_over_a_link_is_not_judged_before_it_is_known(comfy: ComfyServer) -> None:
+    graph = visual("linked", SamplerSettings={"steps": 4})
+    graph["four"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 4.0}}
+    graph[SETTINGS]["inputs"]["t_min"] = ["four", 0]
+    assert comfy.run(graph)["status"]["status_str"] == "success"
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("judge", {"source": "the text below", "text": "a red fox"}),
+        ("run", {"run": "CON"}),
+        ("source", {"source": "gone.txt"}),
+        ("model", {"model": "checkpoints/gone.safetensors"}),
+    ],
+)
+def test_teach_tells_its_own_faults_at_the_widget(comfy: ComfyServer, name: str, inputs: dict[str, Any]) -> None:
+    graph: Graph = json.loads((REPO / "workflows" / "api" / "start_here.json").read_text("utf-8"))
+    graph["1"]["inputs"] |= inputs
+    assert fault(comfy, graph)[:2] == ("1", name)
