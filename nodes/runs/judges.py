@@ -19,6 +19,7 @@ from . import keys, scoring, sessions
 from .questions import QUESTIONS
 
 Places = Sequence[tuple[int, Prompt]]
+Left, Check = Callable[[], float], Callable[[], None]
 LEAST_WAIT_S = 300
 """Seconds that a person has at least for what was drawn for them."""
 
@@ -36,9 +37,7 @@ class Judge(Protocol):
         """Raises UserError for what would stop the scoring later: to be called before anything is drawn."""
         ...
 
-    def groups(
-        self, handle: PolicyHandle, places: Places, sampler: Sampler, left: Callable[[], float], check: Callable[[], None]
-    ) -> Groups | None:
+    def groups(self, handle: PolicyHandle, places: Places, sampler: Sampler, left: Left, check: Check) -> Groups | None:
         """The groups that the handle's state draws, with scores; None where nobody said anything in about `left()`
         seconds."""
         ...
@@ -58,9 +57,7 @@ class ByRewards:
     def require_ready(self, prompts: Sequence[Prompt]) -> None:
         scoring.require_ready(self.terms, prompts)
 
-    def groups(
-        self, handle: PolicyHandle, places: Places, sampler: Sampler, left: Callable[[], float], check: Callable[[], None]
-    ) -> Groups | None:
+    def groups(self, handle: PolicyHandle, places: Places, sampler: Sampler, left: Left, check: Check) -> Groups | None:
         return sessions.draw_scored(handle, places, sampler, handle.step, self.terms, check)
 
     def foretell(self, run: str, drawn: str, sizes: Sequence[int]) -> str | None:
@@ -78,9 +75,7 @@ class ByPerson:
     def require_ready(self, prompts: Sequence[Prompt]) -> None:
         """People can judge anything."""
 
-    def groups(
-        self, handle: PolicyHandle, places: Places, sampler: Sampler, left: Callable[[], float], check: Callable[[], None]
-    ) -> Groups | None:
+    def groups(self, handle: PolicyHandle, places: Places, sampler: Sampler, left: Left, check: Check) -> Groups | None:
         drawn = sessions.draw(handle, places, sampler, handle.step, check)
         answer = ask_person(drawn, self.mode, 0, max(LEAST_WAIT_S, left()), check)
         return None if answer is None else by_person(drawn, answer)
