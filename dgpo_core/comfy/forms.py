@@ -132,12 +132,14 @@ REWARD_TERM = Form(
 REWARD_SCORER = Form(
     "DGPO_RewardScorer", {"groups": Link(GROUP, GROUP_SAMPLER.id), "reward": Link(REWARD, REWARD_TERM.id)}
 )
+_NEWER = ("kl_target", "norm_guard")
 TRAINING_SETTINGS = Form(
     "DGPO_TrainingSettings",
     {
         "preset": Widget(),
         "combine": Widget("combine"),
-        **_same("training", *(field.name for field in fields(TrainingConfig))),
+        **_same("training", *(field.name for field in fields(TrainingConfig) if field.name not in _NEWER)),
+        **_same("training", *_NEWER, optional=True),  # older workflows have no values for them
     },
 )
 LORA_TRAINER = Form(

@@ -47,6 +47,19 @@ def surrogate(weight: Tensor, d: Tensor) -> Tensor:
     return (weight * d).mean()
 
 
+def norm_ratio(f: Tensor, f_base: Tensor) -> Tensor:
+    """|f| / |f_base| of each sample: how much larger than the base's a prediction has become. [B, ...] -> [B]"""
+    return f.flatten(1).norm(dim=1) / f_base.flatten(1).norm(dim=1).clamp_min(1e-6)
+
+
+def growth(ratio: Tensor) -> Tensor:
+    """max(0, |f| / |f_base| - 1): the hinge of `norm_guard`, which leaves a smaller norm alone. [B] -> [B]
+
+    The idea is NormGuard's (arXiv 2606.27771), the form our own.
+    """
+    return (ratio - 1).clamp_min(0)
+
+
 def unclipped(A: Tensor, d: Tensor, d_old: Tensor, clip: float) -> Tensor:
     """PPO-style clip: False where the sample has already moved far enough from the old policy. -> bool, shape of d
 

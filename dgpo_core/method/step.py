@@ -6,7 +6,7 @@ that saved it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,9 +22,10 @@ from dgpo_core.method import advantage as adv
 from dgpo_core.method.ema import ema_, fast_decay
 from dgpo_core.method.gating import counted
 from dgpo_core.method.iteration import Iteration, Stopwatch, reward_metrics
+from dgpo_core.method.kl import first_weight, next_weight
 from dgpo_core.method.memory import within_memory
 from dgpo_core.method.rollout import Check, nothing, rollout
-from dgpo_core.method.update import Tally, Task, Update, candidate_timesteps, draw_timesteps
+from dgpo_core.method.update import References, Tally, Task, Update, candidate_timesteps, draw_timesteps
 from dgpo_core.policy.base import AdapterName, Cond, Policy
 from dgpo_core.rewards import weights_of
 from dgpo_core.settings.config import Config, RewardTerm, RolloutConfig, TrainingConfig
@@ -61,6 +62,7 @@ class Step:
     size: (height, width) of the images in pixels. check: called before every forward; what it raises ends the step with
     the weights as they were before it. tell: what is told where memory runs out.
     iteration: how many steps were taken. rollout_batch, micro_batch: samples at once, smaller since memory ran out.
+    kl_weight: of the KL term in the next step.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Step:
             self.parameters.values(), lr=t.lr, betas=t.betas, weight_decay=t.weight_decay, foreach=True
         )
         self.iteration = 0
+        self.kl_weight = first_weight(t)
         self.old_is_current = True
         self.rollout_batch, self.micro_batch = drawn.batch, t.micro_batch
 
@@ -140,6 +143,9 @@ class Step:
             tally, norm = self._update(tasks, total=everywhere * self.settings.training.timesteps)
         self.advance()
         metrics = self._metrics(groups, r, informative, tally, norm)
+        if self.settings.training.kl_target:
+            metrics["kl_weight"] = self.kl_weight
+            self.kl_weight = next_weight(self.settings.training, self.kl_weight, metrics.get("kl"))
         warnings = [NOTHING_TO_LEARN] if metrics["informative"] == 0 else []
         return Iteration(list(groups), metrics, watch.seconds, warnings)
 
@@ -173,13 +179,13 @@ class Step:
         conds: Sequence[Cond],
         informative: Sequence[bool],
     ) -> list[Task]:
-        """Every group at each of the iteration's M timesteps. One of equal rewards has the KL term's gradient alone:
-        without that term it is left out."""
+        """Every group at each of the iteration's M timesteps. One of equal rewards has the gradient of what holds it to
+        the base alone: without that it is left out."""
         t, seed, k = self.settings.training, self.settings.seed, self.iteration
         levels = draw_timesteps(self.candidates, t, self.policy.prediction, derive_seed(seed, "timesteps", k))
-        tasks = []
+        held, tasks = References.of(t).kl, []
         for i, g in enumerate(places):
-            if not informative[i] and not t.kl_weight:
+            if not informative[i] and not held:
                 continue
             # equal rewards: exactly nothing, whatever was rounded
             A_g = A[i] if informative[i] else torch.zeros_like(A[i])
@@ -189,7 +195,7 @@ class Step:
 
     def _update(self, tasks: Sequence[Task], total: int) -> tuple[Tally, float]:
         """Accumulate the gradient over all tasks and processes, then one clipped optimiser step."""
-        t = self.settings.training
+        t = replace(self.settings.training, kl_weight=self.kl_weight)
         uncond = self.policy.encode([self.settings.rollout.negative_prompt])[0] if t.kl_cfg != 1.0 else None
         # an old policy of the same weights still predicts otherwise where the current one has dropout: it has none
         same = self.old_is_current and not self.settings.dropout
@@ -275,7 +281,8 @@ class Step:
         tensors["rng/cpu"] = torch.get_rng_state()
         if self.policy.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.policy.device)
-        return tensors, {"step": self.iteration, "old_is_current": self.old_is_current}
+        info = {"step": self.iteration, "old_is_current": self.old_is_current}
+        return tensors, info | ({"kl_weight": self.kl_weight} if self.settings.training.kl_target else {})
 
     def load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         """The inverse of `state`. Raises UserError for tensors of another model or LoRA, and for no trainer's state."""
@@ -286,7 +293,10 @@ class Step:
             raise out_of_memory(error) or UserError(told) from error
 
     def _load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-        step, old_is_current = int(info["step"]), bool(info["old_is_current"])
+        step, old_is_current, t = int(info["step"]), bool(info["old_is_current"]), self.settings.training
+        kl_weight = float(info.get("kl_weight", first_weight(t))) if t.kl_target else t.kl_weight
+        if not 0 <= kl_weight < math.inf:
+            raise ValueError(f"kl_weight is {kl_weight}")
         with torch.no_grad():
             for name in ADAPTERS:
                 for key, value in self.policy.adapter_state(name).items():
@@ -305,4 +315,4 @@ class Step:
         torch.set_rng_state(tensors["rng/cpu"])
         if "rng/cuda" in tensors and self.policy.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng/cuda"], self.policy.device)
-        self.iteration, self.old_is_current = step, old_is_current
+        self.iteration, self.old_is_current, self.kl_weight = step, old_is_current, kl_weight

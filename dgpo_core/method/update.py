@@ -52,7 +52,8 @@ class Reference:
 class References:
     """The two references of the objective. What a mode means is decided here and nowhere else.
 
-    logit: gives d_ref of the group logit s_g. kl: f_base of the KL term, always the frozen base; None without one.
+    logit: gives d_ref of the group logit s_g. kl: f_base of the KL term and of the norm's guard, always the frozen
+    base; None without both.
     """
 
     logit: Reference
@@ -64,7 +65,8 @@ class References:
         2a); a moving one is the old policy without guidance, in the logit alone (mode 2b)."""
         base = Reference(None, settings.kl_cfg)
         logit = base if settings.reference == "frozen" else OLD
-        return References(logit, base if settings.kl_weight > 0 else None)
+        held = settings.kl_weight > 0 or settings.kl_target > 0 or settings.norm_guard > 0
+        return References(logit, base if held else None)
 
 
 OLD = Reference("old", 1.0)
@@ -85,16 +87,19 @@ class Tally:
     anchored: int = 0
     kl: float = 0.0
     error: float = 0.0
+    norm: float = 0.0
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def means(self) -> dict[str, float]:
-        """Means over samples: loss (surrogate and KL term), denoising error, share of clipped samples, and, where the
-        base was asked, the KL term's distance to it."""
+        """Means over samples: loss (all its terms), denoising error, share of clipped samples, and, where the base was
+        asked, the KL term's distance to it and the norm of the prediction relative to its."""
         n = max(self.samples, 1)
         means = {"loss": self.loss / n, "error": self.error / n, "clip_fraction": self.clipped / max(self.compared, 1)}
-        return {**means, "kl": self.kl / self.anchored} if self.anchored else means
+        if not self.anchored:
+            return means
+        return {**means, "kl": self.kl / self.anchored, "norm_ratio": self.norm / self.anchored}
 
 
 def candidate_timesteps(levels: Tensor, prediction: Prediction, t_min: float) -> Tensor:
@@ -284,9 +289,10 @@ class Update:
         return u + reference.cfg * (c - u)
 
     def _backward(self, rows: Rows, fixed: Fixed, weight: Tensor | None, share: float) -> Tally:
-        """Forward and backward of the current policy. The loss is the surrogate plus the KL term, times `share`.
+        """Forward and backward of the current policy. The loss is the surrogate, the KL term and the norm's guard,
+        times `share`.
 
-        What the clip stops keeps its KL gradient.
+        What the clip stops keeps the gradient of the last two.
         """
         self.check()
         with self.policy.using("current"), self.policy.dropping(rows.seeds):
@@ -301,8 +307,11 @@ class Update:
                 keep = L.unclipped(rows.A, still, fixed.d_old, self.settings.clip)
             loss = L.surrogate(weight * keep, d)
             kl = torch.zeros_like(loss) if fixed.f_base is None else L.denoising_error(f, fixed.f_base).mean()
+            ratio = torch.zeros_like(still) if fixed.f_base is None else L.norm_ratio(f, fixed.f_base)
             if self.references.kl:
                 loss = loss + self.settings.kl_weight * kl
+            if self.settings.norm_guard:
+                loss = loss + self.settings.norm_guard * L.growth(ratio).mean()
             (loss * share).backward()
         return Tally(
             samples=len(rows),
@@ -312,4 +321,5 @@ class Update:
             anchored=0 if fixed.f_base is None else len(rows),
             kl=kl.item() * len(rows),
             error=float(still.sum()),
+            norm=float(ratio.detach().sum()),
         )

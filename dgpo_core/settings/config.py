@@ -207,6 +207,12 @@ class TrainingConfig:
     """Decay of the slow EMA, which is evaluated and saved, 0 to below 1."""
     ema_slow_every: Count = 8
     """Optimiser steps between two updates of the slow EMA, at least 1; before the first it is the current weights."""
+    kl_target: NotNegative = 0.0
+    """How far from the base model the KL term lets predictions be, as a mean squared distance: beyond it the term's
+    weight grows, within it shrinks, down to kl_weight; 0 leaves the weight at kl_weight."""
+    norm_guard: NotNegative = 0.0
+    """Weight of a hinge on the growth of the prediction's norm over the base's, which goes along with plastic,
+    over-saturated pictures, at least 0; 0 is off."""
 
 
 @dataclass(frozen=True)

@@ -136,13 +136,18 @@ def scored_key(groups: str, name: str, scores: Sequence[float]) -> str:
     return key_of(groups, name, list(scores))
 
 
+NEWER = ("kl_target", "norm_guard")
+"""Settings that runs of earlier versions did not have: while they are off, they are in no key, so such runs go on."""
+
+
 def key_of(*parts: Any) -> str:
     """The same 16 letters for the same values: dataclasses, numbers, strings, and containers of them."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            compared = [field.name for field in dataclasses.fields(value) if field.compare]
-            return {"": type(value).__name__, **{name: getattr(value, name) for name in compared}}
+            compared = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
+            newer = [name for name in NEWER if name in compared and not compared[name]]
+            return {"": type(value).__name__, **{n: v for n, v in compared.items() if n not in newer}}
         if hasattr(value, "items"):
             return dict(value)
         return list(value)

@@ -108,6 +108,16 @@ WORDS: Mapping[str, Word] = {
         "Holds the model to what it was: 0.001 is loose, 0.02 firm, 0 off. Raise it if images get worse while the"
         " reward rises (KL weight).",
     ),
+    "kl_target": Word(
+        "distance to hold",
+        "Holds the model this far from what it was, by a pull that grows and shrinks: the mean squared distance of its"
+        " predictions (metric kl); 0: the pull stays as it is set (KL target).",
+    ),
+    "norm_guard": Word(
+        "guard against plastic look",
+        "Holds back predictions that grow larger than the original's, which goes along with over-saturated, plastic"
+        " pictures: 0.1 is a start, 0 is off (norm guard).",
+    ),
     "kl_cfg": Word(
         "original's cfg",
         "The cfg at which the original model is compared with, 1 to 100: 1 in mode 1, 4.5 in mode 2a.",

@@ -48,7 +48,7 @@ def records(path: Path) -> dict[tuple[int, bool], dict[str, Any]]:
 
 def assert_same_numbers(ours: Any, theirs: Any, where: str = "") -> None:
     if isinstance(theirs, Mapping):
-        assert ours.keys() == theirs.keys(), where
+        assert ours.keys() >= theirs.keys(), where  # a later version may tell more
         for name, value in theirs.items():
             assert_same_numbers(ours[name], value, f"{where} {name}")
     elif isinstance(theirs, list):

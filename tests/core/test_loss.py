@@ -15,6 +15,16 @@ def test_denoising_error_is_the_mean_square_over_each_sample() -> None:
     assert L.denoising_error(f, target).tolist() == [2.5, 5.0]  # (1 + 4) / 2, (9 + 1) / 2
 
 
+def test_the_guard_is_the_growth_of_the_norm_over_the_bases() -> None:
+    f = torch.tensor([[[[3.0, 4.0]]], [[[0.0, 2.0]]]], requires_grad=True)
+    ratio = L.norm_ratio(f, torch.tensor([[[[0.0, 4.0]]], [[[4.0, 0.0]]]]))
+    assert ratio.tolist() == [1.25, 0.5]
+    assert L.growth(ratio).tolist() == [0.25, 0.0]
+    L.growth(ratio).sum().backward()
+    assert f.grad is not None
+    assert f.grad.flatten().tolist() == pytest.approx([3 / 5 / 4, 4 / 5 / 4, 0.0, 0.0])  # along f, where it has grown
+
+
 def test_group_logit_is_beta_over_G_times_the_advantage_weighted_change_of_error() -> None:
     A = torch.tensor([[1.0, -1.0], [2.0, -2.0]])
     d, d_ref = torch.tensor([[0.5, 0.7], [0.1, 0.1]]), torch.tensor([[0.6, 0.5], [0.2, 0.4]])

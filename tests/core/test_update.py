@@ -29,7 +29,7 @@ def settings(**changes: Any) -> TrainingConfig:
 
 
 def plain(policy: DiffusersPolicy, task: Task, t: TrainingConfig, uncond: Cond | None) -> Tensor:
-    """-log sigmoid(-s_g) + KL of one task, written as in the paper, for autograd."""
+    """-log sigmoid(-s_g) + KL + the norm's guard of one task, written as in the paper, for autograd."""
     G, sigma = len(task.group), task.t / 1000
     eps = noise(task.noise_seed, policy.latent_shape(*SIZE))
     x_t = (1 - sigma) * task.group.latents + sigma * eps
@@ -46,7 +46,8 @@ def plain(policy: DiffusersPolicy, task: Task, t: TrainingConfig, uncond: Cond |
     loss = -torch.log(torch.sigmoid(-s))
     if t.logit_scaling == "official":
         loss = loss / t.beta
-    return loss + t.kl_weight * (f - f_kl).square().mean()
+    ratio = f.square().sum((1, 2, 3)).sqrt() / f_kl.square().sum((1, 2, 3)).sqrt()
+    return loss + t.kl_weight * (f - f_kl).square().mean() + t.norm_guard * torch.relu(ratio - 1).mean()
 
 
 def by_autograd(policy: DiffusersPolicy, losses: Sequence[Tensor]) -> Tensor:
@@ -65,10 +66,12 @@ def by_autograd(policy: DiffusersPolicy, losses: Sequence[Tensor]) -> Tensor:
         {"logit_scaling": "official", "kl_weight": 0.1},
         {"logit_scaling": "official", "kl_weight": 0.1, "kl_cfg": 4.5},  # mode 2a
         {"logit_scaling": "paper", "kl_weight": 5.0, "reference": "old"},  # mode 2b
+        {"logit_scaling": "official", "norm_guard": 0.5},
+        {"logit_scaling": "official", "norm_guard": 0.5, "kl_weight": 0.1, "reference": "old"},
     ],
     ids=lambda changes: ",".join(f"{k}={v}" for k, v in changes.items()),
 )
-def test_the_gradient_is_that_of_the_mean_group_loss_and_the_kl_term(
+def test_the_gradient_is_that_of_the_mean_group_loss_the_kl_term_and_the_guard(
     changes: dict[str, Any], policy: DiffusersPolicy
 ) -> None:
     moved(policy, "current", seed=1)

@@ -11,12 +11,20 @@ from node_files import node_file
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.settings.config import LoraConfig, MemoryConfig, ModelConfig, RewardTerm, RolloutConfig
+from dgpo_core.settings.config import (
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    RewardTerm,
+    RolloutConfig,
+    TrainingConfig,
+)
 
 values, numbers = node_file("common.values"), node_file("common.numbers")
 SPEC = values.PolicySpec("run", 0, ModelConfig(), LoraConfig(), MemoryConfig())
 HANDLE = values.PolicyHandle(SPEC, 0, "root")
 SAMPLER = values.Sampler(RolloutConfig())
+KEY_BEFORE = "de7d8cac99e1639a"  # by commit 2bc388f
 
 
 def groups(*sizes: int, key: str = "drawn", handle: Any = HANDLE) -> Any:
@@ -49,6 +57,15 @@ def test_equal_values_have_equal_keys(value: Any) -> None:
     again = replace(value) if hasattr(value, "__dataclass_fields__") else value
     assert values.key_of("what", value) == values.key_of("what", again)
     assert len(values.key_of(value)) == 16
+
+
+def test_a_step_of_a_run_of_the_version_before_has_the_key_that_it_had() -> None:
+    keys = node_file("runs.keys")
+    after = keys.learned(values.PolicyHandle(SPEC, 0, "x"), "groups", values.Training(TrainingConfig()))
+    assert after.state == KEY_BEFORE
+    for changes in ({"kl_target": 0.1}, {"norm_guard": 0.1}):
+        other = values.Training(replace(TrainingConfig(), **changes))
+        assert keys.learned(values.PolicyHandle(SPEC, 0, "x"), "groups", other).state != KEY_BEFORE
 
 
 def test_the_order_of_a_mapping_does_not_matter() -> None:
