@@ -217,9 +217,7 @@ def _prompts(known: Written | None, own: Config | None, options: EvaluateConfig)
     return DataConfig(held_out=EMBEDDED), str(known.path)
 
 
-def _columns(
-    adapters: Sequence[Adapter], own: Config | None, options: EvaluateConfig
-) -> tuple[list[Column], str]:
+def _columns(adapters: Sequence[Adapter], own: Config | None, options: EvaluateConfig) -> tuple[list[Column], str]:
     """What is measured, and who named it: a reward each, or a sum that a training's gain is told by."""
     names = [name for item in options.reward for name in item.split(",") if name]
     if names:

@@ -196,7 +196,7 @@ def _steps(session: Session, run: Run | None, done: int) -> None:
 
 
 def _is_measured(run: Run, step: int) -> bool:
-    return any(record["iteration"] == step and "held_out" in record for record in run.read_metrics())
+    return any(record["iteration"] == step and "held_out" in record for record in run.history())
 
 
 def _log(run: Run | None, iteration: Iteration, step: int, bar: tqdm) -> None:
@@ -231,9 +231,9 @@ def _evaluate(session: Session, run: Run | None, adapter: AdapterName | None, im
         return
     evaluator.history[-1].save(run.evaluation_path(step))
     record = evaluator.watch.record(evaluator.history)
-    if record not in run.read_metrics():  # a run that was killed at its very end measures the same again
+    if record not in run.history():  # a run that was killed at its very end measures the same again
         run.append_metrics(record)
-    write_atomic(run.reward_png, reward_curve(run.read_metrics(), evaluator.watch.title))
+    write_atomic(run.reward_png, reward_curve(run.history(), evaluator.watch.title))
     say(f"Iteration {step}: held-out {evaluator.watch.measure(evaluator.history[-1])}\n  {side_by_side(record)}")
     for warning in record.get("alarms", {}).values():
         say(f"Warning: {warning}.")
@@ -325,7 +325,7 @@ def _conclude(
     of the adapter that is saved."""
     name = "+".join(evaluator.watch.measured or trained)
     # gone where somebody has deleted metrics.jsonl before a resume
-    before = next((r for r in run.read_metrics() if r["iteration"] == 0 and "held_out" in r), None)
+    before = next((r for r in run.history() if r["iteration"] == 0 and "held_out" in r), None)
     alarms = evaluator.watch.alarms(evaluator.history)
     summary = {"reward": name, **summary} | ({"alarms": [str(alarm) for alarm in alarms]} if alarms else {})
     if after and before and None not in (before["held_out"], before["n"], *before["held_out_ci95"]):

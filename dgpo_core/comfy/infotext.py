@@ -1,8 +1,8 @@
 """The positive prompt in an infotext: what AUTOMATIC1111's web UI, and others after it, write into their pictures.
 
-    a green boat on a lake, <lora:x:0.8>
-    Negative prompt: ugly
-    Steps: 20, Sampler: Euler a, Seed: 1, Size: 512x512
+a green boat on a lake, <lora:x:0.8>
+Negative prompt: ugly
+Steps: 20, Sampler: Euler a, Seed: 1, Size: 512x512
 """
 
 import re

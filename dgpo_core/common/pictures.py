@@ -13,6 +13,7 @@ from dgpo_core.common.group import Group
 
 MARGIN, LINE, GAP = 6, 16, 18  # pixels
 LEAST_TILE, MOST_TILE = 96, 512
+MOST_POINTS = 2000  # of a curve
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -131,7 +132,7 @@ def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
     place = {"left": 0.65 / inches, "right": 1 - 0.15 / inches, "bottom": 0.12, "top": 0.92}
     panels = figure.add_gridspec(2, 1 + columns, width_ratios=[2.2, *[1] * columns], **place, wspace=0.3, hspace=0.4)
     axes = figure.add_subplot(panels[:, 0])
-    trained = [(r["iteration"], r["reward"]) for r in records if r.get("reward") is not None]
+    trained = thinned([(r["iteration"], r["reward"]) for r in records if r.get("reward") is not None])
     if trained:
         axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.8, label="while training")
     if looks:
@@ -156,6 +157,15 @@ def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MOST_POINTS` of them: means of as many neighbours each as that takes. No screen shows more."""
+    size = max(1, math.ceil(len(points) / MOST_POINTS))
+    if size == 1:
+        return list(points)
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
 def _errorbars(axes: Any, looks: Sequence[Mapping[str, Any]], key: str, color: str, **options: Any) -> None:

@@ -65,5 +65,5 @@ class Family:
 
     @classmethod
     def prediction_of_weights(cls, state: Mapping[str, Tensor]) -> str:
-        """"epsilon", "v" or "flow", where a single checkpoint's weights say it better than the configs of the hub."""
+        """ "epsilon", "v" or "flow", where a single checkpoint's weights say it better than the configs of the hub."""
         return ""

@@ -28,6 +28,7 @@ else:
     import fcntl
 
 MOST_METRICS = 2**30  # bytes of metrics.jsonl; a million iterations are less
+SHORT = ("iteration", "reward")  # what the curve shows of an iteration
 FOLDERS = ("samples", "checkpoints", "evaluations")
 
 
@@ -41,6 +42,7 @@ class Run:
         self.folder = folder
         self._lock = lock
         self._metrics: int | None = None
+        self._history: list[dict[str, Any]] | None = None
 
     config_path = property(lambda self: self.folder / "config.yaml")
     metrics_path = property(lambda self: self.folder / "metrics.jsonl")
@@ -110,7 +112,8 @@ class Run:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl, in one write. `record` holds the number of its `iteration`."""
-        line = (json.dumps(_finite(record), ensure_ascii=False) + "\n").encode()
+        written_as = _finite(record)
+        line = (json.dumps(written_as, ensure_ascii=False) + "\n").encode()
         try:
             if self._metrics is None:
                 # O_BINARY: else Windows writes a line's end as two bytes
@@ -121,6 +124,17 @@ class Run:
             raise UserError(f"Cannot write {self.metrics_path}: {reason(error)}.") from error
         if written < len(line):
             raise UserError(f"Cannot write {self.metrics_path}: the disk is full.")
+        if self._history is not None:
+            self._history.append(_in_short(written_as))
+
+    def history(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl in short: evaluations as they are, of iterations number and reward alone.
+
+        The file is read at the first call only: nobody else writes into the folder of an open run.
+        """
+        if self._history is None:
+            self._history = [_in_short(record) for record in self.read_metrics()]
+        return self._history
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl; lines that are none, such as one that a killed process left half-written, are
@@ -135,6 +149,7 @@ class Run:
         records, bad = _read_records(self.metrics_path)
         kept = [record for record in records if record["iteration"] <= iteration]
         self._close_metrics()
+        self._history = None
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         write_atomic(self.metrics_path, "".join(lines))
         return bad
@@ -236,6 +251,10 @@ def _read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
         elif line.strip() and number < len(lines):
             bad += 1
     return records, bad
+
+
+def _in_short(record: dict[str, Any]) -> dict[str, Any]:
+    return record if "held_out" in record else {name: record[name] for name in SHORT if name in record}
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

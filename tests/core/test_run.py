@@ -274,6 +274,26 @@ def test_metrics_go_on_after_the_checkpoint(config: Config) -> None:
         assert run.read_metrics() == []
 
 
+def test_the_history_is_read_once_and_follows_what_is_written(config: Config) -> None:
+    """A curve is drawn at every evaluation; reading a file that grows would make each dearer than the one before."""
+    measured = {
+        "iteration": 1,
+        "held_out": 0.5,
+        "held_out_ci95": [0.4, 0.6],
+        "n": 8,
+        "in_domain": {"mean": 1, "sem": 0},
+    }
+    with Run.open(config) as run:
+        run.append_metrics({"iteration": 1, "reward": 0.5, "loss": 1.0})
+        assert run.history() == [{"iteration": 1, "reward": 0.5}]
+        run.metrics_path.write_bytes(b"")
+        run.append_metrics(measured)
+        run.append_metrics({"iteration": 2, "reward": float("nan"), "seconds": {"rollout": 1.0}})
+        assert run.history() == [{"iteration": 1, "reward": 0.5}, measured, {"iteration": 2, "reward": None}]
+        run.truncate_metrics(1)
+        assert run.history() == [measured]
+
+
 @posix
 def test_metrics_on_a_full_disk_are_told(config: Config) -> None:
     with Run.open(config) as run:
