@@ -34,6 +34,7 @@ from dgpo_core.runs.origin import Origin
 from dgpo_core.settings.command_line import command, parse
 from dgpo_core.settings.config import EMBEDDED, Config, DataConfig, LoraConfig, Range, RewardTerm
 from dgpo_core.settings.validation import validate
+from dgpo_core.settings.values import read_rewards
 from dgpo_core.settings.yaml_file import load_yaml
 
 SHOWN_PROMPTS = 6  # rows of the picture
@@ -181,11 +182,12 @@ def plan(adapters: Sequence[Adapter], options: EvaluateConfig) -> Plan:
         evaluation=replace(e, steps=options.steps or e.steps, cfg=options.cfg or e.cfg),
     )
     terms = (*own.reward, *own.watch) if own else ()
+    named = {term.name: term.options for term in _named(options) if term.options}
     validate(config)
     return Plan(
         config,
         columns,
-        {term.name: term.options for term in terms},
+        {term.name: term.options for term in terms} | named,
         {"model": model_from, "prompts": prompts_from, "rewards": rewards_from},
     )
 
@@ -219,7 +221,7 @@ def _prompts(known: Written | None, own: Config | None, options: EvaluateConfig)
 
 def _columns(adapters: Sequence[Adapter], own: Config | None, options: EvaluateConfig) -> tuple[list[Column], str]:
     """What is measured, and who named it: a reward each, or a sum that a training's gain is told by."""
-    names = [name for item in options.reward for name in item.split(",") if name]
+    names = [term.name for term in _named(options)]
     if names:
         return [Column(name, {name: 1.0}) for name in dict.fromkeys(names)], "--reward"
     if own:
@@ -236,6 +238,11 @@ def _columns(adapters: Sequence[Adapter], own: Config | None, options: EvaluateC
     if not all(weights):
         raise UserError("The training was on what people said: give a reward that can measure it with --reward NAME.")
     return list({"+".join(each): Column("+".join(each), each) for each in weights}.values()), source
+
+
+def _named(options: EvaluateConfig) -> list[RewardTerm]:
+    """What --reward names, each a column of its own."""
+    return [term for item in options.reward for term in read_rewards(item, "--reward")]
 
 
 def _require_local(file: Written) -> None:

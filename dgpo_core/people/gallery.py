@@ -21,6 +21,7 @@ from dgpo_core.common.errors import NoPrompt, UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.people.picture_file import Unreadable, read_picture
 from dgpo_core.people.preference_file import is_preference_file, read_preferences
+from dgpo_core.people.preferences import Told, told_apart
 from dgpo_core.people.ratings import IMAGES, Rated, read_ratings, unread
 
 NAMED = 5  # files that a note names; it counts the others
@@ -40,12 +41,16 @@ def cropped(shape: tuple[int, int], size: tuple[int, int]) -> float:
 
 @dataclass(frozen=True)
 class RatedGroup:
-    """Image files of one prompt, with a score each; higher is better. shapes: (height, width) of each in pixels."""
+    """Image files of one prompt, with a score each; higher is better. shapes: (height, width) of each in pixels.
+
+    told: the pairs (i, j, p) that were judged, as `told_apart` has them, where that was said of pairs.
+    """
 
     prompt: str
     files: tuple[Path, ...]
     scores: tuple[float, ...]
     shapes: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    told: tuple[Told, ...] = field(default=(), compare=False)
 
     def only(self, kept: Sequence[int]) -> "RatedGroup":
         """With these of its images."""
@@ -54,6 +59,7 @@ class RatedGroup:
             files=tuple(self.files[i] for i in kept),
             scores=tuple(self.scores[i] for i in kept),
             shapes=tuple(self.shapes[i] for i in kept),
+            told=tuple((kept.index(i), kept.index(j), p) for i, j, p in self.told if i in kept and j in kept),
         )
 
 
@@ -104,6 +110,17 @@ class _Found:
     lonely: int = 0
     equal: int = 0
     skipped: int = 0
+    by_taste: int = 0
+
+
+def read_preference_gallery(path: str | Path) -> Gallery:
+    """The groups of one preference file. Raises UserError as `read_gallery`."""
+    path = Path(path)
+    found = _Found()
+    _read_preferences([path], path.parent, found)
+    if not found.groups:
+        raise UserError(f"There is nothing to learn from in {shown(path)}: {' '.join(_notes(found)) or 'it is empty.'}")
+    return Gallery(tuple(found.groups), tuple(_notes(found)))
 
 
 def read_gallery(folder: str | Path) -> Gallery:
@@ -203,25 +220,25 @@ def _read_preferences(files: Sequence[Path], folder: Path, found: _Found) -> set
         for preference in read_preferences(path):
             images = [path.parent / name for name in preference.images]
             named.update(images)
+            if preference.by:
+                found.by_taste += 1
+                continue
             scores = preference.scores()
             if scores is None:
                 found.skipped += 1
                 continue
             told = [(*_usable(image, folder, preference.prompt, found), image, score)
                     for image, score in zip(images, scores, strict=True)]  # fmt: skip
-            kept = [(image, score, shape, prompt) for prompt, shape, image, score in told if prompt]
-            prompts = {prompt for *_, prompt in kept}
+            kept = [i for i, (prompt, *_) in enumerate(told) if prompt]
+            prompts = {told[i][0] for i in kept}
             if len(prompts) > 1:
                 raise UserError(
                     f"{shown(path, 1000)}: {images[0].name} and others are one group but have different prompts."
                 )
-            group = RatedGroup(
-                next(iter(prompts), ""),
-                tuple(image for image, _, _, _ in kept),
-                tuple(score for _, score, _, _ in kept),
-                tuple(shape for _, _, shape, _ in kept),
-            )
-            _add(group, found)
+            pairs = tuple(told_apart(preference.answer, len(images))) if "pairs" in preference.answer else ()
+            shapes = tuple(shape for _, shape, *_ in told)
+            group = RatedGroup(next(iter(prompts), ""), tuple(images), tuple(scores), shapes, pairs)
+            _add(group.only(kept), found)
     return named
 
 
@@ -256,6 +273,7 @@ def _notes(found: _Found) -> list[str]:
             "group was skipped or has no better and worse",
             "groups were skipped or have no better and worse",
         ),
+        (found.by_taste, "group was answered by a taste, not by you", "groups were answered by a taste, not by you"),
         (found.unrated, "image has no rating", "images have no rating"),
     ]
     notes = [*found.notes, *(f"Left out: {n} {one if n == 1 else many}" for n, one, many in counted if n)]

@@ -7,10 +7,14 @@
     {"prompt": "two squares", "images": ["j.png", "k.png"], "thumbs": [1, -1]}
     {"prompt": "two squares", "images": ["l.png", "m.png"], "skip": true}
 
+    {"prompt": "two squares", "images": ["n-0.png", "n-1.png"], "ratings": [0.4, -0.4], "by": "taste", "version": 3}
+
 images: files, relative to the folder that the preference file is in. ranking (and worst), pairs, thumbs, ratings, skip:
 one of them, as `preferences` has it. prompt: may be left out where the images hold it (`comfy_png`). version: 2, or
 none. It matters to a ranking that leaves images out: in lines without a version they count as middling, as they always
-did (`preferences.middling_scores`), not as worse than all that are ranked.
+did (`preferences.middling_scores`), not as worse than all that are ranked. by: "taste" where nobody was asked, because
+a taste was sure (`apprentice`). Such lines have the version 3, so that programs that do not know them refuse them, and
+count as nobody's answer: no gallery and no taste is made of them.
 
 Whoever asks a person, in ComfyUI or headless, keeps the answers in such a file. There a line also has `key`, which says
 what question it answers (of several lines with one key, the last counts), and `time`, in seconds since 1970. So the
@@ -21,7 +25,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +33,28 @@ from typing import Any
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import reason
 from dgpo_core.common.reading import parse_json, read_text, shown
-from dgpo_core.people.preferences import KINDS, WORST, middling_scores, scores_from
+from dgpo_core.people.preferences import KINDS, WORST, is_rating, middling_scores, scores_from
+from dgpo_core.settings.config import TASTE
 
 VERSION = 2
-"""Of the lines that are written."""
+"""Of the lines that are written for people."""
+TASTE_VERSION = 3
+"""Of the lines that are written for a taste."""
 
 
 @dataclass(frozen=True)
 class Preference:
-    """What was said about one group. answer: as `preferences` describes it; key: the question's, "" for none."""
+    """What was said about one group. answer: as `preferences` describes it; key: the question's, "" for none.
+
+    by: TASTE where no person said it. agreed: the share of a person's pairs that a taste had ordered alike beforehand.
+    """
 
     prompt: str
     images: tuple[str, ...]
     answer: Mapping[str, Any]
     key: str = ""
+    by: str = ""
+    agreed: float | None = None
 
     def scores(self) -> list[float] | None:
         """The images' scores; None where nothing was said that tells one from another."""
@@ -51,6 +63,10 @@ class Preference:
     def line(self) -> str:
         """As the file holds it."""
         record = {"prompt": self.prompt, "images": list(self.images), **self.answer, "version": VERSION}
+        if self.by:
+            record |= {"by": self.by, "version": TASTE_VERSION}
+        if self.agreed is not None:
+            record["agreed"] = round(self.agreed, 4)
         if self.key:
             record |= {"key": self.key, "time": round(time.time())}
         return json.dumps(record, ensure_ascii=False) + "\n"
@@ -66,13 +82,18 @@ class Preference:
         if not isinstance(prompt, str) or not isinstance(key, str):
             raise UserError('"prompt" must be a text.')
         version = record.get("version", 1)
-        if type(version) is not int or not 1 <= version <= VERSION:
+        by, agreed = record.get("by", ""), record.get("agreed")
+        if type(version) is not int or not 1 <= version <= (TASTE_VERSION if by else VERSION):
             raise UserError(f'"version" must be {VERSION} or left out, not {version!r}.')
+        if by not in ("", TASTE) or (by == TASTE) != (version == TASTE_VERSION):
+            raise UserError(f'"by" must be "{TASTE}" in a line of version {TASTE_VERSION}, or left out.')
+        if agreed is not None and not (is_rating(agreed) and 0 <= agreed <= 1):
+            raise UserError(f'"agreed" must be a share from 0 to 1, not {agreed!r}.')
         answer = {kind: record[kind] for kind in (*KINDS, WORST, "skip") if kind in record}
         scores_from(answer, len(images))
         if version == 1:
             answer = _first_version(answer, len(images))
-        return Preference(prompt.strip(), tuple(images), answer, key)
+        return Preference(prompt.strip(), tuple(images), answer, key, by, agreed)
 
 
 def _first_version(answer: dict[str, Any], size: int) -> dict[str, Any]:
@@ -126,15 +147,23 @@ class AnswerFile:
 
         Lines that a crash cut short, or that do not fit groups of these sizes, do not count.
         """
-        wanted, found = dict(zip(keys, sizes, strict=True)), {}
-        for line in self._read().splitlines():
-            try:
-                preference = Preference.of(parse_json(line, "The line"))
-            except UserError:
-                continue
-            if wanted.get(preference.key) == len(preference.images):
+        found = self.known(keys, sizes)
+        return [found[key] for key in keys] if len(found) == len(set(keys)) else None
+
+    def known(self, keys: Sequence[str], sizes: Sequence[int]) -> dict[str, Preference]:
+        """The newest answers under those of the keys that have one; a taste's never takes the place of a person's."""
+        wanted, found = dict(zip(keys, sizes, strict=True)), dict[str, Preference]()
+        for preference in self.all():
+            older = found.get(preference.key)
+            if wanted.get(preference.key) == len(preference.images) and not (preference.by and older and not older.by):
                 found[preference.key] = preference
-        return [found[key] for key in keys] if len(found) == len(wanted) else None
+        return found
+
+    def all(self) -> Iterator[Preference]:
+        """Every line that can be read, in order."""
+        for line in self._read().splitlines():
+            with contextlib.suppress(UserError):
+                yield Preference.of(parse_json(line, "The line"))
 
     def put(self, preferences: Sequence[Preference]) -> None:
         """Adds answers; they are on the disk when this returns. Raises UserError for what the system refuses."""

@@ -26,6 +26,8 @@ from typing import Any
 from dgpo_core.common.errors import UserError
 from dgpo_core.people.pairs import pairs_scores
 
+Told = tuple[int, int, float]
+"""(i, j, p): of two images of a group, i is better (p 1), or both are as good (p 0.5)."""
 SKIP: Mapping[str, Any] = {"skip": True}
 KINDS = ("ranking", "pairs", "thumbs", "ratings")
 WORST = "worst"  # stands beside a ranking
@@ -99,6 +101,25 @@ def scores_from(answer: Any, size: int) -> list[float] | None:
         _check_ratings(value, size)
         scores = ratings_scores(value)
     return scores if any(score != scores[0] for score in scores) else None
+
+
+def told_apart(answer: Any, size: int) -> list[Told]:
+    """The pairs of images that an answer compares: (i, j, 1) where i is better, (i, j, 0.5) where both are as good.
+
+    That of two images are as good is said only by who was asked about the two. Raises UserError as `scores_from`.
+    """
+    scores = scores_from(answer, size)
+    if "pairs" in answer:
+        return [(i, j, 1.0 if how == ">" else 0.5) for i, how, j in answer["pairs"] if how != "?"]
+    ratings = answer.get("ratings", [0.0] * size)
+    if scores is None:
+        return []
+    return better_of([score if rating is not None else math.nan for score, rating in zip(scores, ratings, strict=True)])
+
+
+def better_of(scores: Sequence[float]) -> list[Told]:
+    """The pairs that scores tell apart; NaN is not compared."""
+    return [(i, j, 1.0) for i, a in enumerate(scores) for j, b in enumerate(scores) if a > b]
 
 
 def parse_preset(text: str) -> list[Mapping[str, Any]]:

@@ -38,6 +38,7 @@ REWARDS: dict[str, str] = {
     "brightness": "dgpo_core.rewards.statistics:Brightness",
     "saturation": "dgpo_core.rewards.statistics:Saturation",
     "group_diversity": "dgpo_core.rewards.statistics:GroupDiversity",
+    "taste": "dgpo_core.rewards.taste.reward:TasteReward",
     "vlm_judge": "dgpo_core.rewards.vlm_judge:VlmJudge",
     "remote": "dgpo_core.rewards.remote:Remote",
 }

@@ -79,6 +79,17 @@ def find(weights: Weights, given: str = "") -> str:
     return next((str(place) for place in places if place.exists()), weights.repository)
 
 
+def in_folders(name: str) -> Path | None:
+    """The file of this name in one of the folders of models; None where there is none."""
+    return next((folder / name for folder in _folders if (folder / name).is_file()), None)
+
+
+def is_here(weights: Weights) -> bool:
+    """Whether they are in one of the folders of models or in the Hugging Face cache; asks nobody."""
+    source = find(weights)
+    return Path(source).exists() or isinstance(try_to_load_from_cache(source, weights.file or "config.json"), str)
+
+
 def require(weights: Weights, given: str, reward: str) -> None:
     """Raises UserError, in one sentence, where the weights are neither here nor to be had; downloads nothing."""
     source = find(weights, given)

@@ -22,6 +22,8 @@ NEUTRAL = (*STATISTICS, "jpeg_size", "brightness")
 """Rewards of which more is neither better nor worse."""
 
 HUMAN, RATINGS = "human", "ratings"
+TASTE = "taste"
+"""The reward that a file of somebody's taste gives, written taste=FILE."""
 PEOPLE = (HUMAN, RATINGS)
 """Rewards that are what people say, asked during the run or read from a folder: no image can be measured by them."""
 
@@ -298,7 +300,8 @@ class Config:
     """Go on from the newest checkpoint of the run folder of this name."""
     reward: tuple[RewardTerm, ...] = (RewardTerm("shapes_graded"),)
     """Rewards: NAME=WEIGHT,... such as pickscore=1.0,clip_score=0.5; 'human' asks you; 'pickscore=1?ocr>0.5,ocr=0'
-    counts where OCR is above 0.5; path/to/file.py:Name=1 is a class of your own."""
+    counts where OCR is above 0.5; taste=FILE is a taste made of your answers; path/to/file.py:Name=1 a class of your
+    own."""
     groups: str = ""
     """A folder of rated images to train on instead of roll-outs; their ratings are the reward."""
     combine: Literal["sum", "normalised"] = "sum"

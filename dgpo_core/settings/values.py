@@ -8,7 +8,7 @@ from typing import Any, Literal
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.common.suggest import suggest
-from dgpo_core.settings.config import Config, RewardTerm
+from dgpo_core.settings.config import TASTE, Config, RewardTerm
 from dgpo_core.settings.schema import setting_types, types_of
 from dgpo_core.settings.validation import check_range
 
@@ -112,7 +112,10 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any
 
 
 def read_rewards(value: Any, where: str = "reward") -> tuple[RewardTerm, ...]:
-    """Rewards from `"a=1,b=2?a>0.3"`, from `{a: 1.0, b: 0.5}` or from a list of `{name, weight, options, only_if}`."""
+    """Rewards from `"a=1,b=2?a>0.3"`, from `{a: 1.0, b: 0.5}` or from a list of `{name, weight, options, only_if}`.
+
+    In a text, `taste=FILE` and `taste=FILE=0.5` name the file of a taste.
+    """
     if isinstance(value, str):
         return tuple(_read_reward(item.strip(), where) for item in value.split(",") if item.strip())
     if isinstance(value, Mapping):
@@ -127,6 +130,10 @@ def _read_reward(item: Any, where: str) -> RewardTerm:
         term, _, only_if = item.partition("?")
         name, equals, weight = term.partition("=")
         item = {"name": name.strip(), "only_if": only_if, **({"weight": weight.strip()} if equals else {})}
+        if item["name"] == TASTE and equals and not _is_number(weight):
+            path, _, last = weight.rpartition("=")
+            weighted = bool(path) and _is_number(last)
+            item |= {"weight": last if weighted else 1.0, "options": {"path": (path if weighted else weight).strip()}}
     if not isinstance(item, Mapping) or not item.get("name"):
         raise UserError(f"{where} must give each reward a name, as in pickscore=1.0, not {_show(item)}.")
     known = [field.name for field in fields(RewardTerm)]
@@ -139,6 +146,14 @@ def _read_reward(item: Any, where: str) -> RewardTerm:
     weight = _read_value(float, item.get("weight", 1.0), f"{where}: the weight of {item['name']}")
     only_if = _read_value(str, item.get("only_if", ""), f"{where}: the condition of {item['name']}").strip()
     return RewardTerm(_read_value(str, item["name"], where), weight, dict(options), only_if)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def show_rewards(rewards: tuple[RewardTerm, ...]) -> str:
