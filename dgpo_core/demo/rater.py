@@ -7,9 +7,10 @@ with the strict verifier. By pairs, a group costs as many looks as it has pairs;
 
 import json
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, Literal
@@ -24,13 +25,26 @@ from dgpo_core.common.seeds import derive_seed, noise
 from dgpo_core.evaluation.held_out import HeldOut
 from dgpo_core.evaluation.scores import evaluation_weights
 from dgpo_core.method.trainer import Trainer
+from dgpo_core.people.apprentice import Apprentice
+from dgpo_core.people.ask import ask
 from dgpo_core.people.pairs import next_pair, pairs_wanted
 from dgpo_core.people.preferences import scores_from
+from dgpo_core.people.questions import Answer, Question, Questions
 from dgpo_core.rewards.base import GroupReward
 from dgpo_core.rewards.shapes import ShapesGraded
+from dgpo_core.rewards.taste.features import BuiltIn
 from dgpo_core.runs import assemble
 from dgpo_core.settings.command_line import command, parse
-from dgpo_core.settings.config import Config, CountOrZero, NotNegative, Positive, Range, RewardTerm
+from dgpo_core.settings.config import (
+    Config,
+    CountOrZero,
+    Fraction,
+    HumanConfig,
+    NotNegative,
+    Positive,
+    Range,
+    RewardTerm,
+)
 from dgpo_core.settings.presets import load_preset
 
 Mode = Literal["full", "best", "thumbs", "pairs"]
@@ -96,6 +110,54 @@ def ranks(scores: Sequence[float], ties: float) -> list[list[int]]:
     return by_rank
 
 
+class Taught(GroupReward):
+    """A rater who is asked as people are, with a taste that learns from the answers and gives some of them.
+
+    answers: that the rater gives at most, 0 for no end; audit: see `Apprentice`.
+    """
+
+    def __init__(self, rater: SimulatedRater, folder: Path, answers: int, audit: float) -> None:
+        super().__init__()
+        self.rater, self.folder = rater, folder
+        self.apprentice = Apprentice(folder, BuiltIn(), answers, audit, tell=lambda said: None)
+
+    def score_groups(self, groups: Sequence[Group]) -> Tensor:
+        """The scores that follow from the rater's answers and the taste's, float32 [B]."""
+        keys = [f"{derive_seed(group.prompt.text, *group.seeds):x}" for group in groups]
+        mode = "pairs" if self.rater.mode == "pairs" else "rank"
+        by_key = dict(zip(keys, groups, strict=True))
+        answer = ask(
+            _Answering(self.rater, by_key), groups, keys, self.folder, {}, mode=mode, pairs=self.rater.pairs,
+            timeout_s=0, check=lambda: None, apprentice=self.apprentice,
+        )  # fmt: skip
+        assert answer  # the rater always answers
+        return torch.tensor([score for row in answer.rows([len(group) for group in groups]) for score in row])
+
+    def given(self) -> int:
+        """Answers that the rater has given: groups, or pairs."""
+        return self.apprentice.given
+
+
+class _Answering(Questions):
+    """Questions that the rater answers at once. groups: by the key that the names of their images begin with."""
+
+    def __init__(self, rater: SimulatedRater, groups: Mapping[str, Group]) -> None:
+        super().__init__(lambda event, data: None)
+        self.rater, self.groups = rater, groups
+
+    def ask(
+        self,
+        question: Question,
+        timeout_s: float,
+        check: Callable[[], None],
+        save: Callable[[Answer], None] = lambda answer: None,
+    ) -> Answer:
+        asked = [self.groups[str(group.images[0]["filename"]).partition("-")[0]] for group in question.groups]
+        answer = Answer(tuple(self.rater.answer(group) for group in asked))
+        save(answer)
+        return answer
+
+
 @dataclass(frozen=True)
 class RaterConfig:
     """What is simulated."""
@@ -116,47 +178,75 @@ class RaterConfig:
     """Scores that are this close are tied in a ranking, or a pair."""
     pairs: CountOrZero = 0
     """Pairs per group; 0 takes one and a half times its size."""
+    taste: bool = False
+    """A taste learns from the answers and gives those that it is sure of."""
+    answers: CountOrZero = 60
+    """With a taste: answers that the rater gives at most (groups, or pairs), 0 for no end."""
+    audit: Fraction = HumanConfig.audit
+    """With a taste: share of the groups it is sure of that the rater is asked about all the same."""
     gain: Positive = 0.2
     """What success must rise by."""
+    reach: Fraction = 0.0
+    """Go on until success is this, and count the answers until then, too; 0 ends after the gain."""
     most: CountOrZero = 60
     """Iterations after which a run gives up."""
     images: Annotated[int, Range(2)] = 300
     """Images per measurement."""
+    every: Annotated[int, Range(1)] = 1
+    """Iterations between two measurements."""
     json: Path | None = None
     """Write every measurement of every run to this file."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run. rated: groups until the gain was reached, None where it was not; success: before, and by iteration."""
+    """One run. rated: answers (groups, or pairs) until the gain was reached, reached: until `reach` was, None where it
+    was not; given: all that were given; success: before, and by measurement; asked: answers by measurement."""
 
     mode: str
     seed: int
     rated: int | None
     success: list[float]
+    reached: int | None = None
+    given: int = 0
+    asked: list[int] = field(default_factory=list)
 
 
 def run(options: RaterConfig, mode: Mode, seed: int) -> Outcome:
-    """Trains from the base on what one rater says until the gain is reached."""
+    """Trains from the base on what one rater says until the gain, and `reach`, are reached."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _run(options, mode, seed, Path(folder))
+
+
+def _run(options: RaterConfig, mode: Mode, seed: int, folder: Path) -> Outcome:
     config = _settings(options, seed)
     world = World("cpu")
     held_out, judges = assemble.held_out_prompts(config), assemble.evaluation_rewards(config, {}, world.device)
     policy, size = assemble.load_model(config, world.device)
     rater = SimulatedRater(mode, options.slip, options.ties, seed, options.pairs)
-    trainer = Trainer(policy, assemble.training_prompts(config), {RATER: rater}, config, size=size, world=world)
-
+    taught = Taught(rater, folder, options.answers, options.audit) if options.taste else None
+    prompts = assemble.training_prompts(config)
+    trainer = Trainer(policy, prompts, {RATER: taught or rater}, config, size=size, world=world)
     measured, weights = HeldOut.of(config, policy, held_out, judges, size, world), evaluation_weights(config)
 
     def success(adapter: Literal["current"] | None) -> float:
         return measured.measure(adapter, options.images, weights, config.evaluation.batch).mean
 
-    successes = [success(None)]
+    each = pairs_wanted(options.size, options.pairs) if mode == "pairs" else 1
+    successes, asked = [success(None)], [0]
     while trainer.iteration < options.most:
         trainer.iterate()
+        if trainer.iteration % options.every:
+            continue
         successes.append(success("current"))
-        if successes[-1] >= successes[0] + options.gain:
-            return Outcome(mode, seed, trainer.iteration * options.groups, successes)
-    return Outcome(mode, seed, None, successes)
+        asked.append(taught.given() if taught else trainer.iteration * options.groups * each)
+        if max(successes) >= max(successes[0] + options.gain, options.reach):
+            break
+    rated, reached = (
+        next((count for count, now in zip(asked, successes, strict=True) if now >= wanted), None)
+        for wanted in (successes[0] + options.gain, options.reach or 2)
+    )
+    return Outcome(mode, seed, rated, successes, reached, asked[-1], asked)
 
 
 def _settings(options: RaterConfig, seed: int) -> Config:
@@ -201,7 +291,8 @@ def _rate(options: RaterConfig) -> None:
     outcomes = []
     for outcome in simulate(options):
         outcomes.append(outcome)
-        print(time.strftime("%H:%M:%S"), outcome.mode, outcome.seed, outcome.rated, outcome.success[-1], flush=True)
+        told = outcome.mode, outcome.seed, outcome.rated, outcome.reached, f"{outcome.success[-1]:.3f}"
+        print(time.strftime("%H:%M:%S"), *told, flush=True)
         if options.json:
             write_atomic(options.json, json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
     print(table(outcomes, options))

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from dgpo_core.common.group import Group
+from dgpo_core.people.apprentice import Apprentice
 from dgpo_core.people.ask import ask
 from dgpo_core.people.questions import OPENED, Questions
 from dgpo_core.people.server import HOST, AskingServer
 from dgpo_core.rewards.base import GroupReward
+from dgpo_core.rewards.taste.features import features
 from dgpo_core.settings.config import HumanConfig
 
 
@@ -29,6 +31,7 @@ class Human(GroupReward):
         self.folder, self.settings, self.interrupted, self.tell = folder, settings, check, tell
         self.questions = Questions(self._open)
         self.server: AskingServer | None = None
+        self.apprentice = apprentice_of(folder, settings, tell) if settings.taste else None
 
     def score_groups(self, groups: Sequence[Group]) -> Tensor:
         """What you said, [B]; where you said nothing, or not in time, all images of a group are equal."""
@@ -44,6 +47,7 @@ class Human(GroupReward):
             timeout_s=s.timeout,
             check=self.interrupted,
             skip=True,
+            apprentice=self.apprentice,
         )
         if answer is None:  # not where skipping counts as an answer
             raise ValueError("nobody answered")
@@ -59,6 +63,11 @@ class Human(GroupReward):
     def close(self) -> None:
         if self.server:
             self.server.close()
+
+
+def apprentice_of(folder: Path, settings: HumanConfig, tell: Callable[[str], None]) -> Apprentice:
+    """A taste that learns from the answers in a folder. Raises UserError where CLIP is there and cannot be read."""
+    return Apprentice(folder, features(), settings.answers, settings.audit, tell)
 
 
 def _key(group: Group) -> str:

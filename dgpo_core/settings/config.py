@@ -253,6 +253,13 @@ class HumanConfig:
     """Put images in order, best first; mark them as good or bad; or choose the better one of two, pair by pair."""
     pairs: CountOrZero = 0
     """Pairs of each group that mode pairs asks about; 0 takes one and a half times the group's size."""
+    taste: bool = False
+    """Let a taste that learns from your answers answer the groups that it is sure of."""
+    answers: CountOrZero = 60
+    """With a taste: ask for so many answers at most (groups, or pairs), then let it go on alone; 0 goes on asking."""
+    audit: Fraction = 0.1
+    """With a taste: share of the groups it is sure of that you are asked about all the same, 0 to 1; more while it is
+    often wrong."""
     timeout: Annotated[float, Range(0, 10_000_000)] = 0.0
     """Seconds to wait for an answer; then the iteration has the KL term alone and the run goes on; 0 waits for ever."""
 
