@@ -20,6 +20,7 @@ from . import (
     rewards,
     routes,
     sampling,
+    taste,
     teach,
     templates,
     training,
@@ -33,7 +34,7 @@ class DGPOExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
 
     async def get_node_list(self) -> list[Any]:
-        files = (teach, policy, native, prompts, sampling, rewards, ranker, training, lora, compare)
+        files = (teach, policy, native, prompts, sampling, rewards, taste, ranker, training, lora, compare)
         return [node for file in files for node in file.NODES]
 
 

@@ -9,19 +9,26 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.terminal import say
 from dgpo_core.evaluation.scores import total
+from dgpo_core.people.apprentice import Apprentice
+from dgpo_core.people.ask import FOLDER
 from dgpo_core.people.preferences import parse_preset, preset_answers
 from dgpo_core.people.questions import MODES, Answer
+from dgpo_core.people.reward import apprentice_of
 from dgpo_core.rewards import weights_of
-from dgpo_core.settings.config import RewardTerm
+from dgpo_core.settings.config import HumanConfig, RewardTerm
 
 from .common import fields, host
-from .common.values import Groups
+from .common.bounded import Bounded
+from .common.values import Groups, key_of
 from .runs import judges, scoring, sessions
 
 TIME_OUT = "when time runs out"
 SKIP, REWARD, CANCEL = "skip the update", "use a reward", "cancel"
 WEEK = 7 * 24 * 3600
+
+_apprentices: Bounded[Apprentice] = Bounded(2)
 
 
 class HumanRanker(io.ComfyNode):
@@ -84,6 +91,23 @@ class HumanRanker(io.ComfyNode):
                     tooltip="How many pairs of each group mode pairs asks about; 0: one and a half times as many as "
                     "the group has images.",
                 ),
+                io.Boolean.Input(
+                    "taste",
+                    default=False,
+                    optional=True,
+                    display_name="ask only where unsure",
+                    tooltip="Learns your taste from your answers and then answers what it is sure of.",
+                ),
+                io.Int.Input(
+                    "answers",
+                    default=HumanConfig.answers,
+                    min=0,
+                    max=1_000_000,
+                    optional=True,
+                    display_name="stop asking after",
+                    tooltip="With the taste: ask for so many answers (prompts, or pairs); then it goes on alone. "
+                    "0 goes on asking.",
+                ),
             ],
             outputs=[
                 fields.Group.Output(display_name="scored", tooltip="The groups with your scores, for the trainer."),
@@ -106,12 +130,15 @@ class HumanRanker(io.ComfyNode):
         preset: str = "",
         reward: Sequence[RewardTerm] | None = None,
         pairs: int = 0,
+        taste: bool = False,
+        answers: int = HumanConfig.answers,
     ) -> io.NodeOutput:
         if on_timeout == REWARD and not reward:
             raise UserError(f'Connect a reward, or set "{TIME_OUT}" (on_timeout) to something else than "{REWARD}".')
         if on_timeout == REWARD:
             scoring.require_ready(reward, [group.prompt for group in groups.groups])
-        answer = _answer(groups, mode, pairs, timeout, preset)
+        apprentice = _apprentice(groups.policy.spec.run, answers) if taste else None
+        answer = _answer(groups, mode, pairs, timeout, preset, apprentice)
         if answer is None and on_timeout == CANCEL:
             raise comfy.model_management.InterruptProcessingException
         by_reward = answer is None and on_timeout == REWARD
@@ -119,11 +146,20 @@ class HumanRanker(io.ComfyNode):
         return io.NodeOutput(scored, _best(scored))
 
 
-def _answer(groups: Groups, mode: str, pairs: int, timeout: int, preset: str) -> Answer | None:
+def _apprentice(run: str, answers: int) -> Apprentice:
+    """The one that learns from the answers of a run."""
+    settings = HumanConfig(taste=True, answers=answers)
+    folder = host.runs_folder() / run / FOLDER
+    return _apprentices.take(key_of(str(folder), settings), lambda: apprentice_of(folder, settings, say, host.device()))
+
+
+def _answer(
+    groups: Groups, mode: str, pairs: int, timeout: int, preset: str, apprentice: Apprentice | None
+) -> Answer | None:
     """From the preset, else from an earlier run over the same groups, else from a person; None: nobody in time."""
     if preset.strip():
         return Answer(tuple(preset_answers(preset, [len(group) for group in groups.groups])))
-    return judges.ask_person(groups, mode, pairs, timeout)
+    return judges.ask_person(groups, mode, pairs, timeout, apprentice=apprentice)
 
 
 def _best(groups: Groups) -> torch.Tensor:

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dgpo_core.common.errors import UserError
@@ -57,7 +58,8 @@ class Apprentice:
     """Learns from the answers in a folder (`AnswerFile`), and keeps its taste beside them.
 
     seen: the features. most: answers that the person gives, 0 for no end; a group is one, or each of its pairs.
-    audit: see above. tell: what is told when it begins to answer, is found wrong, or goes on alone.
+    audit: see above. tell: what is told when it begins to answer, is found wrong, or goes on alone. device: where the
+    features are computed.
     """
 
     folder: Path
@@ -65,6 +67,7 @@ class Apprentice:
     most: int
     audit: float
     tell: Callable[[str], None] = print
+    device: torch.device | str = "cpu"
     taste: Taste | None = None
     _looked: dict[str, Tensor] = field(default_factory=dict)
     _learned: dict[str, Judged] = field(default_factory=dict)
@@ -77,9 +80,10 @@ class Apprentice:
         Raises UserError where no more may be asked and there is no taste that could go on alone.
         """
         before = [said for said in self._said() if said.key not in set(keys)]
-        self._learn(before)
         left = self._left(before)
-        x = [self._features(group) for group in groups]
+        with self.seen.on(self.device):
+            self._learn(before)
+            x = [self._features(group) for group in groups]
         self._looked = dict(zip(keys, x, strict=True))
         trusted = self._trusted(before)
         if not trusted:

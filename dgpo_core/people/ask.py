@@ -89,8 +89,8 @@ def _names(group: Group, key: str) -> list[str]:
 
 def answered(folder: Path, keys: Sequence[str], sizes: Sequence[int]) -> Answer | None:
     """What was said before about groups of these sizes, by their keys; None where something is still to be asked."""
-    known = AnswerFile(folder / ANSWERS).known(keys, sizes)
-    return Answer(tuple(known[key].answer for key in keys)) if len(known) == len(set(keys)) else None
+    known = AnswerFile(folder / ANSWERS).get(keys, sizes)
+    return Answer(tuple(preference.answer for preference in known)) if known else None
 
 
 def _save(group: Group, folder: Path, name: str) -> list[str]:

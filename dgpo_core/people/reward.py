@@ -25,13 +25,18 @@ class Human(GroupReward):
     """
 
     def __init__(
-        self, folder: Path, settings: HumanConfig, check: Callable[[], None], tell: Callable[[str], None]
+        self,
+        folder: Path,
+        settings: HumanConfig,
+        check: Callable[[], None],
+        tell: Callable[[str], None],
+        device: str = "cpu",
     ) -> None:
-        super().__init__()
+        super().__init__(device)
         self.folder, self.settings, self.interrupted, self.tell = folder, settings, check, tell
         self.questions = Questions(self._open)
         self.server: AskingServer | None = None
-        self.apprentice = apprentice_of(folder, settings, tell) if settings.taste else None
+        self.apprentice = apprentice_of(folder, settings, tell, device) if settings.taste else None
 
     def score_groups(self, groups: Sequence[Group]) -> Tensor:
         """What you said, [B]; where you said nothing, or not in time, all images of a group are equal."""
@@ -65,9 +70,11 @@ class Human(GroupReward):
             self.server.close()
 
 
-def apprentice_of(folder: Path, settings: HumanConfig, tell: Callable[[str], None]) -> Apprentice:
+def apprentice_of(
+    folder: Path, settings: HumanConfig, tell: Callable[[str], None], device: torch.device | str
+) -> Apprentice:
     """A taste that learns from the answers in a folder. Raises UserError where CLIP is there and cannot be read."""
-    return Apprentice(folder, features(), settings.answers, settings.audit, tell)
+    return Apprentice(folder, features(), settings.answers, settings.audit, tell, device)
 
 
 def _key(group: Group) -> str:

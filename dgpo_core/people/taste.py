@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.people.judged import judged, read_answers
@@ -33,6 +34,8 @@ class TasteConfig:
     """What it looks at: CLIP (as the reward clip_score), or what is built in; 'auto' takes CLIP where it is here."""
     clip: str = ""
     """Folder or hub id of another CLIP."""
+    device: str = "auto"
+    """Where CLIP computes: cpu, cuda, cuda:1, mps; 'auto' takes the first accelerator there is."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +50,8 @@ def _fit(options: TasteConfig) -> None:
     for note in gallery.notes:
         print(shown(note, 2000))
     seen = features(options.features, options.clip)
-    taste = fit(judged(gallery.groups, seen), seen)
+    with seen.on(World(options.device).device):
+        taste = fit(judged(gallery.groups, seen), seen)
     taste.save(options.out)
     print(f"{shown(options.out, 1000)}: {summary(taste)}")
 

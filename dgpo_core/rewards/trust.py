@@ -72,10 +72,14 @@ def check_code(config: Config, typed: Config, source: str) -> None:
             )
 
 
-def check_resumed(config: Config, folder: str) -> None:
-    """Raises UserError where the settings in a run's folder decide what only the machine's own user may."""
+def check_resumed(config: Config, typed: Config, folder: str) -> None:
+    """Raises UserError where the settings in a run's folder decide what only the machine's own user may.
+
+    typed: the settings of the command line alone; what it names again (taste=FILE) is the user's.
+    """
+    own = (*typed.reward, *typed.watch)
     for term in (*config.reward, *config.watch):
-        for option in () if is_file(term.name) else private_options(term):
+        for option in () if is_file(term.name) or term in own else private_options(term):
             raise UserError(
                 f"{folder} sets the option {shown(option, 60)} of the reward {shown(term.name)}: if you trust the"
                 " folder, pass --trust-code, or give the settings file of your own as --config again."

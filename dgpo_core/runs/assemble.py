@@ -103,7 +103,7 @@ def training_rewards(
         if term.name not in PEOPLE
     }
     if asks_a_person(config):
-        found[HUMAN] = Human(Path(config.output, config.name, FOLDER), config.human, check, tell)
+        found[HUMAN] = Human(Path(config.output, config.name, FOLDER), config.human, check, tell, str(device))
     return found
 
 

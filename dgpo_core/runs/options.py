@@ -85,10 +85,12 @@ def _without_the_demos_measure(config: Config, named: Collection[str]) -> Config
 
 def _check_trust(config: Config, chosen: argparse.Namespace, argv: Sequence[str], prog: str) -> None:
     """Raises UserError for what a file may not decide without --trust-code."""
-    if trust.code_of(config):
-        trust.check_code(config, read_arguments(CommandLine, argv, prog, None, None).settings, chosen.config)
+    if not (trust.code_of(config) or chosen.resumed):
+        return
+    typed = read_arguments(CommandLine, argv, prog, None, None).settings
+    trust.check_code(config, typed, chosen.config)
     if chosen.resumed:
-        trust.check_resumed(config, chosen.config)
+        trust.check_resumed(config, typed, chosen.config)
 
 
 def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argparse.Namespace, Config, bool]:

@@ -120,6 +120,15 @@ def prompt_file(choice: str) -> Path:
     return path
 
 
+def input_folder(name: str) -> Path:
+    """A folder below the input folder. Raises UserError for one that is outside, or not there."""
+    root = Path(folder_paths.get_input_directory()).resolve()
+    path = (root / name).resolve()
+    if root not in path.parents or not path.is_dir():
+        raise UserError(f"There is no folder {shown(name)} in ComfyUI's input folder: put the pictures there.")
+    return path
+
+
 def check_run(name: str) -> str:
     """The name of a run, if it can be one folder below the output folder."""
     if not 0 < len(name) <= 100 or name.startswith("."):

@@ -9,6 +9,7 @@ from typing import Protocol
 from comfy_execution.utils import get_executing_context
 
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.people.apprentice import Apprentice
 from dgpo_core.people.ask import FOLDER, answered, ask
 from dgpo_core.people.questions import Answer
 from dgpo_core.settings.config import HUMAN, RewardTerm
@@ -93,9 +94,15 @@ def question_keys(drawn: str, groups: int) -> list[str]:
 
 
 def ask_person(
-    groups: Groups, mode: str, pairs: int, timeout_s: float, check: Callable[[], None] = host.stop_if_cancelled
+    groups: Groups,
+    mode: str,
+    pairs: int,
+    timeout_s: float,
+    check: Check = host.stop_if_cancelled,
+    apprentice: Apprentice | None = None,
 ) -> Answer | None:
-    """From an earlier run over the same groups, else from a person; None: nobody in time."""
+    """From an earlier run over the same groups, else from a person, or an apprentice that is sure; None: nobody in
+    time."""
     context, run = get_executing_context(), groups.policy.spec.run
     return ask(
         QUESTIONS,
@@ -108,6 +115,7 @@ def ask_person(
         timeout_s=timeout_s,
         check=check,
         shown={"subfolder": f"dgpo/{run}/{FOLDER}", "type": "output"},
+        apprentice=apprentice,
     )
 
 

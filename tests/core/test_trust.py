@@ -41,6 +41,7 @@ PRIVATE = {
     "aesthetic": {"path", "clip"},
     "geneval": {"detector", "clip"},
     "geneval_training": {"detector", "clip"},
+    "taste": {"path", "clip"},
     "vlm_judge": {"url", "key_env", "pattern", "request"},
     "remote": {"url", "token_env"},
 }
@@ -214,6 +215,17 @@ def test_a_key_that_stands_where_a_variable_should_is_not_told() -> None:
     reward = (RewardTerm("remote", 1.0, {"url": "http://127.0.0.1:1", "token_env": "sk-secret"}),)
     (told,) = trust.uses(type(config)(reward=reward))
     assert told == "Server that is asked: http://127.0.0.1:1 with the key in a variable that is not set (reward remote)"
+
+
+def test_a_taste_of_a_resumed_folder_is_taken_where_the_command_names_it_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run.open(parse_args(["--name", "mine", "--reward", "taste=a.safetensors"])):
+        pass
+    assert "sets the option path of the reward taste" in refusal(["--name", "mine", "--resume"], capsys)
+    again = parse_args(["--name", "mine", "--resume", "--reward", "taste=a.safetensors"])
+    assert again.reward[0].options == {"path": "a.safetensors"}
+    assert "sets the option path" in refusal(["--name", "mine", "--resume", "--watch", "taste=b.safetensors"], capsys)
 
 
 def test_weights_of_a_resumed_folder_need_trust(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,8 @@ know no prompt. A file of a taste names its kind, and is only served on that.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -48,6 +49,17 @@ class Features(ABC):
     def networks(self) -> Sequence[nn.Module]:
         """What can be moved to an accelerator."""
         return ()
+
+    @contextmanager
+    def on(self, device: torch.device | str) -> Iterator[None]:
+        """Inside, `of` computes on the device; afterwards nothing is left there."""
+        try:
+            for network in self.networks():
+                network.to(device)
+            yield
+        finally:
+            for network in self.networks():
+                network.to("cpu")
 
 
 STATISTICS = (("colour", 18), ("edges", 4 * len(SCALES)), ("layout", 2 * LAYOUT**2))

@@ -7,6 +7,7 @@ size of its block: so 768 numbers of CLIP's say no more beforehand than the one 
 most probable w, by Newton's method: nothing is random, and it takes seconds.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
-from dgpo_core.common.reading import parse_json, shown
+from dgpo_core.common.reading import parse_json, read_bytes, shown
 from dgpo_core.rewards.taste.features import KINDS, Features
 
 RIDGE = 3.0
@@ -187,6 +188,11 @@ def fit(judged: Sequence[Judged], seen: Features, *, held_out: bool = True) -> T
         Agreement.of(shares),
         (covariance * scale[:, None] * scale[None]).float(),
     )
+
+
+def digest_of(path: Path) -> str:
+    """16 letters that are the same for the same file. Raises UserError where it cannot be read."""
+    return hashlib.blake2b(read_bytes(path, "The taste", MOST_BYTES), digest_size=8).hexdigest()
 
 
 def summary(taste: Taste) -> str:

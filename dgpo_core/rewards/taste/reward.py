@@ -13,31 +13,35 @@ from dgpo_core.common.reading import shown
 from dgpo_core.rewards import weight_files
 from dgpo_core.rewards.model import ModelReward
 from dgpo_core.rewards.taste.features import CLIP, features
-from dgpo_core.rewards.taste.model import Taste
+from dgpo_core.rewards.taste.model import Taste, digest_of
 from dgpo_core.rewards.weight_files import Weights
 
 
 class TasteReward(ModelReward):
     """How much better than a middling picture, in units of the logit: 1 more wins in 73 % of pairs.
 
-    path: the taste's file; name: or what it is called in the folder of reward models (`models/reward_models`). clip:
-    folder or hub id of CLIP, where the taste was fitted on its features. dtype, batch: see `ModelReward`. A file whose
+    path: the taste's file; name: or what it is called in the folder of reward models (`models/reward_models`). digest:
+    of the file that is meant (`digest_of`), "" for whichever is there. clip: folder or hub id of CLIP, where the taste
+    was fitted on its features. dtype, batch: see `ModelReward`. A file whose
     held-out agreement's interval reaches down to chance is refused.
     """
 
-    shareable: ClassVar[tuple[str, ...]] = ("name", *ModelReward.shareable)
+    shareable: ClassVar[tuple[str, ...]] = ("name", "digest", *ModelReward.shareable)
 
     def __init__(
         self,
         device: str = "cpu",
         path: str = "",
         name: str = "",
+        digest: str = "",
         clip: str = "",
         dtype: str = "auto",
         batch: int = 64,
     ) -> None:
         super().__init__(device, dtype, batch)
         self.taste = served(path, name)
+        if digest and digest != digest_of(taste_file(path, name)):
+            raise UserError(f"The taste {shown(path or name)} was fitted anew meanwhile: press Run again.")
         self.features = features(self.taste.kind, clip, self.dtype)
         if self.features.width != len(self.taste.weights):
             raise UserError(
