@@ -82,8 +82,8 @@ def test_a_new_run_with_the_settings_of_the_version_before_is_the_same_from_the_
     assert_same_lora(load_file(run / "lora.safetensors"), load_file(CASES / "run" / "lora.safetensors"))
 
 
-def test_every_shared_workflow_was_read_by_the_version_before() -> None:
-    assert sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")) == sorted(WORKFLOWS)
+def test_every_workflow_of_the_version_before_is_still_shared() -> None:
+    assert {path.stem for path in (ROOT / "workflows" / "api").glob("*.json")} >= set(WORKFLOWS)
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
