@@ -66,13 +66,16 @@ def races(options: CompareConfig) -> Iterator[Race]:
     def over(point: Point) -> bool:
         return point.success >= options.stop or 0 < options.passes * 1000 <= point.cost.passes
 
+    def due(iterations: int, passes: int) -> bool:
+        return iterations >= options.every
+
     for method in options.methods if options.iterations else ():
         for lr in options.lr or (METHODS[method].lr,):
             for seed in options.seeds:
                 training = replace(preset.training, lr=lr)
                 rollout = replace(preset.rollout, group_size=options.group_size)
                 config = replace(preset, seed=seed, training=training, rollout=rollout)
-                yield from Contest(method, config, options.images).run(options.iterations, options.every, over)
+                yield from Contest(method, config, options.images).run(options.iterations, due, over)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dgpo_core.benchmark.methods import METHODS
+from dgpo_core.benchmark.methods import METHODS, Entrant
 from dgpo_core.common.distributed import World
 from dgpo_core.evaluation.held_out import HeldOut
 from dgpo_core.runs import assemble
@@ -89,9 +89,10 @@ class Contest:
 
     config: the quickstart's settings with seed, learning rate and group size as this run has them. The averaged weights
     are evaluated, as the quickstart does, on `images` images of seeds that no training uses; that costs nothing here.
+    entrant: what `method` is; without, the one that the comparison knows by this name.
     """
 
-    def __init__(self, method: str, config: Config, images: int) -> None:
+    def __init__(self, method: str, config: Config, images: int, entrant: Entrant | None = None) -> None:
         world = World("cpu")
         self.race = Race(method, config.seed, config.training.lr, config.rollout.group_size)
         self.policy, size = assemble.load_model(config, "cpu")
@@ -99,7 +100,8 @@ class Contest:
         rewards, prompts = assemble.training_rewards(config, "cpu"), assemble.held_out_prompts(config)
         judges = assemble.evaluation_rewards(config, rewards, "cpu")
         self.held_out, self.images = HeldOut.of(config, self.policy, prompts, judges, size, world), images
-        self.method = METHODS[method](self.policy, assemble.training_prompts(config), rewards, config, size)
+        made: Entrant = entrant or METHODS[method]
+        self.method = made(self.policy, assemble.training_prompts(config), rewards, config, size)
         self.weights = dict.fromkeys(judges, 1.0)
         self.batch = config.evaluation.batch
 
@@ -113,8 +115,9 @@ class Contest:
         """Of the averaged weights as they are; 190 of 200 are 0.95, not a little less."""
         return round(self.held_out.measure("ema", self.images, self.weights, self.batch).mean, 6)
 
-    def run(self, iterations: int, every: int, stop: Callable[[Point], bool]) -> Iterator[Race]:
-        """The race with one more point at a time: at the start and after `every` iterations, until `stop` of it."""
+    def run(self, iterations: int, due: Callable[[int, int], bool], stop: Callable[[Point], bool]) -> Iterator[Race]:
+        """The race with one more point at a time: at the start, then wherever `due` says so of the iterations and of
+        the passes since the last one, and at the end; until `stop` of a point."""
         cost, done = Cost(), 0
         while True:
             point = Point(done, cost, self.success())
@@ -122,6 +125,6 @@ class Contest:
             yield self.race
             if done >= iterations or stop(point):
                 return
-            for _ in range(min(every, iterations - done)):
+            while done < iterations and not due(done - point.iteration, (cost - point.cost).passes):
                 cost += self.iterate()
                 done += 1

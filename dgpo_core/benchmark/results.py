@@ -1,7 +1,7 @@
 """The races side by side: as a table, as a picture, as a file."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -21,19 +21,19 @@ def as_json(races: Sequence[Race]) -> list[dict[str, Any]]:
     return [asdict(race) for race in races]
 
 
-def read(path: Path) -> list[Race]:
-    """The races of a file that `--json` wrote. Raises UserError for any other file."""
+def read(path: Path, known: Callable[[str], object] = METHODS.__getitem__) -> list[Race]:
+    """The races of a file that `--json` wrote. Raises UserError for any other file. known: raises for a name that is
+    none of a method."""
     text = read_bytes(path, "The file of races").decode("utf-8", "replace")
     try:
-        return [_race(record) for record in parse_json(text, shown(path))]
+        return [_race(record, known) for record in parse_json(text, shown(path))]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{shown(path)} does not hold races as --json writes them.") from error
 
 
-def _race(record: Mapping[str, Any]) -> Race:
+def _race(record: Mapping[str, Any], known: Callable[[str], object]) -> Race:
     points = [Point(**{**point, "cost": Cost(**point["cost"])}) for point in record["points"]]
-    if record["method"] not in METHODS:
-        raise KeyError(record["method"])
+    known(record["method"])
     return Race(**{**record, "points": tuple(points)})
 
 

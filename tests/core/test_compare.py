@@ -165,7 +165,7 @@ def test_all_methods_but_those_of_an_sde_begin_with_the_same_pictures() -> None:
 @pytest.mark.slow
 def test_evaluations_are_no_part_of_the_cost() -> None:
     contest = Contest("v_grpo", small(), images=4)
-    first, last = list(contest.run(1, 1, lambda point: False))[-1].points
+    first, last = list(contest.run(1, lambda iterations, passes: iterations >= 1, lambda point: False))[-1].points
     assert first.cost == Cost()
     assert last.cost.forwards == FORWARDS_AND_BACKWARDS["v_grpo"][0]
     assert contest.counter.forwards == last.cost.forwards + 2 * 4 * 8  # two evaluations of 4 images in 8 steps
@@ -248,8 +248,6 @@ def test_the_command_compares_two_methods_and_goes_on_from_their_file(
     ],
 )
 @pytest.mark.usefixtures("threads")
-def test_options_that_cannot_work_are_told(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_that_cannot_work_are_told(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main(arguments) == 2
     assert told in capsys.readouterr().err
