@@ -66,6 +66,8 @@ def _random(config: Config, name: str) -> DiffusersPolicy:
         seed=config.seed,
         offload=config.memory.offload,
         quantize=config.model.quantize,
+        quantize_text=config.model.quantize_text,
+        offload_blocks=config.memory.offload_blocks,
     )
 
 
@@ -86,6 +88,7 @@ def _of_folder(config: Config, path: str) -> DiffusersPolicy:
             offload=config.memory.offload,
             quantize=model.quantize,
             quantize_text=model.quantize_text,
+            offload_blocks=config.memory.offload_blocks,
         )
 
 

@@ -106,6 +106,8 @@ def random_policy(
     seed: int,
     offload: bool,
     quantize: str = NONE,
+    quantize_text: str = NONE,
+    offload_blocks: bool = False,
 ) -> DiffusersPolicy:
     """The model `name` of RANDOM_MODELS with random weights and fresh adapters; otherwise as `load_policy` gives it.
 
@@ -117,12 +119,13 @@ def random_policy(
     number = _dtype(dtype, device)
     torch.manual_seed(seed)
     with quiet():
-        refuse_unavailable(quantize, device)
+        for kind in {quantize, quantize_text}:
+            refuse_unavailable(kind, device)
         pipe = RANDOM_MODELS[name](number, device)
         cls = next(c for c in FAMILIES.values() if type(pipe).__name__ in c.pipeline_classes)
         return cls(
             pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=number, device=device, seed=seed,
-            offload=offload, quantize=quantize,
+            offload=offload, quantize=quantize, quantize_text=quantize_text, offload_blocks=offload_blocks,
         )  # fmt: skip
 
 

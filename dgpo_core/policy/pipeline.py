@@ -18,6 +18,7 @@ from dgpo_core.diffusion.solvers import SchedulerSolver, Solver, make_solver
 from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import AdapterName, Check, Cond, Policy, guided
 from dgpo_core.policy.family import Family
+from dgpo_core.policy.host_blocks import keep_on_host
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
 from dgpo_core.policy.peft_adapters import PeftAdapters
@@ -39,7 +40,8 @@ class DiffusersPolicy(Family, Policy):
     pipe: the loaded pipeline, its modules already in `dtype` on `device`; adapters are added to its network here.
     guidance: embedded guidance scale, for networks that have one (Flux dev). offload: text encoders and VAE stay on the
     CPU and come to the device only while they work. quantize, quantize_text: how the large Linears of the
-    network and of the text encoders are kept, see `quantised`. cache: prompts that were read before. late: gives the
+    network and of the text encoders are kept, see `quantised`. offload_blocks: its blocks stay in main
+    memory, see `host_blocks`. cache: prompts that were read before. late: gives the
     text encoders of a `pipe` without them, by name, each time anew; they are asked for once a prompt must be read.
     """
 
@@ -58,6 +60,7 @@ class DiffusersPolicy(Family, Policy):
         offload: bool = False,
         quantize: str = NONE,
         quantize_text: str = NONE,
+        offload_blocks: bool = False,
         cache: PromptCache | None = None,
         late: Callable[[], Mapping[str, nn.Module]] | None = None,
     ) -> None:
@@ -73,6 +76,7 @@ class DiffusersPolicy(Family, Policy):
         if quantize != NONE:
             quantise(self.network, quantize, device, self.kept_whole)
         self._quantise_text_encoders()
+        self.blocks = keep_on_host(self.network, device, self._repeated()) if offload_blocks else None
         self.network.to(device)
         if not offload:
             self.text_encoders_to(device)
@@ -239,10 +243,13 @@ class DiffusersPolicy(Family, Policy):
         # fall back to eager without a word.
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, 64)
-        repeated = set(getattr(self.network, "_repeated_blocks", None) or ()) | set(self.repeated_blocks)
         for module in self.network.modules():
-            if type(module).__name__ in repeated:
+            if type(module).__name__ in self._repeated():
                 module.compile(backend=backend)
+
+    def _repeated(self) -> set[str]:
+        """The classes of the blocks that the network is made of."""
+        return set(getattr(self.network, "_repeated_blocks", None) or ()) | set(self.repeated_blocks)
 
     # --- the VAE -----------------------------------------------------------------------------------------------------
 
@@ -315,6 +322,8 @@ class DiffusersPolicy(Family, Policy):
     def to(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.network.to(self.device)
+        if self.blocks:
+            self.blocks.move(self.device)
         self._constants.clear()
         if not self.offload:
             self.vae_to(self.device)

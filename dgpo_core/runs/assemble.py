@@ -41,6 +41,7 @@ def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[i
         prediction=model.prediction,
         quantize=model.quantize,
         quantize_text=model.quantize_text,
+        offload_blocks=memory.offload_blocks,
         prompt_cache=memory.prompt_cache if keep else "",
         prompt_cache_bytes=int(memory.prompt_cache_gib * 2**30),
     )

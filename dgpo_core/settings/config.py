@@ -284,6 +284,9 @@ class MemoryConfig:
     """torch.compile the backbone: a slow start, then faster iterations."""
     offload: bool = True
     """Keep the text encoders and the VAE off the accelerator while they are not in use."""
+    offload_blocks: bool = False
+    """Keep the base's blocks in main memory and bring them to the accelerator in turn: for cards that the base is too
+    large for, however small it is made; slower by what crosses the bus, forth and back."""
     prompt_cache: str = "auto"
     """Folder that keeps prompts as the text encoders read them, so that these need not be loaded again; 'auto' is
     dgpo/prompts in your cache folder."""

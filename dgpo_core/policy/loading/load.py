@@ -56,6 +56,7 @@ def load_policy(
     prediction: str = "auto",
     quantize: str = NONE,
     quantize_text: str = NONE,
+    offload_blocks: bool = False,
     prompt_cache: str | Path = "",
     prompt_cache_bytes: int = 8 * 2**30,
 ) -> DiffusersPolicy:
@@ -74,6 +75,7 @@ def load_policy(
     prediction: what the network returns: epsilon, v or flow; "auto" finds it from all that the model says of itself.
     quantize: how the base's large layers are kept: "none" (in `dtype`), "fp8", "int8" or "nf4"; see `policy.quantised`.
     quantize_text: the same of the text encoders.
+    offload_blocks: the base's blocks stay in main memory, and come to the device in turn; see `policy.host_blocks`.
     prompt_cache: a folder in which prompts that were read are kept, of all models together prompt_cache_bytes; "auto"
     is the user's own, empty none. The text encoders are then loaded once a prompt must be read.
 
@@ -102,7 +104,7 @@ def load_policy(
         policy = cls(
             pipe, rank=rank, alpha=alpha, dropout=dropout, targets=targets, dtype=dtype, device=device, seed=seed,
             guidance=guidance, offload=offload, quantize=quantize, quantize_text=quantize_text,
-            **later,
+            offload_blocks=offload_blocks, **later,
         )  # fmt: skip
     if lora is not None:
         policy.load_lora(lora)
