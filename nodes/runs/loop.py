@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -20,10 +20,11 @@ from dgpo_core.common.pictures import reward_curve
 from dgpo_core.method.advantage import informative
 from dgpo_core.method.step import NOTHING_TO_LEARN
 from dgpo_core.method.update import OLD, References
+from dgpo_core.people import told as people
 from dgpo_core.settings.config import PEOPLE, RewardTerm
 
 from ..common import host
-from ..common.contact_sheet import combined, contact_sheet
+from ..common.contact_sheet import close_up, combined
 from ..common.values import Groups, PolicyHandle, Prompts, Sampler, Training
 from . import keys, sessions
 from .finishing import FINISHING, Finished
@@ -31,7 +32,7 @@ from .judges import Judge
 from .states import State
 from .watching import Log, Watching
 
-PREVIEW_EVERY, PREVIEW_WIDTH = 2.0, 1400  # seconds, pixels
+PREVIEW_EVERY = 2.0  # seconds
 GAIN_ROUNDS = 5  # at either end, at most, whose mean is compared
 
 
@@ -108,11 +109,12 @@ def run(plan: Plan, progress: host.Progress) -> Done:
                     raise Finished
 
             while handle.step < plan.iterations and clock.left(state) > 0 and not log.stopped:
-                places = plan.prompts.at(handle.step)
-                groups = plan.judge.groups(handle, places, plan.sampler, partial(clock.left, state), check)
-                if groups is None:
+                places, left = plan.prompts.at(handle.step), partial(clock.left, state)
+                scored = plan.judge.groups(handle, places, plan.sampler, left, check)
+                if scored is None:
                     break
-                handle, state = sessions.learn(handle, groups, plan.settings, check, clock.lap)
+                groups, note = scored.groups, partial(_note, scored.said, clock)
+                handle, state = sessions.learn(handle, groups, plan.settings, check, note)
                 if log.look(handle):
                     best = handle
                     sessions.keep(handle, state)
@@ -140,6 +142,10 @@ def run(plan: Plan, progress: host.Progress) -> Done:
     return Done(handle, state, log, "\n".join(filter(None, [ending, summary(plan, state, first, log)])))
 
 
+def _note(said: Mapping[str, float], clock: _Clock) -> dict[str, float]:
+    return {**said, **clock.lap()}
+
+
 def _before_the_decline(log: Log, handle: PolicyHandle, state: State) -> tuple[PolicyHandle, State]:
     """After an alarm: the best state, or where it is no longer kept, the nearest one that is. The log says which."""
     best, kept = log.best(handle, state), None
@@ -158,7 +164,7 @@ def _furthest(plan: Plan) -> tuple[PolicyHandle, State]:
         host.stop_if_cancelled()
         places = plan.prompts.at(handle.step)
         sizes = [plan.sampler.rollout.group_size] * len(places)
-        scored = plan.judge.foretell(handle.spec.run, keys.drawn(handle, places, plan.sampler), sizes)
+        scored = plan.judge.foretell(handle, keys.drawn(handle, places, plan.sampler), sizes)
         if scored is None:
             break
         handle = keys.learned(handle, scored, plan.settings)
@@ -195,14 +201,14 @@ def update_steps(groups: Groups, settings: Training) -> int:
 
 def curve(state: State, log: Log) -> Image.Image:
     """The reward over the iterations, and beside it what is watched."""
-    return Image.open(io.BytesIO(reward_curve([*state.history, *log.records], log.title))).convert("RGB")
+    drawn = people.curve(state.history) or reward_curve([*state.history, *log.records], log.title)
+    return Image.open(io.BytesIO(drawn)).convert("RGB")
 
 
 def preview(groups: Groups, state: State, log: Log) -> Image.Image:
-    """Contact sheet and curve, one above the other."""
-    sheet, plot = contact_sheet(groups), curve(state, log)
-    sheet.thumbnail((PREVIEW_WIDTH, sheet.height))
-    width = min(PREVIEW_WIDTH, max(sheet.width, plot.width))
+    """A few images, large, and the curve, one above the other."""
+    sheet, plot = close_up(groups), curve(state, log)
+    width = sheet.width
     plot = plot.resize((width, round(plot.height * width / plot.width)))
     both = Image.new("RGB", (width, sheet.height + plot.height), "white")
     both.paste(sheet, (0, 0))
@@ -213,9 +219,9 @@ def preview(groups: Groups, state: State, log: Log) -> Image.Image:
 def status(state: State, plan: Plan, left: float, log: Log) -> str:
     """Iteration, reward, time left; below it the last evaluation."""
     of = f" of {plan.iterations}" if plan.seconds == math.inf else ""
-    reward = state.history[-1]["reward"]
-    seconds = max(0, round(left))
-    text = f"iteration {state.step}{of} · reward {reward:.3f} · {seconds // 60}:{seconds % 60:02d} left"
+    reward, by_people = state.history[-1]["reward"], people.said(state.history)
+    seconds, so_far = max(0, round(left)), f" · {by_people}" if by_people else f" · reward {reward:.3f}"
+    text = f"iteration {state.step}{of}{so_far} · {seconds // 60}:{seconds % 60:02d} left"
     if not state.history[-1]["informative"]:
         text = f"{text} · nothing to learn: all scores of a group are equal"
     return "\n".join([text, *filter(None, [log.text()])])
@@ -234,9 +240,11 @@ def summary(plan: Plan, state: State, first: int, log: Log) -> str:
 
 def gain(state: State, terms: Sequence[RewardTerm]) -> str:
     """What the pictures scored in the first rounds and in the newest; "" where there is nothing to compare."""
+    if any(term.name in PEOPLE for term in terms):
+        return f"{said[0].upper()}{said[1:]}." if (said := people.said(state.history)) else ""
     rewards = [record["reward"] for record in state.history]
     few = min(GAIN_ROUNDS, len(rewards) // 2)
-    if not few or any(term.name in PEOPLE for term in terms):
+    if not few:
         return ""
     before, after = (sum(rows) / few for rows in (rewards[:few], rewards[-few:]))
     return f"Reward {before:.3f} in the first {few}, {after:.3f} in the newest {few} ({after - before:+.3f})."

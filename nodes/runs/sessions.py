@@ -24,7 +24,7 @@ from dgpo_core.method.step import Step, StepSettings
 from dgpo_core.policy import AdapterName
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.runs import origin
-from dgpo_core.settings.config import Config, DataConfig, EvalConfig, RewardTerm, RolloutConfig, TrainingConfig
+from dgpo_core.settings.config import HUMAN, Config, DataConfig, EvalConfig, RewardTerm, RolloutConfig, TrainingConfig
 from dgpo_core.settings.validation import check_timesteps
 
 from ..common import host
@@ -136,10 +136,18 @@ def learn(
         before = state_of(handle)
         done = step.learn([_on(group, step.policy.device) for group in groups.groups], range(len(groups.groups)))
         _note_memory(handle.spec, step)
-        record = {"iteration": step.iteration, **done.metrics, **note()}
+        record = {"iteration": step.iteration, **done.metrics, **_of_people(groups, done.metrics), **note()}
         state = _snapshot(step, [*before.history, record], [*before.line, after.state])
         _load(handle.spec).last = (after.state, state)
     return after, state
+
+
+def _of_people(groups: Groups, metrics: Mapping[str, float]) -> dict[str, float]:
+    """How many groups a person saw and told apart, whose mean score says nothing; empty where a reward scored."""
+    if not any(term.name == HUMAN for term in groups.terms):
+        return {}
+    asked = len(groups.groups)
+    return {"asked": asked, "ranked": round(metrics["informative"] * asked)}
 
 
 def keep(handle: PolicyHandle, state: State) -> None:
@@ -175,10 +183,11 @@ def draw_with(
     handle: PolicyHandle, adapter: AdapterName | None, prompts: Sequence[Prompt], seeds: Sequence[int], sampler: Sampler
 ) -> list[Group]:
     """One group per prompt from the same seeds, with one adapter of the handle's state or with the base."""
-    return _draw_rows(handle, adapter, [(prompt, list(seeds)) for prompt in prompts], sampler)
+    return draw_rows(handle, adapter, [(prompt, list(seeds)) for prompt in prompts], sampler)
 
 
-def _draw_rows(handle: PolicyHandle, adapter: AdapterName | None, rows: Sequence[Row], sampler: Sampler) -> list[Group]:
+def draw_rows(handle: PolicyHandle, adapter: AdapterName | None, rows: Sequence[Row], sampler: Sampler) -> list[Group]:
+    """One group for each (prompt, seeds)."""
     with host.engine():
         step, drawn = _enter(handle, sampler, DRAWING, (), host.stop_if_cancelled), sampler.rollout
         drawing = Drawing(step.policy, step.solver, step.size, drawn.cfg, drawn.negative_prompt)
@@ -208,7 +217,7 @@ def evaluate(
     if known:
         return known
     with host.engine():
-        groups = _draw_rows(handle, adapter, evaluation_set(prompts, images), sampler)
+        groups = draw_rows(handle, adapter, evaluation_set(prompts, images), sampler)
         scored = score_all(groups, terms)
     step = 0 if adapter is None else handle.step
     evaluation = Evaluation.of(step, [(i, group.scores) for i, group in enumerate(scored)])

@@ -30,6 +30,12 @@ function addFinish(node) {
 function show(node, text) {
   let widget = node.widgets?.find(({ name }) => name === "said");
   if (!text) return;
+  const progress = node.widgets?.findIndex(({ name }) => name === "$$node-text-preview") ?? -1;
+  if (progress >= 0) {
+    node.widgets[progress].onRemove?.(); // how far it was is of no interest any more
+    node.widgets.splice(progress, 1);
+    widget = node.widgets.find(({ name }) => name === "said");
+  }
   if (!widget) {
     widget = apart(ComfyWidgets.STRING(node, "said", ["STRING", { multiline: true }], app).widget);
     if (widget.inputEl) Object.assign(widget.inputEl, { readOnly: true, ariaLabel: "said", tabIndex: -1 });

@@ -6,6 +6,7 @@ import pytest
 from comfy_browser import Browser
 from comfy_server import REPO, ComfyServer, RequestFailed
 
+import locales
 from dgpo_core.comfy.forms import FORMS
 
 KINDS = ("required", "optional")
@@ -106,6 +107,23 @@ def test_help_pages_call_inputs_as_the_screen_does(nodes: dict[str, dict[str, An
         specs = [pair for kind in KINDS for pair in node["input"].get(kind, {}).items()]
         renamed = [name for name, spec in specs if spec[1].get("display_name", name) != name]
         assert [name for name in renamed if f"**{name}**" in page and name not in node["output_name"]] == [], id_
+
+
+def test_the_translations_are_of_these_nodes_and_comfyui_serves_them(
+    comfy: ComfyServer, nodes: dict[str, dict[str, Any]]
+) -> None:
+    served = comfy.get("/i18n")
+    for language, defs in locales.made(nodes):
+        ours = {id_: said for id_, said in served[language]["nodeDefs"].items() if id_ in nodes}
+        assert ours == defs, language
+
+
+def test_the_screen_has_the_names(browser: Browser) -> None:
+    """Also of sockets, and in the front end of 0.3.64, which knows no display names."""
+    browser.evaluate("() => app.graph.add(LiteGraph.createNode('DGPO_Teach'))")
+    inputs = browser.evaluate("() => app.graph.nodes[0].inputs.map(i => [i.name, i.label ?? i.localized_name])")
+    assert dict(inputs)["policy"] == "other model"
+    assert dict(inputs)["judge"] == "who judges"
 
 
 def test_the_front_end_opens_without_an_error(browser: Browser) -> None:

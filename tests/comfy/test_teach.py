@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -79,9 +80,16 @@ def test_finish_now_keeps_what_was_learned_and_the_next_run_goes_on(comfy: Comfy
 
 
 def test_a_person_teaches_and_is_not_asked_twice(comfy: ComfyServer) -> None:
-    graph = teach("person", judge="I choose")
-    assert answer_all(comfy, comfy.queue(graph)) == len(line(comfy, "person")) >= 1
+    graph = teach("person", minutes=3 * MOMENT, judge="I choose")
+    prompt = comfy.queue(graph)
+    assert answer_all(comfy, prompt) == len(line(comfy, "person")) >= 1
     made = line(comfy, "person")
+    told = re.search(
+        r"(\d+) groups ranked(, the newest pictures win \d+ % against the first)?\.", said(comfy.wait(prompt))
+    )
+    assert told is not None
+    assert int(told[1]) == 4 * len(made)
+    assert bool(told[2]) == (len(made) > 1)
     for path in (comfy.base / "output" / "dgpo" / "person").glob("*/state_*"):
         path.unlink()  # the answers are still there
     comfy.restart()  # nothing is in memory, either

@@ -36,7 +36,11 @@ def test_a_prompt_that_cannot_be_judged_is_told_before_the_loop_draws(comfy: Com
     path = comfy.base / "input" / "one_bad.jsonl"
     path.write_text(json.dumps({"prompt": "no facts"}), "utf-8")
     graph = loop("bad_prompt", 4, Prompts={"source": path.name})
-    assert "'no facts' has none" in error_of(comfy, graph).message
+    with pytest.raises(PromptRefused) as refused:
+        comfy.run(graph)
+    ((node, said),) = refused.value.node_errors.items()
+    assert node == REWARD
+    assert "'no facts' has none" in said["errors"][0]["details"]
     assert files(comfy, "bad_prompt") == {}
 
 

@@ -68,6 +68,23 @@ def test_a_workflow_opens_without_a_red_node_or_an_error(
     assert without_meta(browser.to_api()) == without_meta(api)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("native_")])
+def test_a_native_workflow_says_where_its_files_are_to_be_had(name: str) -> None:
+    nodes = json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))["nodes"]
+    loaded = {value for node in nodes for value in _texts(node["widgets_values"]) if value.endswith(".safetensors")}
+    offered = [model for node in nodes for model in node["properties"].get("models", ())]
+    assert {model["name"] for model in offered} == loaded
+    for model in offered:
+        assert model["url"].startswith("https://huggingface.co/")
+        assert model["url"].endswith(f"/{model['name']}")
+        assert f"{model['directory']}/{model['name'].removesuffix('.safetensors')}" in MODELS
+
+
+def _texts(values: Any) -> list[str]:
+    values = values.values() if isinstance(values, dict) else values
+    return [value for value in values if isinstance(value, str)]
+
+
 def test_comfyui_offers_every_workflow_as_a_template(comfy: ComfyServer) -> None:
     offered = comfy.get("/workflow_templates")
     assert sorted(offered["dgpo"]) == NAMES

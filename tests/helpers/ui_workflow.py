@@ -8,6 +8,7 @@ A node of the API file may say more in its `_meta`, which ComfyUI ignores when t
     group    the name of the box around it; boxes stand in the order of their names
     size     width and height, such as [520, 700]
     note     Markdown that is shown below it; with "note_before": true, to the left of its group
+    models   the files that it loads: [{"name": ..., "url": ..., "directory": ...}], which ComfyUI offers to download
     control  what follows a run: "fixed" (the default), "increment", "decrement" or "randomize"
 """
 
@@ -107,6 +108,8 @@ def arrange(
     overall = depths(links)
     for id_, node in nodes.items():
         node["size"] = meta[id_].get("size", node["size"])
+        if "models" in meta[id_]:
+            node["properties"]["models"] = meta[id_]["models"]
     names = sorted({more.get("group", "") for more in meta.values()})  # they are numbered
     x = 0.0
     for name in names:
