@@ -1,4 +1,4 @@
-"""The translations: each language has every text, with its numbers. Whether they are the nodes', a real ComfyUI tells."""
+"""Translations: each language has every text, with its numbers. A real ComfyUI tells whether they are the nodes'."""
 
 from __future__ import annotations
 
