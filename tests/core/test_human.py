@@ -1,5 +1,6 @@
 """`--reward human`: the page, its token, a browser that ranks, and a run that never asks twice."""
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from comfy_browser import ARGUMENTS, find_chromium, why_no_browser
 from engine import write_quick
+from PIL import Image, ImageStat
 from processes import finish, free_port, start, train_together, wait_for
 
 from dgpo_core import train
@@ -267,6 +269,35 @@ def _next(url: str, address: str, group: int, pairs: list[list[Any]]) -> dict[st
     status, said = fetch(url, f"{address}/next", json.dumps({"group": group, "pairs": pairs}).encode())
     assert status == 200, said
     return json.loads(said)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_with_a_taste_you_are_asked_less_and_the_watch_goes_on(run: Run) -> None:
+    """Somebody likes it bright; after 8 answers nobody is asked any more."""
+    watched = ("--evaluation.every", "4", "--evaluation.images", "4", "--evaluation.reward", "brightness")
+    run.start("--human.taste", "--human.answers", "8", "--iterations", "8", *watched)
+    url, asked = run.url(), 0
+    while asked < 8:
+        for open_ in json.loads(fetch(url, "questions")[1])["questions"]:
+            answer(url, [_brightest_first(url, group["images"]) for group in open_["groups"]])
+            asked += len(open_["groups"])
+        time.sleep(0.05)
+        assert run.process.is_alive(), run.told()
+    assert finish(run.process) == 0, run.told()
+    by = [line.get("by", "") for line in run.answers()]
+    assert (by.count(""), by.count("taste")) == (8, 8)
+    assert "You have given your 8 answers; the taste goes on alone" in run.told()
+    assert (run.folder / "runs/test/asked/taste.safetensors").exists()
+    looks = [record for record in run.records() if "held_out" in record]
+    assert [look["iteration"] for look in looks] == [0, 4, 8]
+    assert all("watch/entropy" in look for look in looks)
+
+
+def _brightest_first(url: str, images: list[dict[str, str]]) -> dict[str, Any]:
+    means = [ImageStat.Stat(Image.open(io.BytesIO(fetch(url, f"images/{i['filename']}")[1]))).sum for i in images]
+    order = sorted(range(len(images)), key=lambda i: -sum(means[i]))
+    return {"ranking": [[i] for i in order]}
 
 
 @pytest.mark.slow

@@ -103,3 +103,13 @@ def test_a_run_that_gains_too_little_says_so() -> None:
 def test_by_pairs_it_says_how_many_a_group_took() -> None:
     outcomes = [rater_module.Outcome("pairs", 0, 20, [0.4, 0.7])]
     assert "pairs      20  (20) of 12 pairs each" in rater_module.table(outcomes, RaterConfig(modes=("pairs",)))
+
+
+@pytest.mark.slow
+def test_with_a_taste_the_gain_needs_a_dozen_rated_groups() -> None:
+    """Without, the first seeds take 20 to 28 (dgpo_core/demo/README.md)."""
+    options = RaterConfig(taste=True, images=200, every=2, most=16)
+    outcome = rater_module.run(options, "full", 0)
+    assert outcome.rated is not None, outcome
+    assert outcome.rated <= 12, outcome
+    assert outcome.given < 4 * len(outcome.success) * 2

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+import tiny_clip
 import torch
 from bright_features import MeanColour
 from PIL import Image
@@ -158,6 +159,27 @@ def test_without_clips_weights_the_features_are_the_built_in_ones() -> None:
     assert features("built-in").kind == features().kind == "built-in"
     with pytest.raises(UserError, match="auto, clip or built-in"):
         features("resnet")
+
+
+def test_clips_features_are_taken_where_its_weights_are_and_serve_there_alone(
+    tmp_path: Path, asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tiny_clip.save(tmp_path / "reward_models" / "clip-vit-large-patch14")
+    monkeypatch.setattr(weight_files, "_folders", [clip.parent])
+    out = asked / "red.safetensors"
+    assert command.main([str(asked / "answers.jsonl"), "--out", str(out)]) == 0
+    taste = Taste.load(out)
+    assert (taste.kind, len(taste.weights)) == ("clip", 1 + tiny_clip.WIDTH + 62)
+    assert out.stat().st_size < MOST_BYTES
+    reward = make_reward("taste", {"path": str(out)})
+    images, prompts = torch.rand(5, 3, 24, 16, generator=torch.Generator().manual_seed(0)), ["a", "b", "a", "a", "c"]
+    scores = reward.score(images, prompts, [{}] * 5)
+    assert scores.std() > 0
+    parts = [reward.score(images[i : i + 1], prompts[i : i + 1], [{}]) for i in range(5)]
+    torch.testing.assert_close(torch.cat(parts), scores, rtol=1e-3, atol=1e-4)  # of float32 in other batches
+    monkeypatch.setattr(weight_files, "_folders", [])
+    with pytest.raises(UserError, match="Reward 'taste' needs openai/clip-vit-large-patch14"):
+        require_reward("taste", {"path": str(out)})
 
 
 # --- files and answers -----------------------------------------------------------------------------------------------
