@@ -61,7 +61,7 @@ class Taste(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None, sources: str | None) -> bool | str:
         """A name that is no file's, and sources that are not there, are told before anything runs."""
-        return fields.first_error((taste_file, name), (answers_of, sources))
+        return fields.first_error(name=(taste_file, name), sources=(answers_of, sources))
 
     @classmethod
     def fingerprint_inputs(cls, name: str | None, sources: str | None, **_: Any) -> list[Any]:

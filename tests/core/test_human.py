@@ -283,15 +283,13 @@ def test_with_a_taste_you_are_asked_less_and_the_watch_goes_on(run: Run) -> None
             answer(url, [_brightest_first(url, group["images"]) for group in open_["groups"]])
             asked += len(open_["groups"])
         time.sleep(0.05)
-        assert run.process.is_alive(), run.told()
     assert finish(run.process) == 0, run.told()
     by = [line.get("by", "") for line in run.answers()]
     assert (by.count(""), by.count("taste")) == (8, 8)
     assert "You have given your 8 answers; the taste goes on alone" in run.told()
     assert (run.folder / "runs/test/asked/taste.safetensors").exists()
-    looks = [record for record in run.records() if "held_out" in record]
-    assert [look["iteration"] for look in looks] == [0, 4, 8]
-    assert all("watch/entropy" in look for look in looks)
+    looks = [record["iteration"] for record in run.records() if "watch/entropy" in record]
+    assert looks == [0, 4, 8]
 
 
 def _brightest_first(url: str, images: list[dict[str, str]]) -> dict[str, Any]:
