@@ -105,7 +105,7 @@ class HumanRanker(io.ComfyNode):
                     max=1_000_000,
                     optional=True,
                     display_name="stop asking after",
-                    tooltip="With the taste: ask for so many answers (prompts, or pairs); then it goes on alone. "
+                    tooltip="With the taste: ask about so many prompts; then it goes on alone. "
                     "0 goes on asking.",
                 ),
             ],

@@ -113,7 +113,7 @@ def ranks(scores: Sequence[float], ties: float) -> list[list[int]]:
 class Taught(GroupReward):
     """A rater who is asked as people are, with a taste that learns from the answers and gives some of them.
 
-    answers: that the rater gives at most, 0 for no end; audit: see `Apprentice`.
+    answers: groups that the rater is asked about at most, 0 for no end; audit: see `Apprentice`.
     """
 
     def __init__(self, rater: SimulatedRater, folder: Path, answers: int, audit: float) -> None:
@@ -181,7 +181,7 @@ class RaterConfig:
     taste: bool = False
     """A taste learns from the answers and gives those that it is sure of."""
     answers: CountOrZero = 60
-    """With a taste: answers that the rater gives at most (groups, or pairs), 0 for no end."""
+    """With a taste: groups that the rater is asked about at most, 0 for no end."""
     audit: Fraction = HumanConfig.audit
     """With a taste: share of the groups it is sure of that the rater is asked about all the same."""
     gain: Positive = 0.2

@@ -8,7 +8,7 @@ a group where it is sure, and the person is asked
 - about each group of which its doubt (`Taste.doubt`) is above `SURE`;
 - about some of the others all the same: a share that is the error of those recent predictions, but at least `audit`. So
   it asks more often when the agreement falls;
-- about nothing any more once the person has given the number of answers that was agreed on.
+- about nothing any more once the person was asked about the number of groups that was agreed on.
 
 Everything follows from the preference file and its pictures, so a run that goes on decides as if it had not stopped.
 """
@@ -57,7 +57,7 @@ class Plan:
 class Apprentice:
     """Learns from the answers in a folder (`AnswerFile`), and keeps its taste beside them.
 
-    seen: the features. most: answers that the person gives, 0 for no end; a group is one, or each of its pairs.
+    seen: the features. most: groups that the person is asked about, 0 for no end.
     audit: see above. tell: what is told when it begins to answer, is found wrong, or goes on alone. device: where the
     features are computed.
     """
@@ -74,8 +74,8 @@ class Apprentice:
     _of: tuple[str, ...] = ()
     _state: str = ""
 
-    def plan(self, groups: Sequence[Group], keys: Sequence[str], cost: int) -> Plan:
-        """Who answers each of the groups, which nobody has answered yet. keys: theirs; cost: of asking about one.
+    def plan(self, groups: Sequence[Group], keys: Sequence[str]) -> Plan:
+        """Who answers each of the groups, which nobody has answered yet. keys: theirs.
 
         Raises UserError where no more may be asked and there is no taste that could go on alone.
         """
@@ -87,10 +87,10 @@ class Apprentice:
         self._looked = dict(zip(keys, x, strict=True))
         trusted = self._trusted(before)
         if not trusted:
-            if left is not None and left < cost:
+            if left == 0:
                 raise UserError(
-                    f"You have given the {self.most} answers of human.answers, and the taste made of them is no better"
-                    " than chance: raise human.answers (0: no end) and resume."
+                    f"You have answered the {self.most} groups of human.answers, and the taste made of them is no"
+                    " better than chance: raise human.answers (0: no end) and resume."
                 )
             asked = list(range(len(groups)))
         else:
@@ -101,14 +101,14 @@ class Apprentice:
             asked = [i for i, doubt in enumerate(doubts) if doubt > SURE or audited[i]]
             asked.sort(key=lambda i: -doubts[i])
         if left is not None:
-            asked = asked[: left // cost]
-        self._report(before, left is not None and left < cost)
+            asked = asked[:left]
+        self._report(before, left == 0)
         ask = sorted(asked)
         return Plan({i: self._answer(one) if trusted else SKIP for i, one in enumerate(x) if i not in ask}, ask)
 
     @property
     def given(self) -> int:
-        """Answers that the person has given so far."""
+        """Answers that the person has given so far: a group is one, or each of its pairs."""
         return sum(map(_answers, self._said()))
 
     def agreed(self, key: str, answer: Mapping[str, Any]) -> float | None:
@@ -130,8 +130,8 @@ class Apprentice:
         return list(found.values())
 
     def _left(self, before: Sequence[Preference]) -> int | None:
-        """Answers that may still be asked for; None for no end."""
-        return max(0, self.most - sum(map(_answers, before))) if self.most else None
+        """Groups that may still be asked about; None for no end."""
+        return max(0, self.most - len(before)) if self.most else None
 
     def _learn(self, before: Sequence[Preference]) -> None:
         """The taste of these answers, fitted anew where they are not those that it was fitted to."""
@@ -181,7 +181,7 @@ class Apprentice:
             said = {
                 "asks": "The taste is no better than chance any more on what you said last: you are asked about all.",
                 "answers": f"The taste answers what it is sure of; it agrees with you on {self.taste.agreement}.",
-                "alone": f"You have given your {self.most} answers; the taste goes on alone, in {self.folder / FILE}.",
+                "alone": f"You have answered your {self.most} groups; the taste goes on alone: {self.folder / FILE}.",
             }[state]
             self.tell(said)
         self._state = state

@@ -11,7 +11,6 @@ from dgpo_core.common.files import reason, write_atomic
 from dgpo_core.common.group import Group
 from dgpo_core.common.pictures import to_pil
 from dgpo_core.people.apprentice import ANSWERS, Apprentice
-from dgpo_core.people.pairs import pairs_wanted
 from dgpo_core.people.preference_file import AnswerFile, Preference
 from dgpo_core.people.questions import Answer, AskedGroup, Question, Questions
 from dgpo_core.settings.config import TASTE
@@ -50,8 +49,7 @@ def ask(
     rows = list(range(len(groups)))
     if apprentice:
         rows = [i for i, key in enumerate(keys) if key not in known]
-        cost = max(pairs_wanted(len(groups[i]), pairs) for i in rows) if mode == "pairs" else 1
-        plan = apprentice.plan([groups[i] for i in rows], [keys[i] for i in rows], cost)
+        plan = apprentice.plan([groups[i] for i in rows], [keys[i] for i in rows])
         file.put([_by_taste(groups[rows[i]], keys[rows[i]], said) for i, said in plan.said.items()])
         rows = [rows[i] for i in plan.ask]
     if rows:

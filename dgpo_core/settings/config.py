@@ -256,7 +256,7 @@ class HumanConfig:
     taste: bool = False
     """Let a taste that learns from your answers answer the groups that it is sure of."""
     answers: CountOrZero = 60
-    """With a taste: ask for so many answers at most (groups, or pairs), then let it go on alone; 0 goes on asking."""
+    """With a taste: ask about so many groups at most, then let it go on alone; 0 goes on asking."""
     audit: Fraction = 0.1
     """With a taste: share of the groups it is sure of that you are asked about all the same, 0 to 1; more while it is
     often wrong."""

@@ -159,7 +159,7 @@ def test_after_the_last_answer_it_goes_on_alone(tmp_path: Path) -> None:
     answers = [run.round(k) for k in range(8)]
     assert sum(map(len, run.person.asked)) == 10
     assert right(answers[-1], 7) > 0.8
-    assert run.told[-1].startswith("You have given your 10 answers; the taste goes on alone")
+    assert run.told[-1].startswith("You have answered your 10 groups; the taste goes on alone")
 
 
 def test_without_a_taste_above_chance_it_does_not_go_on_alone(tmp_path: Path) -> None:
@@ -170,10 +170,10 @@ def test_without_a_taste_above_chance_it_does_not_go_on_alone(tmp_path: Path) ->
     assert len(run.lines()) == 4
 
 
-def test_of_pairs_each_is_an_answer(tmp_path: Path) -> None:
-    run = Rounds(tmp_path, answers=11, audit=1.0, mode="pairs")
+def test_of_pairs_each_is_an_answer_and_the_group_counts_once(tmp_path: Path) -> None:
+    run = Rounds(tmp_path, answers=6, audit=1.0, mode="pairs")
     run.round(0)
     assert run.apprentice.given == 8
     run.round(1)
-    assert run.apprentice.given == 10  # one more would be the twelfth
+    assert run.apprentice.given == 12
     assert len(run.lines()) == 8

@@ -286,7 +286,7 @@ def test_with_a_taste_you_are_asked_less_and_the_watch_goes_on(run: Run) -> None
     assert finish(run.process) == 0, run.told()
     by = [line.get("by", "") for line in run.answers()]
     assert (by.count(""), by.count("taste")) == (8, 8)
-    assert "You have given your 8 answers; the taste goes on alone" in run.told()
+    assert "You have answered your 8 groups; the taste goes on alone" in run.told()
     assert (run.folder / "runs/test/asked/taste.safetensors").exists()
     looks = [record["iteration"] for record in run.records() if "watch/entropy" in record]
     assert looks == [0, 4, 8]
