@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dgpo_core.common.group import Group
 from dgpo_core.common.seeds import derive_seed, noise
+from dgpo_core.common.sending import sent
 from dgpo_core.diffusion.prediction import Prediction
 from dgpo_core.method import loss as L
 from dgpo_core.method.rollout import Check
@@ -102,6 +103,31 @@ class Tally:
         return {**means, "kl": self.kl / self.anchored, "norm_ratio": self.norm / self.anchored}
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What one micro-batch saw; `numbers` [5] are where it was computed, and nobody waits for them before the end.
+
+    numbers: clipped samples, the mean loss, the mean distance to the base, the sums of the errors and of the norms.
+    """
+
+    samples: int
+    compared: int
+    anchored: int
+    numbers: Tensor
+
+    @staticmethod
+    def tally(parts: Sequence["Seen"]) -> Tally:
+        """All of them together: the one wait of an update for its device."""
+        if not parts:
+            return Tally()
+        tally = Tally()
+        for part, row in zip(parts, torch.stack([part.numbers for part in parts]).tolist(), strict=True):
+            clipped, loss, kl, error, norm = row
+            n = part.samples
+            tally += Tally(n, part.compared, int(clipped), loss * n, part.anchored, kl * n, error, norm)
+        return tally
+
+
 def candidate_timesteps(levels: Tensor, prediction: Prediction, t_min: float) -> Tensor:
     """The roll-out's timesteps that may be trained: [n] descending in, the noisier part of it out.
 
@@ -162,14 +188,14 @@ class Rows:
         G = len(tasks[0].group)
         x0 = torch.cat([task.group.latents for task in tasks])
         eps = torch.stack([noise(task.noise_seed, tuple(x0.shape[1:])) for task in tasks])
-        eps = eps.to(x0.device).repeat_interleave(G, dim=0)
-        t = torch.tensor([task.t for task in tasks], device=x0.device).repeat_interleave(G)
+        eps = sent(eps, x0.device).repeat_interleave(G, dim=0)
+        t = sent(torch.tensor([task.t for task in tasks]), x0.device).repeat_interleave(G)
         return Rows(
             x_t=policy.prediction.add_noise(x0, eps, t),
             target=policy.prediction.target(x0, eps, t),
             t=t,
             cond=Cond.cat([task.cond.expand(G) for task in tasks]),
-            A=torch.cat([task.A for task in tasks]).to(x0.device),
+            A=sent(torch.cat([task.A for task in tasks]), x0.device),
             seeds=tuple(derive_seed(task.noise_seed, "dropout", i) for task in tasks for i in range(G)),
             group_size=G,
         )
@@ -219,16 +245,16 @@ class Update:
 
         As many whole groups as fit into a micro-batch go through together; a group that does not fit is cut.
         """
-        tally = Tally()
+        seen: list[Seen] = []
         for part in whole_groups(tasks, micro_batch):
             rows, share = Rows.of(part, self.policy), len(part) / total
             if part[0].prefers:
-                tally += self._compare(rows, micro_batch, share)
+                seen += self._compare(rows, micro_batch, share)
             elif self.references.kl:
-                tally += self._anchor(rows, self.references.kl, micro_batch, share)
-        return tally
+                seen += self._anchor(rows, self.references.kl, micro_batch, share)
+        return Seen.tally(seen)
 
-    def _compare(self, rows: Rows, micro_batch: int, share: float) -> Tally:
+    def _compare(self, rows: Rows, micro_batch: int, share: float) -> list[Seen]:
         """Whole groups: in one pass, or, cut into parts, with their logit found beforehand without gradients."""
         parts = rows.split(micro_batch)
         fixed = [self._fixed(part) for part in parts]
@@ -238,19 +264,17 @@ class Update:
             known = [part.d_ref for part in fixed if part.d_ref is not None]
             d_ref = torch.cat(known) if known else d
             weights = list(self._weights(rows.A, d, d_ref, rows.group_size).split(micro_batch))
-        tally = Tally()
-        for part, compared, weight in zip(parts, fixed, weights, strict=True):
-            tally += self._backward(part, compared, weight, share * len(part) / len(rows))
-        return tally
+        each = zip(parts, fixed, weights, strict=True)
+        return [self._backward(part, known, weight, share * len(part) / len(rows)) for part, known, weight in each]
 
-    def _anchor(self, rows: Rows, reference: Reference, micro_batch: int, share: float) -> Tally:
+    def _anchor(self, rows: Rows, reference: Reference, micro_batch: int, share: float) -> list[Seen]:
         """Whole groups that prefer nothing: the KL term's gradient alone."""
-        tally = Tally()
+        seen = []
         for part in rows.split(micro_batch):
             with torch.no_grad():
                 fixed = Fixed(f_base=self._predict(reference, part))
-            tally += self._backward(part, fixed, torch.zeros_like(part.A), share * len(part) / len(rows))
-        return tally
+            seen.append(self._backward(part, fixed, torch.zeros_like(part.A), share * len(part) / len(rows)))
+        return seen
 
     def _weights(self, A: Tensor, d: Tensor, d_ref: Tensor, G: int) -> Tensor:
         """Each sample's gradient weight, [K G], for rows of whole groups."""
@@ -288,7 +312,7 @@ class Update:
             u = self.policy.predict(rows.x_t, rows.t, self.uncond.expand(len(rows)))
         return u + reference.cfg * (c - u)
 
-    def _backward(self, rows: Rows, fixed: Fixed, weight: Tensor | None, share: float) -> Tally:
+    def _backward(self, rows: Rows, fixed: Fixed, weight: Tensor | None, share: float) -> Seen:
         """Forward and backward of the current policy. The loss is the surrogate, the KL term and the norm's guard,
         times `share`.
 
@@ -313,13 +337,9 @@ class Update:
             if self.settings.norm_guard:
                 loss = loss + self.settings.norm_guard * L.growth(ratio).mean()
             (loss * share).backward()
-        return Tally(
+        return Seen(
             samples=len(rows),
             compared=0 if fixed.d_old is None else len(rows),
-            clipped=int((~keep).sum()),
-            loss=loss.item() * len(rows),
             anchored=0 if fixed.f_base is None else len(rows),
-            kl=kl.item() * len(rows),
-            error=float(still.sum()),
-            norm=float(ratio.detach().sum()),
+            numbers=torch.stack([(~keep).sum(), loss.detach(), kl.detach(), still.sum(), ratio.detach().sum()]),
         )

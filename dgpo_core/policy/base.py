@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from dgpo_core.common.sending import sent
 from dgpo_core.diffusion.prediction import Prediction
 from dgpo_core.diffusion.solvers import Solver
 from dgpo_core.policy.lora import file as lora_file
@@ -42,7 +43,9 @@ class Cond:
     def select(self, index: Tensor | Sequence[int] | slice) -> Cond:
         """The rows `index`."""
         index = index if isinstance(index, slice | Tensor) else torch.as_tensor(index, dtype=torch.long)
-        return Cond({k: v[index.to(v.device) if isinstance(index, Tensor) else index] for k, v in self.tensors.items()})
+        return Cond(
+            {k: v[sent(index, v.device) if isinstance(index, Tensor) else index] for k, v in self.tensors.items()}
+        )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cond:
         """Moved and, floating-point tensors only, cast."""

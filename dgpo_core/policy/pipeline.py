@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.sending import sent
 from dgpo_core.diffusion.prediction import Prediction
 from dgpo_core.diffusion.solvers import SchedulerSolver, Solver, make_solver
 from dgpo_core.policy.attention import trainable_attention
@@ -232,7 +233,7 @@ class DiffusersPolicy(Family, Policy):
             check()
             return guided(self, x, t, cond, uncond, cfg)
 
-        return made_here.sample(predict, x_T.to(self.device))
+        return made_here.sample(predict, sent(x_T, self.device))
 
     def enable_gradient_checkpointing(self) -> None:
         self.network.enable_gradient_checkpointing()

@@ -152,12 +152,17 @@ class NativePolicy(Policy):
         known = {text: self._conditioning(text) for text in texts.unique().tolist()}  # may make room for the CLIP
         together = native_texts.together(texts, sigma, known)
         with self._running(x):
-            parts = []
-            for rows, given in together:
-                with self.adapters.dropout.dropping_rows(rows.tolist()):
-                    parts.append(self._denoised(x[rows], sigma[rows], given))
-        x0 = torch.cat(parts)[torch.cat([rows for rows, _ in together]).argsort()]
+            x0 = self._by_text(x, sigma, together)
         return native_sampling.from_denoised(self.prediction, x_t, x0, t).float()
+
+    def _by_text(self, x: Tensor, sigma: Tensor, together: Sequence[tuple[Tensor, Any]]) -> Tensor:
+        if len(together) == 1:  # as it mostly is: nothing is picked, which would wait for the device
+            return self._denoised(x, sigma, together[0][1])
+        parts = []
+        for rows, given in together:
+            with self.adapters.dropout.dropping_rows(rows.tolist()):
+                parts.append(self._denoised(x[rows], sigma[rows], given))
+        return torch.cat(parts)[torch.cat([rows for rows, _ in together]).argsort()]
 
     @contextmanager
     def _running(self, x: Tensor) -> Iterator[None]:
