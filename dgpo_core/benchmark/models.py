@@ -23,10 +23,18 @@ PUBLISHED = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "stabilityai/stable-diffusion-3.5-medium": "sd35m",
     "black-forest-labs/FLUX.1-dev": "flux",
+    "black-forest-labs/FLUX.2-klein-base-4B": "flux2-klein",
+    "black-forest-labs/FLUX.2-klein-4B": "flux2-klein",
+    "lodestones/Chroma1-Base": "chroma",
+    "lodestones/Chroma1-HD": "chroma",
+    "Qwen/Qwen-Image": "qwenimage",
+    "Qwen/Qwen-Image-2512": "qwenimage",
+    "Tongyi-MAI/Z-Image-Turbo": "zimage",
+    "Tongyi-MAI/Z-Image": "zimage",
 }
 """Models of the hub whose architecture is known here."""
 
-_FAMILY = {"sd15": "sd15", "sdxl": "sdxl", "sd3": "sd35m", "flux": "flux"}  # by a policy's family
+_NAMED_OTHERWISE = {"sd3": "sd35m", "flux2": "flux2-klein"}  # by a family whose random model has not its name
 _ALIKE = 0.01  # by how much the parameters of two models of one architecture differ at most
 
 
@@ -95,7 +103,7 @@ def _of_folder(config: Config, path: str) -> DiffusersPolicy:
 def _like(header: Header) -> str:
     """The random model that has the architecture of a single checkpoint."""
     family = recognise(header)
-    name = _FAMILY[family]
+    name = _NAMED_OTHERWISE.get(family, family)
     network = [entry for key, entry in header.tensors.items() if key.startswith(NETWORK_PREFIXES)]
     numbers = sum(entry.numel for entry in network or header.tensors.values())
     built = RANDOM_MODELS[name](DTYPES["bfloat16"], META)

@@ -5,5 +5,9 @@ PRESETS = {
     "sd35m": "sd35m-pickscore-curve",
     "sdxl": "sdxl-pickscore",
     "flux": "flux-pickscore",
+    "chroma": "chroma-pickscore",
+    "flux2-klein": "flux2-klein-pickscore",
+    "qwenimage": "qwenimage-pickscore",
+    "zimage": "zimage-pickscore",
 }
 """The preset that a random model is timed and counted with where none is given."""

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -25,11 +26,12 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from dgpo_core.benchmark import random_parts as parts
+from dgpo_core.benchmark.random_language import flux2_klein, qwenimage, zimage
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.suggest import suggest
-from dgpo_core.demo.text import make_tokenizer
 from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading.libraries import quiet
 from dgpo_core.policy.loading.load import _dtype
@@ -137,23 +139,23 @@ def random_policy(
 def sd35m(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> StableDiffusion3Pipeline:
     """SD3.5-Medium: a transformer of 2.24 billion parameters."""
     return StableDiffusion3Pipeline(
-        transformer=_backbone(SD3Transformer2DModel, _SD35M | overrides, dtype, device),
+        transformer=parts.backbone(SD3Transformer2DModel, _SD35M | overrides, dtype, device),
         # scheduler/scheduler_config.json of the same model card, as for the two below
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(dtype, 16, device, scale=1.5305, shift=0.0609),
-        text_encoder=_clip(CLIPTextModelWithProjection, 768, dtype, device),
-        tokenizer=_tokenizer(77),
-        text_encoder_2=_clip(CLIPTextModelWithProjection, 1280, dtype, device),
-        tokenizer_2=_tokenizer(77),
-        text_encoder_3=_t5(dtype, device),
-        tokenizer_3=_tokenizer(512),
+        vae=parts.vae(dtype, 16, device, scale=1.5305, shift=0.0609),
+        text_encoder=parts.clip(CLIPTextModelWithProjection, 768, dtype, device),
+        tokenizer=parts.tokenizer(77),
+        text_encoder_2=parts.clip(CLIPTextModelWithProjection, 1280, dtype, device),
+        tokenizer_2=parts.tokenizer(77),
+        text_encoder_3=parts.t5(dtype, device),
+        tokenizer_3=parts.tokenizer(512),
     )
 
 
 def sd15(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> StableDiffusionPipeline:
     """SD1.5: a UNet of 0.86 billion parameters."""
     return StableDiffusionPipeline(
-        unet=_backbone(UNet2DConditionModel, _SD15 | overrides, dtype, device),
+        unet=parts.backbone(UNet2DConditionModel, _SD15 | overrides, dtype, device),
         scheduler=DDIMScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
@@ -162,9 +164,9 @@ def sd15(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> St
             clip_sample=False,
             set_alpha_to_one=False,
         ),
-        vae=_vae(dtype, 4, device, scale=0.18215, upcast=False),
-        text_encoder=_clip(CLIPTextModel, 768, dtype, device),
-        tokenizer=_tokenizer(77),
+        vae=parts.vae(dtype, 4, device, scale=0.18215, upcast=False),
+        text_encoder=parts.clip(CLIPTextModel, 768, dtype, device),
+        tokenizer=parts.tokenizer(77),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -174,7 +176,7 @@ def sd15(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> St
 def sdxl(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> StableDiffusionXLPipeline:
     """SDXL base 1.0: a UNet of 2.57 billion parameters."""
     return StableDiffusionXLPipeline(
-        unet=_backbone(UNet2DConditionModel, _SDXL | overrides, dtype, device),
+        unet=parts.backbone(UNet2DConditionModel, _SDXL | overrides, dtype, device),
         scheduler=EulerDiscreteScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
@@ -183,11 +185,11 @@ def sdxl(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> St
             timestep_spacing="leading",
             steps_offset=1,
         ),
-        vae=_vae(dtype, 4, device, scale=0.13025),
-        text_encoder=_clip(CLIPTextModel, 768, dtype, device),
-        tokenizer=_tokenizer(77),
-        text_encoder_2=_clip(CLIPTextModelWithProjection, 1280, dtype, device),
-        tokenizer_2=_tokenizer(77),
+        vae=parts.vae(dtype, 4, device, scale=0.13025),
+        text_encoder=parts.clip(CLIPTextModel, 768, dtype, device),
+        tokenizer=parts.tokenizer(77),
+        text_encoder_2=parts.clip(CLIPTextModelWithProjection, 1280, dtype, device),
+        tokenizer_2=parts.tokenizer(77),
         add_watermarker=False,
     )
 
@@ -195,113 +197,36 @@ def sdxl(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> St
 def flux(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> FluxPipeline:
     """FLUX.1-dev: a transformer of 11.9 billion parameters, with embedded guidance."""
     return FluxPipeline(
-        transformer=_backbone(FluxTransformer2DModel, _FLUX | overrides, dtype, device),
+        transformer=parts.backbone(FluxTransformer2DModel, _FLUX | overrides, dtype, device),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
-        vae=_vae(dtype, 16, device, scale=0.3611, shift=0.1159),
-        text_encoder=_clip(CLIPTextModel, 768, dtype, device),
-        tokenizer=_tokenizer(77),
-        text_encoder_2=_t5(dtype, device),
-        tokenizer_2=_tokenizer(512),
+        vae=parts.vae(dtype, 16, device, scale=0.3611, shift=0.1159),
+        text_encoder=parts.clip(CLIPTextModel, 768, dtype, device),
+        tokenizer=parts.tokenizer(77),
+        text_encoder_2=parts.t5(dtype, device),
+        tokenizer_2=parts.tokenizer(512),
     )
 
 
-RANDOM_MODELS: dict[str, Callable[..., Any]] = {"sd15": sd15, "sd35m": sd35m, "sdxl": sdxl, "flux": flux}
+def chroma(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> ChromaPipeline:
+    """Chroma1: a transformer of 8.9 billion parameters, and T5-XXL."""
+    return ChromaPipeline(
+        # the class's own settings are those of huggingface.co/lodestones/Chroma1-HD, transformer/config.json
+        transformer=parts.backbone(ChromaTransformer2DModel, overrides, dtype, device),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=parts.vae(dtype, 16, device, scale=0.3611, shift=0.1159),
+        text_encoder=parts.t5(dtype, device),
+        tokenizer=parts.tokenizer(512),
+    )
+
+
+RANDOM_MODELS: dict[str, Callable[..., Any]] = {
+    "sd15": sd15,
+    "sd35m": sd35m,
+    "sdxl": sdxl,
+    "flux": flux,
+    "chroma": chroma,
+    "flux2-klein": flux2_klein,
+    "qwenimage": qwenimage,
+    "zimage": zimage,
+}
 """Name -> builder of a diffusers pipeline from (dtype, device, **overrides of the backbone's config)."""
-
-
-# --- their parts -----------------------------------------------------------------------------------------------------
-
-
-def _backbone(cls: type, config: dict[str, Any], dtype: torch.dtype, device: torch.device | str) -> Any:
-    """`cls` with torch's own initialisation, whose forwards stay finite through all layers.
-
-    It is made on `device` in `dtype`: Flux in float32 would be 48 GB of host memory.
-    """
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            return cls(**config).to(dtype)  # SD3 makes its table of positions in float32 whatever the default
-    finally:
-        torch.set_default_dtype(default)
-
-
-def _vae(
-    dtype: torch.dtype,
-    channels: int,
-    device: torch.device | str,
-    scale: float,
-    shift: float | None = None,
-    upcast: bool = True,
-) -> AutoencoderKL:
-    """The VAE of 84 million parameters that all have, but for its latents: vae/config.json of the model cards."""
-    with _place(device):
-        return AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=channels,
-            use_quant_conv=channels == 4,  # those of 16 channels have none
-            use_post_quant_conv=channels == 4,
-            sample_size=1024,
-            scaling_factor=scale,
-            shift_factor=shift,
-            force_upcast=upcast,
-        ).to(dtype)
-
-
-def _place(device: torch.device | str) -> torch.device:
-    """Where all but the backbone is made."""
-    return torch.device("meta" if torch.device(device).type == "meta" else "cpu")
-
-
-def _tokenizer(length: int) -> Any:
-    """A tokenizer that knows letters and two words and pads to `length` tokens; CLIP's kind stands in for T5's."""
-    tokenizer = make_tokenizer(["a picture"])
-    tokenizer.model_max_length = length
-    return tokenizer
-
-
-_CLIP = {  # text_encoder/config.json and text_encoder_2/config.json of SDXL base 1.0: layers, heads, inner width
-    768: (12, 12, 3072, "quick_gelu"),
-    1280: (32, 20, 5120, "gelu"),
-}
-_T5_XXL = {  # text_encoder_2/config.json of FLUX.1-dev
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_ff": 10240,
-    "d_kv": 64,
-    "num_heads": 64,
-    "num_layers": 24,
-    "feed_forward_proj": "gated-gelu",
-}
-
-
-def _clip(cls: type, width: int, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """A CLIP text encoder: width 768 is CLIP-L, 1280 CLIP-G; with storage, of one layer in place of theirs."""
-    tokenizer, whole = _tokenizer(77), _place(device).type == "meta"
-    layers, heads, inner, activation = _CLIP[width] if whole else (1, width // 64, width, "quick_gelu")
-    config = CLIPTextConfig(
-        vocab_size=49408 if whole else len(tokenizer),
-        hidden_size=width,
-        intermediate_size=inner,
-        projection_dim=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        hidden_act=activation,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with _place(device):
-        return cls(config).to(dtype)
-
-
-def _t5(dtype: torch.dtype, device: torch.device | str) -> T5EncoderModel:
-    """The encoder of T5-XXL; with storage, of its width with one layer of one head."""
-    small = {"d_model": 4096, "d_ff": 64, "d_kv": 64, "num_heads": 1, "num_layers": 1}
-    place = _place(device)
-    config = _T5_XXL if place.type == "meta" else {"vocab_size": len(_tokenizer(512)), **small}
-    with place:
-        return T5EncoderModel(T5Config(**config)).to(dtype)

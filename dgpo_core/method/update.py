@@ -300,7 +300,7 @@ class Update:
         return Fixed(f_base, d.get(self.references.logit), d.get(OLD))
 
     def _predict(self, reference: Reference, rows: Rows) -> Tensor:
-        """u + cfg (c - u), or c where the reference is not guided; u and c one after the other, for the memory."""
+        """The guided prediction, or c where a reference is not guided; u and c one after the other, for the memory."""
         self.check()
         with self.policy.using(reference.adapter):
             c = self.policy.predict(rows.x_t, rows.t, rows.cond)
@@ -310,7 +310,7 @@ class Update:
                 raise ValueError("a guided reference needs `uncond`")
             self.check()
             u = self.policy.predict(rows.x_t, rows.t, self.uncond.expand(len(rows)))
-        return u + reference.cfg * (c - u)
+        return self.policy.guide(u, c, reference.cfg)
 
     def _backward(self, rows: Rows, fixed: Fixed, weight: Tensor | None, share: float) -> Seen:
         """Forward and backward of the current policy. The loss is the surrogate, the KL term and the norm's guard,

@@ -53,10 +53,19 @@ class Cond:
 
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:
-        """One after the other along the batch."""
+        """One after the other along the batch; shorter sequences [B,L,...], and masks, are filled up with zeros."""
         if len(conds) == 1:
             return conds[0]
-        return Cond({k: torch.cat([c.tensors[k] for c in conds]) for k in conds[0].tensors})
+        return Cond({k: _stacked([c.tensors[k] for c in conds]) for k in conds[0].tensors})
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    longest = max((part.shape[1] for part in parts if part.ndim > 1), default=0)
+    if any(part.ndim > 1 and part.shape[1] < longest for part in parts):
+        parts = [
+            torch.cat([part, part.new_zeros(len(part), longest - part.shape[1], *part.shape[2:])], 1) for part in parts
+        ]
+    return torch.cat(list(parts))
 
 
 class Policy(ABC):
@@ -124,6 +133,10 @@ class Policy(ABC):
 
         scheduler: the name of other noise levels, where the policy knows any. Raises UserError for a name unknown here.
         """
+
+    def guide(self, u: Tensor, c: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance of the predictions u (of the negative prompt) and c, both [B,C,h,w]."""
+        return u + scale * (c - u)
 
     @abstractmethod
     def sample(self, solver: Solver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check) -> Tensor:
@@ -198,7 +211,7 @@ class Policy(ABC):
 
 
 def guided(policy: Policy, x_t: Tensor, t: Tensor, cond: Cond, uncond: Cond | None, scale: float) -> Tensor:
-    """Classifier-free guidance, `u + scale (c - u)`, in one forward of 2B; scale 1 is a plain prediction of B.
+    """Classifier-free guidance, as `policy.guide` has it, in one forward of 2B; scale 1 is a plain prediction of B.
 
     x_t [B,C,h,w], t [B], cond and uncond of B rows each (uncond may have one row).
     """
@@ -208,4 +221,4 @@ def guided(policy: Policy, x_t: Tensor, t: Tensor, cond: Cond, uncond: Cond | No
         uncond = uncond.expand(len(cond))
     both = policy.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), Cond.cat([uncond, cond]))
     u, c = both.chunk(2)
-    return u + scale * (c - u)
+    return policy.guide(u, c, scale)

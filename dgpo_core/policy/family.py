@@ -35,6 +35,10 @@ class Family:
     """Names of kinds that `recognise` would refuse but for this family."""
     other_models: ClassVar[Mapping[str, str]] = {}
     """What pipelines of these classes are, and what to take, by what is then true in model_index.json."""
+    built_as_named: ClassVar[bool] = False
+    """Whether a folder's pipeline is built as the class that it names, in place of the first of `pipeline_classes`."""
+    bare_names: ClassVar[bool] = False
+    """Whether diffusers knows a single checkpoint's tensors without the network's prefix alone."""
     input_layer: ClassVar[str]
     """The tensor of a single checkpoint, without prefix, whose second dimension is the network's input channels."""
     other_inputs: ClassVar[Mapping[int, str]] = {}
@@ -42,7 +46,10 @@ class Family:
     packing: ClassVar[int] = 1
     """Input channels of the network for each channel of the latent."""
     parts: ClassVar[Mapping[str, tuple[str, ...]]]
-    """By component, tensors of a single checkpoint of which one says that the component is in it, and whole."""
+    """By component, tensors of a single checkpoint of which one says that the component is in it, and whole; none where
+    it is never read from there."""
+    example: ClassVar[str] = ""
+    """A model of it on the hub, whose folder has all parts; for families of which no single file has all."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
     """Those of `parts` that a model can do without."""
     kept_whole: ClassVar[tuple[str, ...]] = ()
@@ -51,6 +58,8 @@ class Family:
     """Classes of blocks that are compiled one by one, where diffusers does not name them."""
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Components without which it cannot read prompts."""
+    side: ClassVar[int] = 0
+    """Pixels of a side of the pictures that it was made for; 0 where pipeline or network says it."""
     patch: ClassVar[int] = 1
     """Latent height and width are multiples of this."""
 

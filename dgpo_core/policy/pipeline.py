@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from dgpo_core.policy.lora import names as lora_names
 from dgpo_core.policy.peft_adapters import PeftAdapters
 from dgpo_core.policy.prompt_cache import PromptCache
 from dgpo_core.policy.quantised import NONE, quantise
-from dgpo_core.policy.vae import decoded, encoded
+from dgpo_core.policy.vae import Latents
 
 # A prompt of SD3 with T5 takes 2.7 MB: past this much host memory the oldest are dropped, and encoded again if needed,
 # or read from the cache on disk, where there is one.
@@ -45,6 +45,9 @@ class DiffusersPolicy(Family, Policy):
     memory, see `host_blocks`. cache: prompts that were read before. late: gives the
     text encoders of a `pipe` without them, by name, each time anew; they are asked for once a prompt must be read.
     """
+
+    latents_class: ClassVar[type[Latents]] = Latents
+    """What its latents are to its VAE."""
 
     def __init__(
         self,
@@ -90,8 +93,8 @@ class DiffusersPolicy(Family, Policy):
         self._conds: dict[str, Cond] = {}
         self._constants: dict[tuple[Any, ...], Tensor] = {}
         self._conds_bytes = 0
-        self._factor: int = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-        self._channels: int = pipe.vae.config.latent_channels
+        self._latents = self.latents_class(pipe.vae)
+        self._channels, self._factor = self._latents.channels, self._latents.factor
 
     def _freeze(self, module: nn.Module) -> None:
         module.requires_grad_(False).eval()
@@ -116,10 +119,12 @@ class DiffusersPolicy(Family, Policy):
         """Further arguments of `make_solver`: mu, sigmas."""
         return {}
 
-    def _constant(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-        """A tensor that depends on the shapes alone, made once, on the device and in the dtype of the network."""
+    def _constant(
+        self, key: tuple[Any, ...], make: Callable[[], Tensor], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """A tensor that depends on the shapes alone, made once, on the device and in `dtype`, else the network's."""
         if key not in self._constants:
-            self._constants[key] = make().to(self.device, self.dtype)
+            self._constants[key] = make().to(self.device, dtype or self.dtype)
         return self._constants[key]
 
     # --- prompts -----------------------------------------------------------------------------------------------------
@@ -164,7 +169,7 @@ class DiffusersPolicy(Family, Policy):
             for text in new:  # one at a time: an embedding must not depend on the prompts around it
                 if check:
                     check()
-                tensors = {k: v.to("cpu", self.dtype) for k, v in self._encode(text).items()}
+                tensors = Cond(self._encode(text)).to("cpu", self.dtype).tensors
                 self._remember(text, tensors)
                 if self.cache:
                     self.cache.write(text, tensors)
@@ -199,7 +204,7 @@ class DiffusersPolicy(Family, Policy):
                 f"The model has no {' and no '.join(missing)}, so it cannot read prompts: load a whole one."
             )
 
-    def _remember(self, text: str, tensors: dict[str, Tensor]) -> None:
+    def _remember(self, text: str, tensors: Mapping[str, Tensor]) -> None:
         self._conds[text] = Cond(tensors)
         self._conds_bytes += _bytes(self._conds[text])
 
@@ -265,16 +270,17 @@ class DiffusersPolicy(Family, Policy):
     @property
     def default_size(self) -> tuple[int, int]:
         """Height and width, in pixels, that the model was made for."""
-        side: int = getattr(self.pipe, "default_sample_size", 0) or self.network.config.sample_size
-        return self._factor * side, self._factor * side
+        latent = getattr(self.pipe, "default_sample_size", 0) or getattr(self.network.config, "sample_size", 0)
+        side = self.side or self._factor * latent
+        return side, side
 
     def decode(self, latents: Tensor) -> Tensor:
         with self._at_work(self.vae_to, self.offload):
-            return decoded(self.pipe.vae, latents, self._factor)
+            return self._latents.decoded(latents)
 
     def encode_images(self, images: Tensor) -> Tensor:
         with self._at_work(self.vae_to, self.offload):
-            return encoded(self.pipe.vae, images)
+            return self._latents.encoded(images)
 
     # --- adapters ----------------------------------------------------------------------------------------------------
 

@@ -12,38 +12,62 @@ from torch import Tensor
 _VAE_PIXELS = 8 * 512 * 512
 
 
-@torch.no_grad()
-def decoded(vae: Any, latents: Tensor, factor: int) -> Tensor:
-    """Latents [B,C,h,w] -> images [B,3,H,W], float32, 0..1; factor: pixels of a latent's side."""
-    scale, shift = _latent_scale(vae, latents.device)
+class Latents:
+    """Latents as a network draws them, and the VAE whose they are. A family with another kind has a class on this."""
 
-    def chunk(z: Tensor) -> Tensor:
-        image = vae.decode((z / scale + shift).to(vae.dtype), return_dict=False)[0]
-        return (image.float() / 2 + 0.5).clamp_(0, 1)
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
 
-    return _in_chunks(chunk, latents, latents.shape[-2] * latents.shape[-1] * factor**2)
+    @property
+    def channels(self) -> int:
+        """Of a latent."""
+        channels: int = self.vae.config.latent_channels
+        return channels
 
+    @property
+    def factor(self) -> int:
+        """Pixels of the side of a latent's place."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-@torch.no_grad()
-def encoded(vae: Any, images: Tensor) -> Tensor:
-    """Images [B,3,H,W] in 0..1 -> latents [B,C,h,w], float32: the mode of the VAE's posterior, scaled."""
-    scale, shift = _latent_scale(vae, images.device)
+    @torch.no_grad()
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Latents [B,C,h,w] -> images [B,3,H,W], float32, 0..1."""
+        scale, shift = self.scale(latents.device)
 
-    def chunk(image: Tensor) -> Tensor:
-        z = vae.encode((image * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
-        return (z - shift) * scale
+        def chunk(z: Tensor) -> Tensor:
+            image = self.decode((z / scale + shift).to(self.vae.dtype))
+            return (image.float() / 2 + 0.5).clamp_(0, 1)
 
-    return _in_chunks(chunk, images, images.shape[-2] * images.shape[-1])
+        return _in_chunks(chunk, latents, latents.shape[-2] * latents.shape[-1] * self.factor**2)
 
+    @torch.no_grad()
+    def encoded(self, images: Tensor) -> Tensor:
+        """Images [B,3,H,W] in 0..1 -> latents [B,C,h,w], float32: the mode of the VAE's posterior, scaled."""
+        scale, shift = self.scale(images.device)
 
-def _latent_scale(vae: Any, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
-    """(scale, shift): latent = (z - shift) * scale; per channel where the VAE says so (some SDXL VAEs do)."""
-    config = vae.config
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is None or std is None:
-        return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
-    mean, std = (torch.tensor(v, device=device, dtype=torch.float32).view(1, -1, 1, 1) for v in (mean, std))
-    return config.scaling_factor / std, mean
+        def chunk(image: Tensor) -> Tensor:
+            return (self.encode((image * 2 - 1).to(self.vae.dtype)).float() - shift) * scale
+
+        return _in_chunks(chunk, images, images.shape[-2] * images.shape[-1])
+
+    def scale(self, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
+        """(scale, shift): latent = (z - shift) * scale; per channel where the VAE says so (some SDXL VAEs do)."""
+        config = self.vae.config
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is None or std is None:
+            return config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
+        mean, std = (torch.tensor(v, device=device, dtype=torch.float32).view(1, -1, 1, 1) for v in (mean, std))
+        return getattr(config, "scaling_factor", 1.0) / std, mean
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images in -1..1 of the VAE's own z, in its dtype."""
+        image: Tensor = self.vae.decode(z, return_dict=False)[0]
+        return image
+
+    def encode(self, image: Tensor) -> Tensor:
+        """The VAE's own z of images in -1..1, without noise."""
+        z: Tensor = self.vae.encode(image).latent_dist.mode()
+        return z
 
 
 def _in_chunks(f: Callable[[Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:

@@ -22,9 +22,15 @@ def found() -> dict[str, Any]:
     return run_script(SCRIPT, timeout=600)
 
 
+def _of(found: dict[str, Any], family: str) -> dict[str, Any]:
+    if family not in found["families"]:
+        pytest.skip(f"This ComfyUI knows no {family}.")
+    return found["families"][family]
+
+
 @pytest.mark.parametrize("family", LORA_FAMILIES)
 def test_the_lora_does_what_it_does_in_diffusers(found: dict[str, Any], family: str) -> None:
-    case = found["families"][family]
+    case = _of(found, family)
     assert case["base"] < TOLERANCE  # the same network
     assert case["lora"] < TOLERANCE
     assert case["effect"] > 1000 * TOLERANCE  # it changes much more than that
@@ -35,13 +41,14 @@ def test_the_lora_does_what_it_does_in_diffusers(found: dict[str, Any], family: 
 
 @pytest.mark.parametrize("family", LORA_FAMILIES)
 def test_the_model_on_the_input_is_left_alone(found: dict[str, Any], family: str) -> None:
-    assert found["families"][family]["untouched"]
-    assert found["families"][family]["restored"]
+    case = _of(found, family)
+    assert case["untouched"]
+    assert case["restored"]
 
 
 @pytest.mark.parametrize("family", LORA_FAMILIES)
 def test_comfyuis_own_loader_knows_the_names(found: dict[str, Any], family: str) -> None:
-    case = found["families"][family]
+    case = _of(found, family)
     if case["core_kohya"] is None:
         assert case["core"] == case["modules"]
     else:  # it does not know the names that diffusers gives the modules of a UNet, but kohya's

@@ -24,6 +24,8 @@ def found() -> dict[str, Any]:
 @pytest.mark.parametrize("family", LORA_FAMILIES)
 def test_a_training_starts_from_what_the_loader_applies(found: dict[str, Any], family: str, style: str) -> None:
     """All layers by the names of the network's makers, q, k and v in one, alpha / rank one half."""
+    if f"{family} {style}" not in found["makers"]:
+        pytest.skip(f"This ComfyUI knows no {family}.")
     case = found["makers"][f"{family} {style}"]
     assert case["info"] == f"{case['modules']} of {case['modules']} modules applied"
     assert case["same"] < 10 * TOLERANCE  # three times as many layers are changed

@@ -30,6 +30,11 @@ PRESETS = [
     "sd15-pickscore",
     "sdxl-pickscore",
     "flux-pickscore",
+    "chroma-pickscore",
+    "flux2-klein-pickscore",
+    "qwenimage-pickscore",
+    "zimage-pickscore",
+    "zimage-turbo-pickscore",
 ]
 
 

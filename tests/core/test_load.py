@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import makers_layout
 import pytest
 import single_file
 import tiny
@@ -63,6 +64,10 @@ def test_the_family_is_read_from_the_model(family: str) -> None:
         ("model.diffusion_model.label_emb.0.0.weight", "sdxl"),
         ("model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias", "sd3"),
         ("double_blocks.0.img_attn.norm.key_norm.scale", "flux"),
+        ("cap_pad_token", "zimage"),
+        ("transformer_blocks.0.img_mod.1.weight", "qwenimage"),
+        ("double_stream_modulation_img.lin.weight", "flux2"),
+        ("distilled_guidance_layer.norms.0.scale", "chroma"),
     ],
 )
 def test_a_checkpoint_without_configs_is_told_where_to_put_them(
@@ -79,8 +84,42 @@ def test_a_checkpoint_without_configs_is_told_where_to_put_them(
     path = tmp_path / "model.safetensors"
     save_file({key: torch.zeros(4, 4)}, path)
     assert recognise(read_header(path)) == family
-    with pytest.raises(UserError, match="put a diffusers folder"):
+    with pytest.raises(UserError, match="put (a|the) diffusers folder"):
         load_policy(path, rank=2)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("family", makers_layout.FAMILIES)
+def test_a_network_in_its_makers_layout_is_the_same_model_as_its_folder(
+    family: str, prefix: str, tmp_path: Path
+) -> None:
+    path = makers_layout.write(family, tiny.BUILDERS[family](tmp_path), tmp_path / "model.safetensors", prefix)
+    policy, whole = load_policy(path, rank=2), tiny.shared(family)
+    assert policy.family == family
+    with torch.no_grad():
+        assert torch.equal(policy.predict(*inputs(policy)), whole.predict(*inputs(whole)))
+
+
+def test_a_chroma_in_its_makers_layout_is_converted_to_the_whole_of_its_network() -> None:
+    from diffusers import ChromaTransformer2DModel
+    from diffusers.loaders.single_file_utils import convert_chroma_transformer_checkpoint_to_diffusers as convert
+
+    with torch.device("meta"):  # of the published width, which diffusers takes for granted, and of two short stacks
+        state = ChromaTransformer2DModel(num_layers=1, num_single_layers=1).state_dict()
+    found = convert(makers_layout.named("chroma", state))
+    assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in state.items()}
+
+
+@pytest.mark.parametrize("family", makers_layout.FAMILIES)
+def test_a_network_alone_names_the_folder_that_has_the_rest(family: str, tmp_path: Path) -> None:
+    path = makers_layout.write(family, tiny.BUILDERS[family](tmp_path), tmp_path / "model.safetensors")
+    shutil.rmtree(path.with_suffix(""))
+    with pytest.raises(UserError, match="is the network alone") as caught:
+        load_policy(path, rank=2)
+    told = str(caught.value)
+    assert FAMILIES[family].example in told
+    assert str(path.with_suffix("")) in told
+    assert "\n" not in told
 
 
 @pytest.mark.slow

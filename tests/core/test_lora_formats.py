@@ -56,6 +56,11 @@ FUSED = {  # name of the makers: the modules whose rows lie in it, and their num
         **{f"single_transformer_blocks.0.attn.to_{c}": 32 for c in "qkv"},
         "single_transformer_blocks.0.proj_mlp": 128,
     },
+    ("chroma", "double_blocks.0.txt_attn.qkv"): {f"transformer_blocks.0.attn.add_{c}_proj": 32 for c in "qkv"},
+    ("flux2", "double_blocks.0.img_attn.qkv"): {f"transformer_blocks.0.attn.to_{c}": 32 for c in "qkv"},
+    ("flux2", "double_blocks.0.txt_attn.qkv"): {f"transformer_blocks.0.attn.add_{c}_proj": 32 for c in "qkv"},
+    ("zimage", "layers.1.attention.qkv"): {f"layers.1.attention.to_{c}": 32 for c in "qkv"},
+    ("zimage", "noise_refiner.0.attention.qkv"): {f"noise_refiner.0.attention.to_{c}": 32 for c in "qkv"},
 }
 
 
@@ -91,6 +96,15 @@ def test_a_fused_layer_is_taken_apart_by_rows_at_its_scale(
         ("sd3", "lora_unet_joint_blocks_0_x_block_mlp_fc1", "transformer_blocks.0.ff.net.0.proj"),
         ("flux", "lycoris_transformer_blocks_0_attn_to_q", "transformer_blocks.0.attn.to_q"),
         ("flux", "transformer.single_transformer_blocks.0.proj_mlp", "single_transformer_blocks.0.proj_mlp"),
+        ("chroma", "lora_unet_distilled_guidance_layer_layers_0_in_layer",
+         "distilled_guidance_layer.layers.0.linear_1"),
+        ("flux2", "lora_unet_single_blocks_1_linear1", "single_transformer_blocks.1.attn.to_qkv_mlp_proj"),
+        ("flux2", "diffusion_model.single_blocks.0.linear2", "single_transformer_blocks.0.attn.to_out"),
+        ("qwenimage", "lora_unet_transformer_blocks_0_img_mod_1", "transformer_blocks.0.img_mod.1"),
+        ("qwenimage", "diffusion_model.transformer_blocks.0.attn.to_out.0", "transformer_blocks.0.attn.to_out.0"),
+        ("zimage", "diffusion_model.layers.0.attention.to_q", "layers.0.attention.to_q"),
+        ("zimage", "lora_unet_context_refiner_0_attention_out", "context_refiner.0.attention.to_out.0"),
+        ("zimage", "diffusion_model.layers.0.feed_forward.w1", "layers.0.feed_forward.w1"),
     ],
 )  # fmt: skip
 def test_names_of_other_trainers_mean_the_networks_own_modules(

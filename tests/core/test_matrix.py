@@ -20,6 +20,10 @@ KINDS = {
     "sdxl-v": ("sdxl", "v", {"prediction_type": "v_prediction"}),
     "sd3": ("sd3", "flow", {}),
     "flux": ("flux", "flow", {}),
+    "zimage": ("zimage", "flow", {}),
+    "qwenimage": ("qwenimage", "flow", {}),
+    "flux2": ("flux2", "flow", {}),
+    "chroma": ("chroma", "flow", {}),
 }
 MATRIX = [(kind, solver) for kind, (_, prediction, _) in KINDS.items() for solver in SOLVERS[prediction]]
 

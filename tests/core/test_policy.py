@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import own_pipeline
 import pytest
 import tiny
 import torch
@@ -101,6 +102,10 @@ def test_cond_rows() -> None:
     one = cond.select([1])
     assert one.expand(4).tensors["a"].shape == (4, 1)
     assert one.expand(4).tensors["a"].data_ptr() == one.tensors["a"].data_ptr()  # a view: no copy per image
+    texts = [Cond({"tokens": torch.ones(1, n, 2), "mask": torch.ones(1, n, dtype=torch.bool)}) for n in (3, 1)]
+    both = Cond.cat(texts).tensors
+    assert both["mask"].tolist() == [[True] * 3, [True, False, False]]
+    assert both["tokens"].sum().item() == 2 * (3 + 1)  # zeros where the mask says so
     moved = cond.to(dtype=torch.bfloat16)
     assert moved.tensors["a"].dtype == torch.bfloat16
     assert moved.tensors["b"].dtype == torch.int64
@@ -130,19 +135,16 @@ def test_latents_and_images(family: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
     policy = tiny.shared(family)
     shape = policy.latent_shape(tiny.SIZE, tiny.SIZE)
-    assert shape == (4, 16, 16)
+    assert shape == own_pipeline.LATENTS.get(family, (4, 16, 16))
     z = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     images = policy.decode(z)
     assert images.shape == (3, 3, tiny.SIZE, tiny.SIZE)
     assert images.min() >= 0
     assert images.max() <= 1
-    vae, config = policy.pipe.vae, policy.pipe.vae.config
-    shift = config.shift_factor or 0.0
     with torch.no_grad():
-        raw = vae.decode(z / config.scaling_factor + shift).sample
-        mode = vae.encode(images * 2 - 1).latent_dist.mode()
+        raw, latents = own_pipeline.decoded(policy, z), own_pipeline.encoded(policy, images * 2 - 1)
     torch.testing.assert_close(images, (raw / 2 + 0.5).clamp(0, 1))
-    torch.testing.assert_close(policy.encode_images(images), (mode - shift) * config.scaling_factor)
+    torch.testing.assert_close(policy.encode_images(images), latents)
     monkeypatch.setattr(module, "_VAE_PIXELS", 2 * tiny.SIZE**2)
     torch.testing.assert_close(policy.decode(z), images)  # in two parts: sums in another order at most
 
@@ -165,7 +167,7 @@ def test_a_bfloat16_base_trains_a_float32_adapter(family: str) -> None:
     assert out.dtype == torch.float32
     assert policy.decode(args[0]).dtype == torch.float32
     out.square().mean().backward()
-    assert all(p.grad.isfinite().all() for p in policy.trainable().values())
+    assert all(p.grad.isfinite().all() for p in tiny.used(policy).values())
     full = tiny.shared(family).predict(*tiny.inputs(tiny.shared(family)))
     # bfloat16 keeps 8 bits: half a percent per operation, a few percent through the network
     assert (out - full).norm() / full.norm() < 0.1

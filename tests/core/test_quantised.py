@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,10 +130,10 @@ def test_a_layer_that_makes_no_whole_blocks_stays_whole_in_nf4() -> None:
 def test_linears_within_blocks_are_quantised_and_no_others(family: str) -> None:
     network = tiny.shared(family).pipe.components[FAMILIES[family].network_name]
     names = {n.removesuffix(".base_layer") for n, _ in large_linears(network, FAMILIES[family].kept_whole)}
-    assert all("block" in name for name in names)
+    assert all(re.search(r"block|^(layers|noise_refiner|context_refiner)\.\d", name) for name in names)
     assert not any("time" in name or "emb" in name for name in names)
-    assert any("attn" in name for name in names)
-    assert any(".ff." in name or "mlp" in name for name in names)
+    assert any("attn" in name or "attention" in name for name in names)
+    assert any(".ff." in name or "mlp" in name or "feed_forward" in name for name in names)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -203,8 +204,8 @@ def test_text_encoders_are_quantised_likewise_and_read_prompts_nearly_as_before(
         assert any(isinstance(module, QuantisedLinear) for module in encoder.modules())
     full = tiny.shared(family).encode(tiny.PROMPTS)
     for cond, expected in zip(policy.encode(tiny.PROMPTS), full, strict=True):
-        for name, tensor in cond.tensors.items():
-            assert 0 < distance(tensor, expected.tensors[name]) < 4 * ERROR[kind]
+        for name in {"tokens", "pooled"} & cond.tensors.keys():
+            assert 0 < distance(cond.tensors[name], expected.tensors[name]) < 4 * ERROR[kind]
 
 
 @pytest.mark.parametrize("kind", ALL)

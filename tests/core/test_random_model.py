@@ -30,6 +30,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sd15", {"text_encoder": 123_060_480}),
         ("sdxl", {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840}),
         ("flux", {"text_encoder": 123_060_480, "text_encoder_2": 4_762_310_656}),
+        ("zimage", {"text_encoder": 4_022_468_096}),
+        ("qwenimage", {"text_encoder": 8_292_166_656}),
+        ("chroma", {"text_encoder": 4_762_310_656}),
+        ("flux2-klein", {"text_encoder": 4_022_468_096}),
     ],
 )
 def test_without_storage_the_text_encoders_are_whole_too(name: str, encoders: dict[str, int]) -> None:
@@ -49,6 +53,10 @@ def parameters(module: nn.Module) -> int:
         ("sdxl", 2_567_463_684, 83_653_863),
         ("flux", 11_901_408_320, 83_819_683),
         ("sd15", 859_520_964, 83_653_863),
+        ("zimage", 6_154_908_736, 83_819_683),
+        ("qwenimage", 20_430_401_088, 126_892_531),
+        ("chroma", 8_899_983_424, 83_819_683),
+        ("flux2-klein", 3_875_544_576, 84_046_115),
     ],
 )
 def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: str, backbone: int, vae: int) -> None:
@@ -61,18 +69,25 @@ def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "tokens", "pooled"),
-    [("sd35m", (1, 77 + 128, 4096), (1, 2048)), ("sdxl", (1, 77, 2048), (1, 1280)), ("flux", (1, 512, 4096), (1, 768))],
+    ("name", "tokens", "beside"),
+    [
+        ("sd35m", (1, 77 + 128, 4096), {"pooled": (1, 2048)}),
+        ("sdxl", (1, 77, 2048), {"pooled": (1, 1280)}),
+        ("flux", (1, 512, 4096), {"pooled": (1, 768)}),
+        ("zimage", (1, 27, 2560), {"mask": (1, 27)}),  # as many as it has, in letters here
+        ("qwenimage", (1, 27, 3584), {"mask": (1, 27)}),
+        ("chroma", (1, 13, 4096), {"mask": (1, 13)}),
+        ("flux2-klein", (1, 512, 7680), {}),  # with what fills it up
+    ],
 )
 @pytest.mark.usefixtures("small")
 def test_prompts_are_encoded_to_the_real_widths_and_token_counts(
-    name: str, tokens: tuple[int, ...], pooled: tuple[int, ...]
+    name: str, tokens: tuple[int, ...], beside: dict[str, tuple[int, ...]]
 ) -> None:
     setup = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": None, "seed": 0, "offload": True}
     policy = random_policy(name, dtype="float32", device=torch.device("cpu"), **setup)
     one, other = policy.encode(["a red circle", "two blue squares"])
-    assert one.tensors["tokens"].shape == tokens
-    assert one.tensors["pooled"].shape == pooled
+    assert {key: tensor.shape for key, tensor in one.tensors.items()} == {"tokens": tokens, **beside}
     assert not torch.equal(one.tensors["tokens"], other.tensors["tokens"])
 
 

@@ -42,14 +42,21 @@ KINDS: dict[str, tuple[list[str], str]] = {
     ),
     "svd": (["model.diffusion_model.input_blocks.1.1.time_stack.0.norm1.weight", UNET], "Stable Video Diffusion"),
     "unclip": ([UNET, "noise_augmentor.data_mean"], "an unCLIP model"),
-    "chroma": ([FLUX, "distilled_guidance_layer.in_proj.bias"], "Chroma"),
-    "flux 2": ([FLUX, "model.diffusion_model.double_stream_modulation_img.lin.weight"], "Flux.2"),
+    "chroma radiance": (["distilled_guidance_layer.norms.0.scale", "nerf_blocks.0.norm.scale"], "Chroma Radiance"),
     "hunyuan": (["txt_in.individual_token_refiner.blocks.0.norm1.weight"], "HunyuanVideo"),
     "hunyuan dit": (["mlp_t5.0.weight"], "HunyuanDiT"),
     "pixart": (["t_block.1.weight"], "PixArt"),
-    "z-image": (["cap_embedder.0.weight", "x_pad_token"], "Z-Image"),
+    "z-image omni": (["cap_embedder.0.weight", "x_pad_token", "siglip_embedder.0.weight"], "Z-Image Omni"),
+    "z-image in pixels": (["cap_embedder.0.weight", "x_pad_token", "dec_net.cond_embed.weight"], "pixel space"),
+    "z-image controlnet": (["control_layers.0.attention.qkv.weight"], "a ControlNet"),
     "lumina": (["cap_embedder.0.weight"], "Lumina 2"),
-    "qwen": (["transformer_blocks.0.img_mod.1.weight", "transformer_blocks.0.attn.to_q.weight"], "Qwen-Image"),
+    "qwen edit": (["transformer_blocks.0.img_mod.1.weight", "__index_timestep_zero__"], "Qwen-Image-Edit"),
+    "qwen layered": (
+        ["transformer_blocks.0.img_mod.1.weight", "time_text_embed.addition_t_embedding.weight"],
+        "Qwen-Image-Layered",
+    ),
+    "qwen 2.1": (["txt_in.text_norm.weight"], "Qwen-Image 2.1"),
+    "mage": (["txt_norm.weight"], "Mage or Lens"),
     "wan": (["head.modulation"], "Wan"),
     "auraflow": (["double_layers.0.attn.w1q.weight"], "AuraFlow"),
     "cascade": (["clip_txt_mapper.weight"], "Stable Cascade"),
@@ -120,13 +127,13 @@ def test_a_family_is_known_by_each_of_its_marks(family: str, tmp_path: Path) -> 
 
 
 def test_a_kind_that_a_new_family_is_known_as_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = "distilled_guidance_layer.norms.0.scale"
+    mark = "double_stream_blocks.0.block.ff_i.shared_experts.w1.weight"
     path = tmp_path / "model.safetensors"
     save_file({mark: torch.zeros(4)}, path)
-    with pytest.raises(UserError, match="is Chroma"):
+    with pytest.raises(UserError, match="is HiDream"):
         recognise(read_header(path))
-    monkeypatch.setitem(FAMILIES, "chroma", type("Chroma", (Flux,), {"marks": (mark,), "known_as": ("Chroma",)}))
-    assert recognise(read_header(path)) == "chroma"
+    monkeypatch.setitem(FAMILIES, "hidream", type("HiDream", (Flux,), {"marks": (mark,), "known_as": ("HiDream",)}))
+    assert recognise(read_header(path)) == "hidream"
 
 
 # --- files that are no model -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
+import own_pipeline
 import pytest
 import tiny
 import torch
@@ -30,8 +30,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd3": ("sd3", {}),
     "sd3-dynamic": ("sd3", {"use_dynamic_shifting": True}),
     "flux": ("flux", {}),
+    "zimage": ("zimage", {}),
+    "qwenimage": ("qwenimage", {}),
+    "flux2": ("flux2", {}),
+    "chroma": ("chroma", {}),
 }
-_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_dynamic_shifting": False}
 
 
 def _has_solver(model: str, name: str) -> bool:
@@ -41,7 +44,7 @@ def _has_solver(model: str, name: str) -> bool:
 MATRIX = [
     (model, name)
     for model, (family, _) in MODELS.items()
-    for name in SOLVERS["flow" if family in ("sd3", "flux") else "epsilon"]
+    for name in SOLVERS["epsilon" if family in ("sd15", "sdxl") else "flow"]
     if _has_solver(model, name)
 ]
 
@@ -84,31 +87,19 @@ def test_same_noise_same_image_bit_for_bit_and_whatever_its_batch(policy: Any, m
     torch.testing.assert_close(alone[0], first[1], atol=1e-4, rtol=1e-4)
 
 
-def _diffusers_scheduler(name: str, config: dict[str, Any]) -> Any:
-    """The scheduler that a user of diffusers would put into the pipeline for this name."""
-    if "shift" not in config:
-        build = {
-            "ddim": lambda: diffusers.DDIMScheduler.from_config(config, clip_sample=False),
-            "plms": lambda: diffusers.PNDMScheduler.from_config(config, skip_prk_steps=True),
-            "euler": lambda: diffusers.EulerDiscreteScheduler.from_config(config),
-            "dpmpp_2m": lambda: diffusers.DPMSolverMultistepScheduler.from_config(config),
-            "unipc": lambda: diffusers.UniPCMultistepScheduler.from_config(config),
-        }
-        return build[name]()
-    flow = {**config, **_FLOW, "flow_shift": config["shift"]}
-    dynamic = config["use_dynamic_shifting"]
-    build = {
-        "euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler.from_config(config),
-        "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler.from_config(config),
-        "dpmpp_2m": lambda: diffusers.DPMSolverMultistepScheduler.from_config(flow),
-        "unipc": lambda: diffusers.UniPCMultistepScheduler.from_config({**flow, "use_dynamic_shifting": dynamic}),
-    }
-    return build[name]()
+_NOT_IN_DIFFUSERS = {
+    "flux": ("heun", "dpmpp_2m"),  # Heun has no dynamic shift, and DPM-Solver's raises there
+    "sd3-dynamic": ("heun", "dpmpp_2m"),
+    "zimage": ("heun", "dpmpp_2m", "unipc"),  # its pipeline gives levels of its own, as Euler's alone takes them
+    "qwenimage": ("heun", "dpmpp_2m", "unipc"),
+    "flux2": ("heun", "dpmpp_2m"),
+    "chroma": ("heun", "dpmpp_2m", "unipc"),
+}
+"""Where a family's pipeline does not run with a solver: no reference to compare with."""
 
 
 def _not_in_diffusers(model: str, name: str) -> bool:
-    """Heun has no dynamic shift in diffusers, and DPM-Solver's raises there: no reference to compare with."""
-    return model in ("flux", "sd3-dynamic") and name in ("heun", "dpmpp_2m")
+    return name in _NOT_IN_DIFFUSERS.get(model, ())
 
 
 @pytest.mark.slow
@@ -117,55 +108,19 @@ def test_a_solver_draws_what_the_diffusers_pipeline_draws(policy: Any, model: st
     p = policy(model)
     noise, cond = _noise(p, 2), Cond.cat(p.encode(["a red circle", "two blue squares"]))
     ours = _sample(p, p.solver(name, 4, tiny.SIZE, tiny.SIZE), noise, cond)
-    theirs = _pipeline_latents(p, name, noise, cond, steps=4)
+    theirs = own_pipeline.latents(p, name, noise, cond, steps=4)
     # the same modules on the same inputs; the levels may differ by float32's rounding where ours are worked out ahead
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def _pipeline_latents(p: DiffusersPolicy, name: str, noise: Tensor, cond: Cond, steps: int) -> Tensor:
-    pipe = p.pipe
-    before = pipe.scheduler
-    pipe.set_progress_bar_config(disable=True)
-    options: dict[str, Any] = {"guidance_scale": 1.0}
-    latents = noise
-    if p.family == "flux":
-        options = {"guidance_scale": p.guidance}
-        latents = pipe._pack_latents(noise, *noise.shape)
-    if "pooled" in cond.tensors:
-        options["pooled_prompt_embeds"] = cond.tensors["pooled"]
-    try:
-        pipe.scheduler = _diffusers_scheduler(name, p.scheduler_config)
-        size = {"height": tiny.SIZE, "width": tiny.SIZE}
-        out = pipe(
-            prompt_embeds=cond.tensors["tokens"], latents=latents, num_inference_steps=steps, output_type="latent",
-            **size, **options,
-        ).images  # fmt: skip
-    finally:
-        pipe.scheduler = before
-    return pipe._unpack_latents(out, tiny.SIZE, tiny.SIZE, p._factor) if p.family == "flux" else out
-
-
-@pytest.mark.parametrize("model", ["sd15", "sd3"])
+@pytest.mark.parametrize("model", ["sd15", "sd3", "zimage", "qwenimage", "flux2", "chroma"])
 def test_guidance_is_the_pipelines(policy: Any, model: str) -> None:
     p = policy(model)
     cond, uncond = p.encode(["a red circle", ""])
     noise = _noise(p, 1)
     solver = p.solver("euler", 3, tiny.SIZE, tiny.SIZE)
     ours = solver.sample(lambda x, t: guided(p, x, t, cond, uncond, 4.5), noise)
-    before = p.pipe.scheduler
-    extra = {"guidance_scale": 4.5, "negative_prompt_embeds": uncond.tensors["tokens"]}
-    if "pooled" in cond.tensors:
-        extra["pooled_prompt_embeds"] = cond.tensors["pooled"]
-        extra["negative_pooled_prompt_embeds"] = uncond.tensors["pooled"]
-    try:
-        p.pipe.set_progress_bar_config(disable=True)
-        p.pipe.scheduler = _diffusers_scheduler("euler", p.scheduler_config)
-        theirs = p.pipe(
-            prompt_embeds=cond.tensors["tokens"], latents=noise, num_inference_steps=3, output_type="latent",
-            height=tiny.SIZE, width=tiny.SIZE, **extra,
-        ).images  # fmt: skip
-    finally:
-        p.pipe.scheduler = before
+    theirs = own_pipeline.latents(p, "euler", noise, cond, 3, uncond, 4.5)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 

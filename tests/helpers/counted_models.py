@@ -33,5 +33,30 @@ SMALL: dict[str, dict[str, Any]] = {
         "attention_head_dim": 16,
         "axes_dims_rope": (4, 4, 8),
     },
+    "chroma": {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "axes_dims_rope": (4, 4, 8),
+        "approximator_hidden_dim": 32,
+        "approximator_layers": 1,
+    },
+    "flux2-klein": {
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "axes_dims_rope": (4, 4, 4, 4),
+    },
+    "qwenimage": {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "axes_dims_rope": (4, 6, 6)},
+    "zimage": {
+        "dim": 32,
+        "n_layers": 2,
+        "n_refiner_layers": 1,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "axes_dims": [4, 2, 2],
+    },
 }
 """Changes of each backbone's config that leave a forward of milliseconds."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -24,12 +24,13 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from tiny_language import flux2, qwenimage, zimage
+from tiny_parts import MAX_TOKENS, SIZE, tokenizer  # noqa: F401 - and for the tests
+from tiny_parts import clip as _clip
+from tiny_parts import vae as _vae
 from torch import Tensor
 from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     T5Config,
     T5EncoderModel,
 )
@@ -37,53 +38,7 @@ from transformers import (
 from dgpo_core.policy import Cond, load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
-SIZE = 32
-"""Height and width of the images, pixels: latents of 16 x 16 (the tiny VAEs halve once)."""
-MAX_TOKENS = 16
 PROMPTS = ["a red circle", "two blue squares"]
-
-
-def tokenizer(folder: Path) -> CLIPTokenizer:
-    """A real CLIP byte-pair tokenizer with a vocabulary of letters and three merges."""
-    folder.mkdir(parents=True, exist_ok=True)
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789,."
-    words = [*letters, *(c + "</w>" for c in letters), "re", "red</w>", "blue</w>", "bl", "ue</w>"]
-    vocab = {w: i for i, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    merges = ["#version: 0.2", "r e", "re d</w>", "b l", "u e</w>", "bl ue</w>"]
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS)
-
-
-def _clip(tok: CLIPTokenizer, cls: type = CLIPTextModel, width: int = 32) -> Any:
-    config = CLIPTextConfig(
-        vocab_size=len(tok),
-        hidden_size=width,
-        intermediate_size=width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=MAX_TOKENS,
-        projection_dim=width,
-        bos_token_id=tok.bos_token_id,
-        eos_token_id=tok.eos_token_id,
-        pad_token_id=tok.pad_token_id,
-    )
-    return cls(config)
-
-
-def _vae(channels: int, shift: float | None = None) -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=channels,
-        sample_size=SIZE,
-        scaling_factor=1.5,
-        shift_factor=shift,
-        mid_block_add_attention=False,
-    )
 
 
 def sd3(folder: Path, **scheduler: Any) -> StableDiffusion3Pipeline:
@@ -207,7 +162,55 @@ def flux(folder: Path, **scheduler: Any) -> FluxPipeline:
     )
 
 
-BUILDERS = {"sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux": flux}
+def chroma(folder: Path, **scheduler: Any) -> ChromaPipeline:
+    """Chroma; CLIP's tokenizer stands in for T5's."""
+    torch.manual_seed(0)
+    tok = tokenizer(folder / "tok")
+    transformer = ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=64,
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+    )
+    t5 = T5Config(
+        vocab_size=len(tok), d_model=32, d_ff=32, d_kv=8, num_heads=4, num_layers=1, tie_word_embeddings=False
+    )  # fmt: skip
+    return ChromaPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 1.0, **scheduler}),
+        vae=_vae(4, shift=0.1),
+        text_encoder=T5EncoderModel(t5),
+        tokenizer=tok,
+    )
+
+
+BUILDERS = {
+    "sd15": sd15,
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "flux": flux,
+    "chroma": chroma,
+    "flux2": flux2,
+    "qwenimage": qwenimage,
+    "zimage": zimage,
+}
+
+
+UNUSED = {"qwenimage": ("transformer_blocks.1.attn.to_add_out",)}
+"""By family, modules of its last block that nothing of the picture depends on, so that they get no gradient."""
+
+
+def used(policy: DiffusersPolicy) -> dict[str, Tensor]:
+    """The trainable parameters that a prediction depends on."""
+    unused = UNUSED.get(policy.family, ())
+    return {key: p for key, p in policy.trainable().items() if not key.startswith(unused or ("?",))}
 
 
 def save(family: str, folder: Path, **scheduler: Any) -> Path:

@@ -1,9 +1,11 @@
-"""What the families with a transformer and a flow share: SD3 and Flux."""
+"""What the families with a transformer and a flow share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
 
 from dgpo_core.diffusion.prediction import Flow, Prediction
 from dgpo_core.policy.pipeline import DiffusersPolicy
@@ -13,7 +15,10 @@ class FlowPolicy(DiffusersPolicy):
     """A transformer with a stream for the image and one for the text, which returns a flow's velocity."""
 
     network_name = "transformer"
-    targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    targets: ClassVar[tuple[str, ...]] = (
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    )
     patch = 2
 
     def _prediction(self) -> Prediction:
@@ -30,3 +35,9 @@ def dynamic_mu(config: Mapping[str, Any], latent: tuple[int, int, int], patch: i
     base, top = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
     slope = (top - base) / (high - low)
     return tokens * slope + (base - slope * low)
+
+
+def falling_levels(config: Mapping[str, Any], steps: int, latent: tuple[int, int, int], patch: int) -> dict[str, Any]:
+    """What Flux's pipeline and later ones ask of the scheduler: unshifted levels from 1 to 1 / steps, and mu."""
+    sigmas = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()
+    return {"mu": dynamic_mu(config, latent, patch, max_shift=1.15), "sigmas": sigmas}

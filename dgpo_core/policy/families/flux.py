@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from dgpo_core.policy.families import parts as parts_of
-from dgpo_core.policy.families.flow import FlowPolicy, dynamic_mu
+from dgpo_core.policy.families.flow import FlowPolicy, falling_levels
+from dgpo_core.policy.families.patches import pack, unpack
 from dgpo_core.policy.lora.names import Place
 
 _T5_TOKENS = 512  # diffusers' default max_sequence_length
 
-_FLUX_DOUBLE = {
+FLUX_DOUBLE = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn.proj": ("attn.to_out.0",),
     "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "txt_attn.proj": ("attn.to_add_out",),
     "img_mlp.0": ("ff.net.0.proj",), "img_mlp.2": ("ff.net.2",), "img_mod.lin": ("norm1.linear",),
     "txt_mlp.0": ("ff_context.net.0.proj",), "txt_mlp.2": ("ff_context.net.2",),
     "txt_mod.lin": ("norm1_context.linear",),
 }  # fmt: skip
-_FLUX_SINGLE = {
+FLUX_SINGLE = {
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
     "linear1_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "linear2": ("proj_out",),
     "modulation.lin": ("norm.linear",),
@@ -57,8 +58,8 @@ class Flux(FlowPolicy):
     @classmethod
     def makers_names(cls, network: Any, own: Mapping[str, nn.Module]) -> Iterator[tuple[str, Place]]:
         for theirs, ours, block in (
-            ("double_blocks", "transformer_blocks", _FLUX_DOUBLE),
-            ("single_blocks", "single_transformer_blocks", _FLUX_SINGLE),
+            ("double_blocks", "transformer_blocks", FLUX_DOUBLE),
+            ("single_blocks", "single_transformer_blocks", FLUX_SINGLE),
         ):
             for i in range(len(getattr(network, ours))):
                 for name, modules in block.items():
@@ -77,13 +78,13 @@ class Flux(FlowPolicy):
     def _forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         height, width = x.shape[-2:]
         tokens = cond["tokens"]
-        image_ids = self._constant(("image_ids", height, width), lambda: _position_ids(height // 2, width // 2))
+        image_ids = self._constant(("image_ids", height, width), lambda: position_ids(height // 2, width // 2))
         text_ids = self._constant(("text_ids", tokens.shape[1]), lambda: torch.zeros(tokens.shape[1], 3))
         guidance = None
         if self.network.config.guidance_embeds:
             guidance = torch.full((len(x),), self.guidance, device=x.device, dtype=torch.float32)
         packed = self.network(
-            hidden_states=_pack(x),
+            hidden_states=pack(x),
             timestep=t / self.prediction.num_train_timesteps,
             guidance=guidance,
             pooled_projections=cond["pooled"],
@@ -92,28 +93,13 @@ class Flux(FlowPolicy):
             img_ids=image_ids,
             return_dict=False,
         )[0]
-        return _unpack(packed, height, width)
+        return unpack(packed, height, width)
 
     def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
-        # the levels that Flux's pipeline asks for: `steps` of them from 1 down to 1 / steps
-        sigmas = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()
-        return {"mu": dynamic_mu(self.scheduler_config, latent, patch=2, max_shift=1.15), "sigmas": sigmas}
+        return falling_levels(self.scheduler_config, steps, latent, patch=2)
 
 
-def _pack(x: Tensor) -> Tensor:
-    """[B,C,h,w] -> [B, h/2 * w/2, 4C]: every 2 x 2 patch is one token, channels outermost."""
-    b, c, h, w = x.shape
-    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, (h // 2) * (w // 2), 4 * c)
-
-
-def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `_pack` for a latent of height x width."""
-    b, _, c = tokens.shape
-    patches = tokens.view(b, height // 2, width // 2, c // 4, 2, 2)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
-
-
-def _position_ids(rows: int, columns: int) -> Tensor:
+def position_ids(rows: int, columns: int) -> Tensor:
     """(0, row, column) of every token, [rows * columns, 3]."""
     ids = torch.zeros(rows, columns, 3)
     ids[..., 1] = torch.arange(rows)[:, None]

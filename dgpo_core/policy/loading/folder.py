@@ -96,18 +96,27 @@ class Folder:
         return config, name
 
     def component_class(self, name: str) -> Any:
-        """The class that model_index.json names for a component; of diffusers or transformers alone."""
+        """The class that model_index.json names for a component; of diffusers or transformers alone.
+
+        Raises UserError where the installed version has none of this name.
+        """
         import diffusers
         import transformers
 
         library, cls = self.index[name]
-        return getattr({"diffusers": diffusers, "transformers": transformers}[library], cls)
+        there = {"diffusers": diffusers, "transformers": transformers}[library]
+        if not hasattr(there, cls):
+            raise UserError(
+                f"The model {shown(self.path)} has a {name} of the class {shown(cls, 60)}, which {library}"
+                f" {there.__version__} does not know: run `pip install -U {library}`."
+            )
+        return getattr(there, cls)
 
     def build(self, cls: type[DiffusersPolicy], dtype: torch.dtype, **parts: Any) -> Any:
         """The pipeline of a family; parts: components that are made already, or None for those to do without."""
         import diffusers
 
-        made = getattr(diffusers, cls.pipeline_classes[0])
+        made = getattr(diffusers, self.index["_class_name"] if cls.built_as_named else cls.pipeline_classes[0])
         known = inspect.signature(made).parameters
         # a component that is left out must be given as None
         absent = {k: None for k in known if k.startswith(_OPTIONAL) and not self.lists(k)}
@@ -212,6 +221,7 @@ def _described(folder: Folder, family: str | None, what: str) -> tuple[type[Diff
     """
     cls = recognise.family_class(_family(folder, what), family, what)
     _refuse_configs(folder, cls, what)
+    _refuse_too_new(folder)
     return cls, *folder.scheduler()
 
 
@@ -250,6 +260,14 @@ def _refuse_configs(folder: Folder, cls: type[DiffusersPolicy], what: str) -> No
     for name in _MODULE_FOLDERS:
         if "quantization_config" in folder.config(f"{name}/config.json"):
             raise UserError(f"{what} has a quantised {name}, which is not read here: {tensors.FULLER}.")
+
+
+def _refuse_too_new(folder: Folder) -> None:
+    """Raises UserError for a component that is newer than the installed library."""
+    for name in filter(folder.lists, _MODULE_FOLDERS):
+        listed = folder.index[name]
+        if isinstance(listed, list) and len(listed) == 2 and listed[0] in ("diffusers", "transformers"):
+            folder.component_class(name)
 
 
 def _refuse_absent(folder: Folder, what: str) -> None:
@@ -308,4 +326,4 @@ def _refuse_missing(pipe: Any, headers: list[Header], what: str) -> None:
 
 
 def _end(key: str) -> str:
-    return key.removeprefix("text_model.").removeprefix("model.")
+    return re.sub(r"^(?:(?:text_model|language_model|model)\.)*", "", key)

@@ -68,8 +68,13 @@ def _refuse_parts(cls: type[DiffusersPolicy], header: Header, config: str | Path
     """Raises UserError for a part that is neither in the file nor in the config folder."""
     missing = [name for name in _missing(cls, header) if config is None or not holds_weights(Path(config), name)]
     missing = [name for name in missing if name not in cls.optional_parts]
+    where = config if config is not None else beside
+    if missing and cls.example:
+        raise UserError(
+            f"The model {shown(header.path)} is the network alone: put the diffusers folder of the same model (such as"
+            f" {cls.example}), which also has its {' and its '.join(missing)}, at {shown(where)}, or give that folder."
+        )
     if missing:
-        where = config if config is not None else beside
         raise UserError(
             f"The model {shown(header.path)} has no whole {' and no whole '.join(missing)}: give a whole checkpoint, or"
             f" put a diffusers folder of the same model with them at {shown(where)}."
@@ -118,6 +123,8 @@ def _build(
     comes from the folder."""
     missing = _missing(cls, header)
     here = [name for name in (cls.network_name, *cls.parts) if name not in (*missing, *without)]
+    if cls.bare_names:
+        state = {_bare(key): tensor for key, tensor in state.items()}
     with user_errors(f"{what} cannot be loaded"):
         parts = {name: _component(folder, name, state, dtype, what) for name in here if folder.lists(name)}
         for name in missing:
@@ -125,6 +132,11 @@ def _build(
                 parts |= {name: None, name.replace("text_encoder", "tokenizer"): None}
         parts |= dict.fromkeys(filter(folder.lists, without))
         return folder.build(cls, dtype, scheduler=scheduler, **parts)
+
+
+def _bare(key: str) -> str:
+    prefix = next((prefix for prefix in recognise.NETWORK_PREFIXES if key.startswith(prefix)), "")
+    return key.removeprefix(prefix)
 
 
 def _component(folder: Folder, name: str, state: dict[str, Tensor], dtype: torch.dtype, what: str) -> Any:

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,12 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.lora  # noqa: E402
-import comfy.model_detection  # noqa: E402
-import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.sd  # noqa: E402
-import comfy.supported_models as supported  # noqa: E402
-import comfy.utils  # noqa: E402
-import diffusers  # noqa: E402
 import folder_paths  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
+from comfy_networks import CPU, FAMILIES, Native  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from dgpo_core.common.errors import UserError  # noqa: E402
@@ -45,131 +40,7 @@ from dgpo_core.policy.pipeline import DiffusersPolicy  # noqa: E402
 
 lora = importlib.import_module("pack.lora")
 lora_model = importlib.import_module("pack.common.lora_model")
-CPU = torch.device("cpu")
 DEMO = REPO / "dgpo_core" / "demo" / "model"
-UNET = {
-    "sample_size": 16, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (32, 64),
-    "norm_num_groups": 32, "attention_head_dim": 4,
-}  # fmt: skip
-SD3 = {
-    "sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2,
-    "attention_head_dim": 64, "num_attention_heads": 2, "joint_attention_dim": 64, "caption_projection_dim": 128,
-    "pooled_projection_dim": 64, "pos_embed_max_size": 16,
-}  # fmt: skip
-
-
-@dataclass
-class Native:
-    """A network in ComfyUI's classes, and how it is called for a policy's prediction."""
-
-    model: Any
-    call: Callable[[Any, Tensor, Tensor, Any], Tensor]
-
-    def patcher(self) -> Any:
-        return comfy.model_patcher.ModelPatcher(self.model, load_device=CPU, offload_device=CPU)
-
-    def predict(self, patcher: Any, x: Tensor, t: Tensor, cond: Any) -> Tensor:
-        comfy.model_management.load_models_gpu([patcher])
-        with torch.no_grad():
-            return self.call(patcher.model.diffusion_model, x, t, cond.tensors)
-
-
-def unet(sdxl: bool) -> diffusers.UNet2DConditionModel:
-    """With attention on the way down, in the middle and on the way up, as the published ones have it."""
-    if not sdxl:
-        kinds = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "cross_attention_dim": 32}
-        return diffusers.UNet2DConditionModel(**UNET, **kinds, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
-    return diffusers.UNet2DConditionModel(
-        **UNET,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2),
-        cross_attention_dim=64,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 32,
-    )
-
-
-def native_unet(network: Any, sdxl: bool) -> Native:
-    config = {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
-        "channel_mult": [1, 2], "use_spatial_transformer": True, "legacy": False, "num_heads": 4,
-        "num_head_channels": -1, "context_dim": network.config.cross_attention_dim, "adm_in_channels": None,
-        "transformer_depth": [1, 0], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 0, 0],
-        "use_linear_in_transformer": sdxl, "use_temporal_attention": False, "use_temporal_resblock": False,
-    }  # fmt: skip
-    if sdxl:
-        depths = {"transformer_depth": [0, 2], "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 2, 2]}
-        config.update(
-            depths, num_classes="sequential", adm_in_channels=network.config.projection_class_embeddings_input_dim
-        )
-    settings = (supported.SDXL if sdxl else supported.SD15)(config)
-    settings.unet_config.update(num_heads=4, num_head_channels=-1)
-    names = comfy.utils.unet_to_diffusers(settings.unet_config)
-    state = {names[key]: value for key, value in network.state_dict().items()}
-
-    def call(model: Any, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        y = None
-        if sdxl:
-            sizes = torch.tensor([tiny.SIZE, tiny.SIZE, 0, 0, tiny.SIZE, tiny.SIZE]).float()
-            y = torch.cat([cond["pooled"], network.add_time_proj(sizes).reshape(1, -1)], 1)
-        return model(x, t, context=cond["tokens"], y=y)
-
-    return _native(settings, state, call)
-
-
-def native_sd3(network: Any, dtype: torch.dtype = torch.float32) -> Native:
-    """dtype: of the weights; they are cast to float32 where they are used."""
-    state = comfy.model_detection.convert_diffusers_mmdit(_copy(network), "")
-    settings = supported.SD3(comfy.model_detection.detect_unet_config(state, ""))
-    return _native(settings, state, lambda model, x, t, cond: model(x, t, context=cond["tokens"],
-                                                                   y=cond["pooled"]), dtype)  # fmt: skip
-
-
-def native_flux(network: Any) -> Native:
-    state = comfy.model_detection.convert_diffusers_mmdit(_copy(network), "")
-    config = {  # what ComfyUI takes as given in all models of the family
-        "in_channels": 4, "out_channels": 4, "context_in_dim": 32, "hidden_size": 32, "num_heads": 2,
-        "axes_dim": [4, 4, 8],
-    }  # fmt: skip
-    config = {**comfy.model_detection.detect_unet_config(state, ""), **config}
-
-    def call(model: Any, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        guidance = torch.full((len(x),), 3.5)
-        return model(x, t / 1000, cond["tokens"], y=cond["pooled"], guidance=guidance)
-
-    return _native(supported.Flux(config), state, call)
-
-
-def _native(
-    settings: Any, state: dict[str, Tensor], call: Callable[..., Tensor], dtype: torch.dtype = torch.float32
-) -> Native:
-    settings.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
-    model = settings.get_model({})
-    missing, unexpected = model.diffusion_model.load_state_dict(state, strict=False)
-    assert not missing, f"not converted: {missing}"
-    assert not unexpected, f"not known: {unexpected}"
-    return Native(model.eval(), call)
-
-
-def _copy(network: Any) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in network.state_dict().items()}
-
-
-FAMILIES: dict[str, tuple[Callable[[], Any] | None, Callable[[Any], Native]]] = {
-    "sd15": (lambda: unet(sdxl=False), lambda network: native_unet(network, sdxl=False)),
-    "sdxl": (lambda: unet(sdxl=True), lambda network: native_unet(network, sdxl=True)),
-    "sd3": (lambda: diffusers.SD3Transformer2DModel(**SD3), native_sd3),
-    "sd3.5": (
-        lambda: diffusers.SD3Transformer2DModel(**SD3, qk_norm="rms_norm", dual_attention_layers=(0,)),
-        native_sd3,
-    ),
-    "flux": (None, native_flux),
-    "embedded": (None, native_sd3),
-}
-"""How the diffusers network is made (None: as it is) and put into ComfyUI's class."""
 
 
 def model_folder(family: str, root: Path) -> Path:
@@ -181,7 +52,7 @@ def model_folder(family: str, root: Path) -> Path:
     make = FAMILIES[family][0]
     if make is not None:
         torch.manual_seed(1)
-        name = "transformer" if base == "sd3" else "unet"
+        name = "unet" if base.startswith("sd") and base != "sd3" else "transformer"
         pipe.register_modules(**{name: make()})
     pipe.save_pretrained(root / family)
     return root / family
@@ -229,6 +100,11 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
+def small_size(policy: DiffusersPolicy) -> tuple[int, int]:
+    """As its pictures are, but small."""
+    return tuple(min(side, 2 * tiny.SIZE) for side in policy.default_size)
+
+
 def compare(family: str, root: Path) -> tuple[Native, dict[str, Any]]:
     """Base and LoRA predictions of both sides, and what the loaders matched."""
     native, policy = both(family, root)
@@ -236,7 +112,7 @@ def compare(family: str, root: Path) -> tuple[Native, dict[str, Any]]:
     path = root / "loras" / f"{family}.safetensors"
     policy.save_lora(path, {"dgpo.step": "60", "dgpo.rewards": "shapes_graded=1", "dgpo.base": family})
     cond = policy.encode(["red"])[0]
-    x = torch.randn(1, *policy.latent_shape(*policy.default_size), generator=torch.Generator().manual_seed(3))
+    x = torch.randn(1, *policy.latent_shape(*small_size(policy)), generator=torch.Generator().manual_seed(3))
     t = torch.tensor([300.0])
     with torch.no_grad():
         ours = policy.predict(x, t, cond)

@@ -23,6 +23,7 @@ from comfy_lora import (  # noqa: E402 - first: it finds ComfyUI
     difference,
     error,
     lora_model,
+    small_size,
 )
 
 # isort: split
@@ -57,7 +58,7 @@ def both_ways(native: Native, family: str, style: str, root: Path) -> dict[str, 
     save_file(state, path)
     policy = load_policy(DEMO if family == "embedded" else root / family, init_lora=path, dtype="float32")
     cond = policy.encode(["red"])[0]
-    x = torch.randn(1, *policy.latent_shape(*policy.default_size), generator=torch.Generator().manual_seed(3))
+    x = torch.randn(1, *policy.latent_shape(*small_size(policy)), generator=torch.Generator().manual_seed(3))
     t = torch.tensor([300.0])
     model = native.patcher()
     patched, _, info = apply(model, path.name)

@@ -29,6 +29,7 @@ import comfy.utils
 import comfy_extras.nodes_model_advanced as nodes_model_advanced
 import comfy_lora
 import comfy_native_node
+import comfy_networks
 import folder_paths
 import torch
 from bright import Bright, register
@@ -248,7 +249,7 @@ def cast(dtype: torch.dtype) -> dict[str, float]:
     """Gradients on weights that are kept in another type and cast where they are used."""
     case = Case("sd3")
     with torch.inference_mode():
-        case.native = comfy_lora.native_sd3(network("sd3"), dtype)
+        case.native = comfy_networks.native_sd3(network("sd3"), dtype)
     case.native.model.latent_format = comfy.latent_formats.SD15()
     case.model = case.native.patcher()
     rounded = {key: value.float() for key, value in case.native.model.diffusion_model.state_dict().items()}

@@ -25,8 +25,9 @@ import comfy_lora
 import folder_paths
 import torch
 from bright import register
-from comfy_lora import CPU, difference
+from comfy_lora import difference
 from comfy_native_node import WIDGETS, execute, native_node, same, sessions, step
+from comfy_networks import CPU
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path.cwd()))
 import utils.install_util  # noqa: F401 - before another module that is called `utils` hides ComfyUI's
 
 # isort: split
-import comfy_lora
+import comfy_lora  # noqa: F401 - it finds ComfyUI
 
 # isort: split
 import comfy.latent_formats
@@ -24,9 +24,10 @@ import comfy.sd
 import comfy.supported_models as supported
 import comfy.taesd.taesd
 import comfy.utils
+import comfy_networks
 import diffusers
 import torch
-from comfy_lora import CPU, Native
+from comfy_networks import CPU, Native
 from torch import Tensor, nn
 
 from dgpo_core.policy import Cond
@@ -98,14 +99,14 @@ def network(family: str) -> Any:
     if family == "flux":
         return diffusers.FluxTransformer2DModel(**FLUX)
     if family == "sdxl":
-        settings = {**comfy_lora.unet(sdxl=True).config, **SDXL}
+        settings = {**comfy_networks.unet(sdxl=True).config, **SDXL}
         return diffusers.UNet2DConditionModel.from_config(settings)
-    return comfy_lora.FAMILIES[family][0]()
+    return comfy_networks.FAMILIES[family][0]()
 
 
 def _converted(family: str) -> Native:
     built = network(family)
-    made = comfy_lora.FAMILIES[family][1](built)
+    made = comfy_networks.FAMILIES[family][1](built)
     made.model.latent_format = comfy.latent_formats.SD15()  # the small networks have four channels
     if family == "sdxl":
         sizes = torch.tensor([8 * SIDE, 8 * SIDE, 0, 0, 8 * SIDE, 8 * SIDE]).float()

@@ -24,8 +24,10 @@ import comfy_lora
 # isort: split
 import comfy.model_patcher
 import comfy.utils
+import comfy_networks
 import torch
-from comfy_lora import CPU, Native, difference
+from comfy_lora import difference
+from comfy_networks import CPU, Native
 from torch import Tensor, nn
 
 from dgpo_core.common.distributed import World
@@ -85,7 +87,7 @@ def native(policy: DiffusersPolicy) -> Native:
     """The embedded model's transformer in ComfyUI's class, with weights as its loaders make them."""
     network = type(policy.network).from_pretrained(comfy_lora.DEMO, subfolder="transformer", torch_dtype=torch.float32)
     with torch.inference_mode():
-        return comfy_lora.native_sd3(network)
+        return comfy_networks.native_sd3(network)
 
 
 def settings(**training: Any) -> Config:
@@ -140,7 +142,7 @@ def distance(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], before: M
     return (apart / moved) ** 0.5
 
 
-def on(network: comfy_lora.Native, diffusers: DiffusersPolicy, **lora: Any) -> Any:
+def on(network: comfy_networks.Native, diffusers: DiffusersPolicy, **lora: Any) -> Any:
     """A native policy on the network, with the text encoders and the VAE of the diffusers policy."""
     encode = native_texts.by_clip(Clip(diffusers)).encode
     return native_policy.NativePolicy(network.patcher(), encode, Vae(diffusers), seed=0, **lora)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import comfy_lora
+import comfy_lora  # noqa: F401 - it finds ComfyUI
 
 # isort: split
 import small_models
@@ -20,6 +20,7 @@ import comfy.model_detection
 import comfy.sd
 import comfy.supported_models as supported
 import comfy.taesd.taesd
+import comfy_networks
 import diffusers
 import torch
 from safetensors.torch import save_file
@@ -40,8 +41,8 @@ SDXL = {  # of the shortest relative that ComfyUI takes for an SDXL
     "num_classes": "sequential", "adm_in_channels": 2816, "use_linear_in_transformer": True,
 }  # fmt: skip
 SD35 = {
-    **comfy_lora.SD3, "in_channels": 16, "out_channels": 16, "joint_attention_dim": 4096, "pooled_projection_dim": 2048,
-    "qk_norm": "rms_norm", "dual_attention_layers": (0,),
+    **comfy_networks.SD3, "in_channels": 16, "out_channels": 16, "joint_attention_dim": 4096,
+    "pooled_projection_dim": 2048, "qk_norm": "rms_norm", "dual_attention_layers": (0,),
 }  # fmt: skip
 FLUX = {
     "patch_size": 1, "in_channels": 64, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 128,

@@ -1,0 +1,167 @@
+"""Models of real size with random weights whose prompts are read by a language model; see `random_model`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+
+from dgpo_core.benchmark import random_parts as parts
+
+_ZIMAGE = {  # huggingface.co/Tongyi-MAI/Z-Image-Turbo, transformer/config.json
+    "in_channels": 16,
+    "dim": 3840,
+    "n_layers": 30,
+    "n_refiner_layers": 2,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "cap_feat_dim": 2560,
+    "qk_norm": True,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1536, 512, 512],
+}
+_QWENIMAGE = {  # huggingface.co/Qwen/Qwen-Image, transformer/config.json
+    "patch_size": 2,
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 60,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 3584,
+    "axes_dims_rope": (16, 56, 56),
+}
+_QWENIMAGE_LEVELS = {  # scheduler/scheduler_config.json
+    "shift": 1.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 8192,
+    "shift_terminal": 0.02,
+}
+_QWEN25_VL = {  # text_encoder/config.json: the part that reads
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+}
+_QWEN25_SIGHT = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+_FLUX2_KLEIN = {  # huggingface.co/black-forest-labs/FLUX.2-klein-base-4B, transformer/config.json
+    "patch_size": 1,
+    "in_channels": 128,
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "mlp_ratio": 3.0,
+    "axes_dims_rope": (32, 32, 32, 32),
+    "rope_theta": 2000,
+    "guidance_embeds": False,
+}
+_DEPTHS = 28  # layers that a text model has at least whose states after 27 of them are taken
+_QWEN3 = {  # config.json of huggingface.co/Qwen/Qwen3-4B: layers, heads, inner width
+    2560: (36, 32, 9728),
+}
+
+
+def zimage(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> ZImagePipeline:
+    """Z-Image: a transformer of 6.15 billion parameters, and Qwen3-4B."""
+    transformer = parts.backbone(ZImageTransformer2DModel, _ZIMAGE | overrides, dtype, device)
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token, std=0.02)  # the class leaves them as they are in memory
+    return ZImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=parts.vae(dtype, 16, device, scale=0.3611, shift=0.1159),
+        text_encoder=_qwen3(2560, dtype, device),
+        tokenizer=_talking(512),
+    )
+
+
+def qwenimage(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> QwenImagePipeline:
+    """Qwen-Image: a transformer of 20.4 billion parameters, and Qwen2.5-VL-7B."""
+    place = parts.place_of(device)
+    with place:
+        vae = AutoencoderKLQwenImage().to(dtype)  # the class's own settings are the published ones
+    pipe = QwenImagePipeline(
+        transformer=parts.backbone(QwenImageTransformer2DModel, _QWENIMAGE | overrides, dtype, device),
+        scheduler=FlowMatchEulerDiscreteScheduler(**_QWENIMAGE_LEVELS),
+        vae=vae,
+        text_encoder=_qwen25_vl(dtype, device),
+        tokenizer=parts.tokenizer(512),
+    )
+    # of 34 tokens in Qwen's vocabulary, which are dropped again, and many more in one of letters
+    pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "user: {} assistant:", 0
+    return pipe
+
+
+def _qwen25_vl(dtype: torch.dtype, device: torch.device | str) -> Any:
+    """Qwen2.5-VL-7B; with storage, its width with one layer."""
+    from transformers import (  # imported late: others need no new one
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+    )
+
+    place, text, sight = parts.place_of(device), dict(_QWEN25_VL), dict(_QWEN25_SIGHT)
+    if place.type != "meta":
+        text |= {"vocab_size": len(parts.tokenizer(512)), "intermediate_size": 64, "num_hidden_layers": 1}
+        text |= {"bos_token_id": 0, "eos_token_id": 0}
+        sight |= {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=sight, tie_word_embeddings=False)
+    with place:
+        return Qwen2_5_VLForConditionalGeneration(config).to(dtype)
+
+
+def flux2_klein(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> Flux2KleinPipeline:
+    """FLUX.2 klein 4B: a transformer of 3.88 billion parameters, and Qwen3-4B."""
+    with parts.place_of(device):
+        vae = AutoencoderKLFlux2().to(dtype)  # the class's own settings are the published ones
+    return Flux2KleinPipeline(
+        transformer=parts.backbone(Flux2Transformer2DModel, _FLUX2_KLEIN | overrides, dtype, device),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=_qwen3(2560, dtype, device, layers=_DEPTHS),
+        tokenizer=_talking(512),
+    )
+
+
+def _talking(length: int) -> Any:
+    """A tokenizer of letters for messages, which stands in for Qwen's."""
+    made = parts.tokenizer(length)
+    made.chat_template = "user: {% for message in messages %}{{ message['content'] }} {% endfor %}assistant:"
+    return made
+
+
+def _qwen3(width: int, dtype: torch.dtype, device: torch.device | str, layers: int = 1) -> Any:
+    """The text model that has this width; with storage, of few layers."""
+    from transformers import Qwen3Config, Qwen3Model  # imported late: others need no new transformers
+
+    place = parts.place_of(device)
+    layers, heads, inner = _QWEN3[width] if place.type == "meta" else (layers, 2, 64)
+    config = Qwen3Config(
+        vocab_size=151936 if place.type == "meta" else len(parts.tokenizer(512)),
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8 if place.type == "meta" else 2,
+        head_dim=128,
+        max_position_embeddings=40960,
+    )
+    with place:
+        return Qwen3Model(config).to(dtype)

@@ -1,0 +1,135 @@
+"""Tiny random pipelines whose prompts are read by a language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+from tiny_parts import talking, tokenizer, vae
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen3Config, Qwen3Model
+
+
+def qwen3(words: int, layers: int = 2) -> Qwen3Model:
+    config = Qwen3Config(
+        vocab_size=words,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    return Qwen3Model(config)
+
+
+def zimage(folder: Path, **scheduler: Any) -> ZImagePipeline:
+    """Z-Image; CLIP's tokenizer stands in for Qwen's."""
+    torch.manual_seed(0)
+    tok = talking(tokenizer(folder / "tok"))
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=4,
+        n_kv_heads=4,
+        cap_feat_dim=32,
+        axes_dims=[4, 2, 2],
+        axes_lens=[64, 32, 32],
+    )
+    with torch.no_grad():  # the pad tokens are made empty, to be loaded
+        for token in (transformer.x_pad_token, transformer.cap_pad_token):
+            token.normal_(std=0.02)
+    return ZImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+        vae=vae(4, shift=0.1),
+        text_encoder=qwen3(len(tok)),
+        tokenizer=tok,
+    )
+
+
+def qwenimage(folder: Path, **scheduler: Any) -> QwenImagePipeline:
+    """Qwen-Image; CLIP's tokenizer stands in for Qwen's."""
+    torch.manual_seed(0)
+    tok = tokenizer(folder / "tok")
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+    text = {
+        "vocab_size": len(tok), "bos_token_id": 0, "eos_token_id": 0, "hidden_size": 32,
+        "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    own_vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 2.0, 1.0, 0.5],
+    )
+    dynamic = {"shift": 1.0, "use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 256}
+    return QwenImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{**dynamic, "shift_terminal": 0.02, "max_shift": 0.9, **scheduler}),
+        vae=own_vae,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=sight)),
+        tokenizer=tok,
+    )
+
+
+def flux2(folder: Path, **scheduler: Any) -> Flux2KleinPipeline:
+    """FLUX.2 klein, whose prompts are read at the depths 9, 18 and 27; CLIP's tokenizer stands in for Qwen's."""
+    torch.manual_seed(0)
+    tok = talking(tokenizer(folder / "tok"))
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=96,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    own_vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=32,
+        mid_block_add_attention=False,
+    )
+    with torch.no_grad():
+        own_vae.bn.running_mean.copy_(torch.linspace(-0.2, 0.2, 16))
+        own_vae.bn.running_var.copy_(torch.linspace(0.5, 2.0, 16))
+    return Flux2KleinPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, "use_dynamic_shifting": True, **scheduler}),
+        vae=own_vae,
+        text_encoder=qwen3(len(tok), layers=28),
+        tokenizer=tok,
+    )
