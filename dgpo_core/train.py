@@ -117,6 +117,7 @@ def open_session(config: Config, world: World, check: Callable[[], None], tell: 
         gallery = gallery.fitting(size)
         _tell_first(gallery.notes, world, tell)
         prompts = assemble.training_prompts(config, gallery)
+    policy.check_sources([*prompts, *held_out], size)
     measured = HeldOut.of(config, policy, held_out, judges, size, world, check)  # tells a bad solver before it trains
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
     iterate, ratings = trainer.iterate, ""

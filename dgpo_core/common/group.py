@@ -27,6 +27,11 @@ class Group:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        """The pictures that its prompt brought, float32 [3, h, w] in [0, 1] each, of any sizes; most have none."""
+        return tuple(source.image() for source in self.prompt.sources)
+
     def scored(self, scores: Mapping[str, Tensor]) -> "Group":
         """The same group with its rewards."""
         return replace(self, scores=dict(scores))

@@ -29,7 +29,7 @@ def grid(
     advantages: Sequence[Tensor] | None = None,
     most: int = MOST_TILE,
 ) -> Image.Image:
-    """One row per group under its prompt, each image with its score.
+    """One row per group under its prompt, each image with its score; before them the pictures that they are made of.
 
     Small images are enlarged, larger ones made smaller until their longer side is `most` pixels.
     advantages: frames the images that the update would favour in green, those it would disfavour in red.
@@ -38,7 +38,8 @@ def grid(
     zoom = min(max(1, math.ceil(LEAST_TILE / min(height, width))), most / max(height, width))
     tile_w, tile_h = round(width * zoom), round(height * zoom)
     smooth = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS
-    columns = max(len(group) for group in groups)
+    before = max(len(group.prompt.sources) for group in groups)
+    columns = before + max(len(group) for group in groups)
     row_h = LINE + tile_h + (LINE if scores else 0) + MARGIN
     sheet = Image.new("RGB", (MARGIN + columns * (tile_w + MARGIN), LINE + 2 * MARGIN + len(groups) * row_h), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
@@ -46,8 +47,13 @@ def grid(
     for row, group in enumerate(groups):
         top = LINE + 2 * MARGIN + row * row_h
         pen.text((MARGIN, top), group.prompt.text, fill="black", font=font)
+        for place, source in enumerate(group.sources):
+            at = MARGIN + place * (tile_w + MARGIN), top + LINE
+            sheet.paste(_tile(source, (tile_w, tile_h), smooth), at)
+            if scores:
+                pen.text((at[0], at[1] + tile_h), "source", fill="dimgray", font=font)
         for column, image in enumerate(group.images):
-            left = MARGIN + column * (tile_w + MARGIN)
+            left = MARGIN + (before + column) * (tile_w + MARGIN)
             tile = to_pil(image).resize((tile_w, tile_h), smooth)
             sheet.paste(tile, (left, top + LINE))
             if advantages and float(advantages[row][column]):
@@ -65,8 +71,9 @@ def comparison(
 ) -> Image.Image:
     """One block of images per column under its title, one row per group: the same prompts and seeds side by side.
 
-    columns: groups by title, as many in each. scores: of each column's groups, [G] each. width: pixels, about; as many
-    images of each group are shown as fit, at least one and at most four.
+    The pictures that they are made of stand before the first block. columns: groups by title, as many in each. scores:
+    of each column's groups, [G] each. width: pixels of the blocks, about; as many images of each group are shown as
+    fit, at least one and at most four.
     """
     first = next(iter(columns.values()))
     height, wide = first[0].images.shape[-2:]
@@ -79,12 +86,19 @@ def comparison(
     smooth = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS
     count = min(4, min(len(group) for group in first), max(1, (width // len(columns) - GAP) // (tile_w + MARGIN)))
     block = count * (tile_w + MARGIN) + GAP
+    shown = max(len(group.prompt.sources) for group in first)
+    edge = MARGIN + (shown * (tile_w + MARGIN) + GAP if shown else 0)
     row_h = LINE + tile_h + LINE + MARGIN
     top = 2 * LINE
-    sheet = Image.new("RGB", (MARGIN + len(columns) * block, top + len(first) * row_h), "white")
+    sheet = Image.new("RGB", (edge + len(columns) * block, top + len(first) * row_h), "white")
     pen, font, bold = ImageDraw.Draw(sheet), ImageFont.load_default(size=12), ImageFont.load_default(size=15)
+    for y, group in enumerate(first):
+        for place, source in enumerate(group.sources):
+            at = MARGIN + place * (tile_w + MARGIN), top + y * row_h + LINE
+            sheet.paste(_tile(source, (tile_w, tile_h), smooth), at)
+            pen.text((at[0], at[1] + tile_h), "source", fill="dimgray", font=font)
     for x, (title, groups) in enumerate(columns.items()):
-        left = MARGIN + x * block
+        left = edge + x * block
         pen.text((left, MARGIN), _shortened(title, bold, block - GAP), fill="black", font=bold)
         for y, group in enumerate(groups):
             if x == 0:
@@ -95,6 +109,16 @@ def comparison(
                 sheet.paste(to_pil(group.images[i]).resize((tile_w, tile_h), smooth), at)
                 pen.text((at[0], at[1] + tile_h), f"{float(scores[x][y][i]):.2f}", fill="dimgray", font=font)
     return sheet
+
+
+def _tile(picture: Tensor, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """A picture [3, h, w] of any size, scaled into (width, height), on white where its proportions are others."""
+    inside = to_pil(picture)
+    zoom = min(size[0] / inside.width, size[1] / inside.height)
+    scaled = inside.resize((max(1, round(inside.width * zoom)), max(1, round(inside.height * zoom))), resample)
+    tile = Image.new("RGB", size, "white")
+    tile.paste(scaled, ((size[0] - scaled.width) // 2, (size[1] - scaled.height) // 2))
+    return tile
 
 
 def _shortened(text: str, font: Any, width: int) -> str:

@@ -4,37 +4,41 @@ import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Generic, TypeVar
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompt_syntax import is_infotext_line
 from dgpo_core.common.reading import parse_json, read_bytes, shown
 from dgpo_core.common.seeds import derive_seed
+from dgpo_core.common.source import Source
 
 
 @dataclass(frozen=True)
 class Prompt:
     """What the model is asked to draw, and what a verifying reward needs to know about it.
 
-    where: file and line that it is from, for messages; "" where it is from none.
+    where: file and line that it is from, for messages; "" where it is from none. sources: the pictures that it is
+    about, for models that edit; most prompts have none.
     """
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     where: str = field(default="", compare=False)
+    sources: tuple[Source, ...] = ()
 
 
 def load_prompts(path: str | Path) -> list[Prompt]:
     """The prompts of a .txt file (one per line) or a .jsonl file (`{"prompt": ..., metadata...}` per line).
 
-    Blank lines, and in .txt lines that start with #, are skipped. Raises UserError naming the file, and the line, for
-    whatever is wrong with it.
+    In .jsonl, "image" (a path) or "images" (a list of paths) are the prompt's sources: pictures beside the file or in
+    folders below it. Blank lines, and in .txt lines that start with #, are skipped. Raises UserError naming the file,
+    and the line, for whatever is wrong with it.
     """
     path = Path(path)
     if path.suffix.lower() not in (".txt", ".jsonl"):
         raise UserError(f"The prompt file {shown(path)} must be a .txt or .jsonl file.")
-    read = _read_json if path.suffix.lower() == ".jsonl" else _read_text
+    read = functools.partial(_read_json, folder=path.parent) if path.suffix.lower() == ".jsonl" else _read_text
     prompts = _read_lines(_text_of(path).split("\n"), read, f"{path}:")
     if not prompts:
         raise UserError(f"The prompt file {shown(path)} has no prompts in it.")
@@ -88,14 +92,32 @@ def _read_text(line: str, where: str) -> Prompt | None:
     return None if line.startswith("#") else Prompt(line, where=where)
 
 
-def _read_json(line: str, where: str) -> Prompt:
+def _read_json(line: str, where: str, folder: Path) -> Prompt:
     record = parse_json(line, f"{where}: the line")
     if not isinstance(record, dict):
         raise UserError(f'{where}: must be an object such as {{"prompt": "a red circle"}}.')
     text = record.pop("prompt", None)
     if not isinstance(text, str) or not text.strip():
         raise UserError(f'{where}: "prompt" must be there and hold text.')
-    return Prompt(text.strip(), record, where)
+    names = _source_names(record, where)
+    return Prompt(text.strip(), record, where, tuple(Source.of_file(folder / name, where) for name in names))
+
+
+def _source_names(record: dict[str, Any], where: str) -> list[str]:
+    """The paths in "image" or "images", which are then no metadata any more."""
+    given = [record.pop(key) for key in ("image", "images") if record.get(key) is not None]
+    if len(given) > 1:
+        raise UserError(f'{where}: has both "image" and "images": keep one of them.')
+    names = given[0] if given and isinstance(given[0], list) else given
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f'{where}: "image" must be the path of a picture, "images" a list of paths.')
+        if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+            raise UserError(
+                f"{where}: the picture {shown(name)} must be beside the prompt file or in a folder below it: move it"
+                " there, and give its path from the prompt file."
+            )
+    return names
 
 
 Item = TypeVar("Item")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
+from dgpo_core.common.pixels import Unreadable, read_pixels
 from dgpo_core.common.prompts import Prompt, PromptStream
 from dgpo_core.common.reading import shown
 from dgpo_core.people.gallery import RatedGroup
-from dgpo_core.people.picture_file import Unreadable, read_pixels
 from dgpo_core.policy.base import Policy
 from dgpo_core.settings.config import RATINGS
 

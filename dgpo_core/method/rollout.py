@@ -35,8 +35,8 @@ def rollout(
     size: (height, width) in pixels. batch: samples per forward, 0 for all at once; it bounds the memory, no more.
     drawn: is given each group as soon as all its samples are there.
     """
-    conds = policy.encode([prompt.text for prompt in prompts])
-    uncond = policy.encode([negative_prompt])[0]
+    policy.check_sources(prompts, size)
+    conds, uncond = policy.condition(prompts, negative_prompt, size)
     counts = [len(row) for row in seeds]
     flat = [seed for row in seeds for seed in row]
     owner = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(counts))
@@ -47,7 +47,8 @@ def rollout(
     groups: list[Group] = []
     for part in torch.arange(len(flat)).split(batch or len(flat)):
         x_T = torch.stack([noise(flat[i], shape) for i in part.tolist()])
-        x0 = policy.sample(solver, x_T, every.select(owner[part]), uncond, cfg, check)
+        without = uncond if len(uncond) == 1 else uncond.select(owner[part])
+        x0 = policy.sample(solver, x_T, every.select(owner[part]), without, cfg, check)
         latents.append(x0)
         images.append(policy.decode(x0).cpu())
         while len(groups) < len(prompts) and counts[len(groups)] <= sum(map(len, images)):

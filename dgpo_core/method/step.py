@@ -133,14 +133,16 @@ class Step:
         """Compare the scored groups (of any sizes) and take one optimiser step; `places` are theirs in `draw`."""
         watch = watch or Stopwatch(self.policy.device)
         with watch.phase("encode"):
-            conds = self.encode([group.prompt.text for group in groups])
+            conds, uncond = self.condition([group.prompt for group in groups])
         with watch.phase("update"):
             r, A = self._advantages(groups)
             # equal rewards have equal advantages, and only they have
             informative = [bool(adv.informative(row[None])) for row in A]
-            tasks = self._tasks(places, groups, A, conds, informative)
+            # one that sees no source is the same for all, and in memory once
+            of_each = [uncond.select([i]) for i in range(len(uncond))] if len(uncond) > 1 else [None] * len(groups)
+            tasks = self._tasks(places, groups, A, list(zip(conds, of_each, strict=True)), informative)
             everywhere = sum(self.world.gather([len(groups)]))
-            tally, norm = self._update(tasks, total=everywhere * self.settings.training.timesteps)
+            tally, norm = self._update(tasks, uncond, total=everywhere * self.settings.training.timesteps)
         self.advance()
         metrics = self._metrics(groups, r, informative, tally, norm)
         if self.settings.training.kl_target:
@@ -176,7 +178,7 @@ class Step:
         places: Sequence[int],
         groups: Sequence[Group],
         A: Sequence[Tensor],
-        conds: Sequence[Cond],
+        conds: Sequence[tuple[Cond, Cond | None]],
         informative: Sequence[bool],
     ) -> list[Task]:
         """Every group at each of the iteration's M timesteps. One of equal rewards has the gradient of what holds it to
@@ -190,13 +192,13 @@ class Step:
             # equal rewards: exactly nothing, whatever was rounded
             A_g = A[i] if informative[i] else torch.zeros_like(A[i])
             for m, level in enumerate(levels):
-                tasks.append(Task(groups[i], A_g, conds[i], level, derive_seed(seed, "noise", k, g, m)))
+                seed_of_noise = derive_seed(seed, "noise", k, g, m)
+                tasks.append(Task(groups[i], A_g, conds[i][0], level, seed_of_noise, conds[i][1]))
         return tasks
 
-    def _update(self, tasks: Sequence[Task], total: int) -> tuple[Tally, float]:
+    def _update(self, tasks: Sequence[Task], uncond: Cond, total: int) -> tuple[Tally, float]:
         """Accumulate the gradient over all tasks and processes, then one clipped optimiser step."""
         t = replace(self.settings.training, kl_weight=self.kl_weight)
-        uncond = self.policy.encode([self.settings.rollout.negative_prompt])[0] if t.kl_cfg != 1.0 else None
         # an old policy of the same weights still predicts otherwise where the current one has dropout: it has none
         same = self.old_is_current and not self.settings.dropout
         update = Update(self.policy, t, uncond=uncond, old_is_current=same, check=self.check)
@@ -252,6 +254,10 @@ class Step:
     def encode(self, texts: Sequence[str]) -> list[Cond]:
         """Conditionings of the prompts; the one of the negative prompt is made with them."""
         return self.policy.encode([*texts, self.settings.rollout.negative_prompt])[: len(texts)]
+
+    def condition(self, prompts: Sequence[Prompt]) -> tuple[list[Cond], Cond]:
+        """Conditionings of the prompts and of the negative one, with their sources: see `Policy.condition`."""
+        return self.policy.condition(prompts, self.settings.rollout.negative_prompt, self.size)
 
     def _metrics(
         self, groups: Sequence[Group], r: Sequence[Tensor], informative: Sequence[bool], tally: Tally, norm: float

@@ -65,7 +65,7 @@ class Trainer:
         watch = Stopwatch(self.policy.device)
         mine = self.world.share(list(enumerate(self.stream.at(self.iteration))))
         with watch.phase("encode"):
-            self.step.encode([prompt.text for _, prompt in mine])
+            self.step.condition([prompt for _, prompt in mine])
         with self._scoring() as scoring:
             with watch.phase("rollout"):
                 groups = self.step.draw(mine, scoring.start)

@@ -25,8 +25,9 @@ from dgpo_core.settings.config import TrainingConfig
 class Task:
     """One group at one training timestep.
 
-    A: advantages [G]; of a group whose rewards are all equal, exact zeros. t: the model's timestep; noise_seed: of the
-    noise that the whole group shares, and of the LoRA dropout's masks.
+    A: advantages [G]; of a group whose rewards are all equal, exact zeros. uncond: the negative prompt's conditioning
+    where it is this group's own, as in editors. t: the model's timestep; noise_seed: of the noise that the whole group
+    shares, and of the LoRA dropout's masks.
     """
 
     group: Group
@@ -34,6 +35,7 @@ class Task:
     cond: Cond
     t: float
     noise_seed: int
+    uncond: Cond | None = None
 
     @property
     def prefers(self) -> bool:
@@ -171,7 +173,8 @@ def whole_groups(tasks: Sequence[Task], micro_batch: int) -> Iterator[list[Task]
 class Rows:
     """K tasks stacked: K groups of G samples as B = K G rows, each group at its own timestep with its own noise.
 
-    seeds: B seeds, each of one row's dropout masks; they depend on nothing that cuts or groups rows.
+    seeds: B seeds, each of one row's dropout masks; they depend on nothing that cuts or groups rows. uncond: where each
+    group has its own, else None.
     """
 
     x_t: Tensor
@@ -181,6 +184,7 @@ class Rows:
     A: Tensor
     seeds: tuple[int, ...]
     group_size: int
+    uncond: Cond | None = None
 
     @staticmethod
     def of(tasks: Sequence[Task], policy: Policy) -> "Rows":
@@ -190,6 +194,7 @@ class Rows:
         eps = torch.stack([noise(task.noise_seed, tuple(x0.shape[1:])) for task in tasks])
         eps = sent(eps, x0.device).repeat_interleave(G, dim=0)
         t = sent(torch.tensor([task.t for task in tasks]), x0.device).repeat_interleave(G)
+        own = [task.uncond for task in tasks if task.uncond is not None]
         return Rows(
             x_t=policy.prediction.add_noise(x0, eps, t),
             target=policy.prediction.target(x0, eps, t),
@@ -198,6 +203,7 @@ class Rows:
             A=sent(torch.cat([task.A for task in tasks]), x0.device),
             seeds=tuple(derive_seed(task.noise_seed, "dropout", i) for task in tasks for i in range(G)),
             group_size=G,
+            uncond=Cond.cat([uncond.expand(G) for uncond in own]) if own else None,
         )
 
     def __len__(self) -> int:
@@ -211,9 +217,9 @@ class Rows:
         return [self._rows(cut) for cut in cuts]
 
     def _rows(self, c: slice) -> "Rows":
-        return Rows(
-            self.x_t[c], self.target[c], self.t[c], self.cond.select(c), self.A[c], self.seeds[c], self.group_size
-        )
+        uncond = None if self.uncond is None else self.uncond.select(c)
+        noisy = self.x_t[c], self.target[c], self.t[c]
+        return Rows(*noisy, self.cond.select(c), self.A[c], self.seeds[c], self.group_size, uncond)
 
 
 @dataclass(frozen=True)
@@ -230,7 +236,8 @@ class Update:
     """Accumulates the gradient of one iteration.
 
     old_is_current: the old policy equals the current one, so no forward of it is needed.
-    uncond: the conditioning of a guided reference's other branch, where `kl_cfg` is not 1.
+    uncond: the conditioning of a guided reference's other branch, where `kl_cfg` is not 1 and rows have none of their
+    own.
     """
 
     def __init__(
@@ -306,10 +313,11 @@ class Update:
             c = self.policy.predict(rows.x_t, rows.t, rows.cond)
             if reference.cfg == 1.0:
                 return c
-            if self.uncond is None:
+            uncond = rows.uncond if self.uncond is None or rows.uncond is not None else self.uncond.expand(len(rows))
+            if uncond is None:
                 raise ValueError("a guided reference needs `uncond`")
             self.check()
-            u = self.policy.predict(rows.x_t, rows.t, self.uncond.expand(len(rows)))
+            u = self.policy.predict(rows.x_t, rows.t, uncond)
         return self.policy.guide(u, c, reference.cfg)
 
     def _backward(self, rows: Rows, fixed: Fixed, weight: Tensor | None, share: float) -> Seen:

@@ -1,10 +1,12 @@
 """Asking a person about groups of images, once: what was answered before is not asked again."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import reason, write_atomic
@@ -53,7 +55,7 @@ def ask(
         file.put([_by_taste(groups[rows[i]], keys[rows[i]], said) for i, said in plan.said.items()])
         rows = [rows[i] for i in plan.ask]
     if rows:
-        asked = tuple(_asked(groups[i], _save(groups[i], folder, keys[i]), shown or {}) for i in rows)
+        asked = tuple(_asked(groups[i], keys[i], folder, shown or {}) for i in rows)
         mine = [keys[i] for i in rows]
 
         def save(answer: Answer) -> None:
@@ -72,8 +74,12 @@ def ask(
     return Answer(tuple(known[key].answer for key in keys))
 
 
-def _asked(group: Group, names: Sequence[str], shown: Mapping[str, str]) -> AskedGroup:
-    return AskedGroup(group.prompt.text, tuple({"filename": name, **shown} for name in names))
+def _asked(group: Group, key: str, folder: Path, shown: Mapping[str, str]) -> AskedGroup:
+    """The group with its images, and the pictures that they are made of, in the folder."""
+    images = _save(zip(_names(group, key), group.images, strict=True), folder)
+    sources = _save(((f"{key}-source-{i}.png", source) for i, source in enumerate(group.sources)), folder)
+    files = [tuple({"filename": name, **shown} for name in names) for names in (images, sources)]
+    return AskedGroup(group.prompt.text, *files)
 
 
 def _by_taste(group: Group, key: str, answer: Mapping[str, Any]) -> Preference:
@@ -91,13 +97,14 @@ def answered(folder: Path, keys: Sequence[str], sizes: Sequence[int]) -> Answer 
     return Answer(tuple(preference.answer for preference in known)) if known else None
 
 
-def _save(group: Group, folder: Path, name: str) -> list[str]:
-    """Writes the images as name-0.png and so on; their names."""
+def _save(images: Iterable[tuple[str, Tensor]], folder: Path) -> list[str]:
+    """Writes the images under their names; the names."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot make the folder {folder}: {reason(error)}.") from error
-    names = _names(group, name)
-    for file, image in zip(names, group.images, strict=True):
-        write_atomic(folder / file, functools.partial(to_pil(image).save, compress_level=1))
+    names = []
+    for name, image in images:
+        write_atomic(folder / name, functools.partial(to_pil(image).save, compress_level=1))
+        names.append(name)
     return names

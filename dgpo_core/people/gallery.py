@@ -18,8 +18,9 @@ from pathlib import Path
 
 from dgpo_core.comfy.png import prompt_of
 from dgpo_core.common.errors import NoPrompt, UserError
+from dgpo_core.common.pixels import Unreadable
 from dgpo_core.common.reading import shown
-from dgpo_core.people.picture_file import Unreadable, read_picture
+from dgpo_core.people.picture_file import read_picture
 from dgpo_core.people.preference_file import is_preference_file, read_preferences
 from dgpo_core.people.preferences import Told, told_apart
 from dgpo_core.people.ratings import IMAGES, Rated, read_ratings, unread

@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.pixels import Unreadable, read_pixels
 from dgpo_core.common.reading import shown
 from dgpo_core.people.gallery import Gallery, RatedGroup, read_gallery, read_preference_gallery
-from dgpo_core.people.picture_file import Unreadable, read_pixels
 from dgpo_core.people.preferences import better_of
 from dgpo_core.rewards.taste.features import Features
 from dgpo_core.rewards.taste.model import Judged

@@ -1,4 +1,4 @@
-"""A picture's file from outside: its pixels, its shape, and what programs have written into it besides.
+"""A picture's file from outside: its shape, and what programs have written into it besides its pixels.
 
 Texts stand in a PNG's text chunks (before the pixels or behind them), in the EXIF of a JPEG or WebP, and in XMP.
 """
@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dgpo_core.comfy.png import GRAPHS, INFOTEXT, OTHERS
-from dgpo_core.common.errors import NoPrompt, UserError
+from dgpo_core.common.errors import NoPrompt
 from dgpo_core.common.files import reason
-from dgpo_core.common.reading import read_bytes
+from dgpo_core.common.pixels import Unreadable, opened, picture_bytes
 
-MOST_BYTES = 256 * 2**20
-MOST_PIXELS = 100_000_000
 MOST_TEXT = 32 * 2**20
 """Characters of all texts in one picture, unpacked."""
 XMP = "XML:com.adobe.xmp"
@@ -29,10 +27,6 @@ _RATING_TAGS = (b"\x46\x47\x03\x00", b"\x47\x46\x00\x03")  # little and big endi
 _END = 256 * 2**10
 _IN_EXIF = re.compile(r"\s*(prompt|workflow)\s*:\s*(?=\{)", re.IGNORECASE)
 _XMP_RATING = re.compile(r"""\bxmp:Rating\s*(?:=\s*["']|>)\s*(-?\d{1,3}(?:\.\d{1,6})?)\s*["'<]""")
-
-
-class Unreadable(Exception):
-    """A file is no picture; the text says why, for the end of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +49,9 @@ class PictureFile:
 
 def read_picture(path: str | Path) -> PictureFile:
     """What is in a picture's file, which is whole. Raises Unreadable."""
-    data = _bytes(path)
+    data = picture_bytes(path)
     try:
-        with _open(data) as image:
+        with opened(data) as image:
             tags = _tags(image)
             width, height = image.size if tags.get(_ORIENTATION, 1) not in (5, 6, 7, 8) else image.size[::-1]
             texts = [*(_png_texts(data) if image.format == "PNG" else ()), *_exif_texts(tags), *_xmp_of(image.info)]
@@ -72,18 +66,6 @@ def read_picture(path: str | Path) -> PictureFile:
     return PictureFile(height, width, tuple(texts), rating)
 
 
-def read_pixels(path: str | Path) -> Image.Image:
-    """The picture the right way up, in RGB. Raises Unreadable."""
-    data = _bytes(path)
-    try:
-        with _open(data) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Unreadable:
-        raise
-    except Exception as error:  # as above
-        raise Unreadable(reason(error)) from None
-
-
 def xmp_rating(text: str) -> float | None:
     """The rating in an XMP packet: 1 to 5 stars, or -1 for rejected. None where there is none, which 0 also means."""
     found = _XMP_RATING.search(text)
@@ -92,20 +74,6 @@ def xmp_rating(text: str) -> float | None:
 
 def _stars(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and value and -1 <= value <= 5 else None
-
-
-def _bytes(path: str | Path) -> bytes:
-    try:
-        return read_bytes(path, "The image", MOST_BYTES)
-    except UserError as error:
-        raise Unreadable(reason(error)) from None
-
-
-def _open(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
-    if image.width * image.height > MOST_PIXELS:
-        raise Unreadable(f"{image.width} x {image.height} pixels are too many")
-    return image
 
 
 def _check_whole(image: Image.Image) -> None:

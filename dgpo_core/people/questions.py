@@ -29,10 +29,14 @@ class UnknownQuestion(UserError):
 
 @dataclass(frozen=True)
 class AskedGroup:
-    """What a person sees of a group: its prompt and its images as {"filename": ...} and what else a browser needs."""
+    """What a person sees of a group: its prompt and its images as {"filename": ...} and what else a browser needs.
+
+    sources: the pictures that they are made of, likewise.
+    """
 
     prompt: str
     images: tuple[Mapping[str, str], ...]
+    sources: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,12 @@ class _Waiting:
 
     def as_json(self) -> dict[str, Any]:
         groups = [
-            {"prompt": g.prompt, "images": list(g.images), "pairs": pairs_wanted(len(g.images), self.question.pairs)}
+            {
+                "prompt": g.prompt,
+                "sources": list(g.sources),
+                "images": list(g.images),
+                "pairs": pairs_wanted(len(g.images), self.question.pairs),
+            }
             for g in self.question.groups
         ]
         left = self.seconds_left()

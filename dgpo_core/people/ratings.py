@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.pixels import Unreadable
 from dgpo_core.common.reading import read_bytes, read_json, read_text, shown
-from dgpo_core.people.picture_file import Unreadable, hints_at_rating, read_picture, xmp_rating
+from dgpo_core.people.picture_file import hints_at_rating, read_picture, xmp_rating
 from dgpo_core.people.preferences import MOST_RATING, is_rating
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")

@@ -58,7 +58,8 @@ class AskingServer(LocalServer):
 
     def image(self, name: str) -> bytes | None:
         """The file of an image, if a question that is open shows it."""
-        shown = {image["filename"] for q in self.questions.pending() for g in q["groups"] for image in g["images"]}
+        groups = [group for question in self.questions.pending() for group in question["groups"]]
+        shown = {image["filename"] for group in groups for image in (*group["images"], *group["sources"])}
         return (self.folder / name).read_bytes() if name in shown else None
 
 

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.reading import shown
 from dgpo_core.common.sending import sent
 from dgpo_core.diffusion.prediction import Prediction
 from dgpo_core.diffusion.solvers import Solver
@@ -69,7 +72,7 @@ def _stacked(parts: Sequence[Tensor]) -> Tensor:
 
 
 class Policy(ABC):
-    """A text-to-image model with three LoRA adapters on one frozen base.
+    """A text-to-image model, or one that edits images, with three LoRA adapters on one frozen base.
 
     The adapters: "current" is trained, "old" is its fast EMA, "ema" the slow one; None is the base, the reference.
     All three start equal. Only "current" has parameters that require a gradient.
@@ -77,9 +80,10 @@ class Policy(ABC):
     Latents are [B,C,h,w] here; of a model of videos, whose pictures are one frame, [B,C,1,h,w].
 
     family: "sd15", "sdxl", "sd3", "flux", ...; scheduler_config: the checkpoint's; dtype: of the frozen base (the
-    adapters are float32 always).
+    adapters are float32 always). sources: how many pictures a prompt must bring at least and may at most.
     """
 
+    sources: tuple[int, int] = (0, 0)
     family: str
     prediction: Prediction
     scheduler_config: dict[str, Any]
@@ -101,6 +105,38 @@ class Policy(ABC):
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> list[Cond]:
         """One Cond with B = 1 per prompt. A text is encoded once per run, and the same whatever texts are beside it."""
+
+    def condition(
+        self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]
+    ) -> tuple[list[Cond], Cond]:
+        """One Cond with B = 1 per prompt, its sources included, and the negative prompt's.
+
+        The latter has one row, or, of an editor, a row for each prompt: it sees the sources, too. size: (height, width)
+        in pixels of what is drawn.
+        """
+        *conds, uncond = self.encode([*(prompt.text for prompt in prompts), negative])
+        return conds, uncond
+
+    def check_sources(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
+        """Raises UserError for a prompt with fewer or more sources than the model takes, or of another shape."""
+        least, most = self.sources
+        for prompt in prompts:
+            count, where = len(prompt.sources), shown(prompt.where, 1000) or "A prompt"
+            if count < least:
+                raise UserError(
+                    f"{where}: a model of the family {self.family} edits pictures, and the prompt"
+                    f' {shown(prompt.text, 60)!r} brings none: add "image" to it in a .jsonl file.'
+                )
+            if count > most:
+                takes, instead = "draws from text alone", 'take one that edits (FLUX.1 Kontext), or leave "image" out'
+                if most:
+                    takes, instead = f"takes at most {most}", "leave the others out"
+                raise UserError(
+                    f"{where}: the prompt {shown(prompt.text, 60)!r} brings {count} picture{'s' if count > 1 else ''},"
+                    f" but a model of the family {self.family} {takes}: {instead}."
+                )
+            for source in prompt.sources:
+                source.require_shape(size)
 
     def is_encoded(self, prompts: Sequence[str]) -> bool:
         """Whether `encode` would need no text encoder for these prompts."""
@@ -142,7 +178,7 @@ class Policy(ABC):
     def sample(self, solver: Solver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check) -> Tensor:
         """Clean latents x0 from initial noise x_T, both [B,C,h,w], by a solver of this policy's and without gradients.
 
-        cond has B rows, uncond one; cfg: the guidance scale, 1 is without guidance.
+        cond has B rows, uncond one or B; cfg: the guidance scale, 1 is without guidance.
         """
 
     @abstractmethod

@@ -31,6 +31,9 @@ class Family:
     """The prediction by what `modelspec.architecture` begins with, where that says it."""
     marks: ClassVar[tuple[str, ...]]
     """Tensors by which a single checkpoint is known, each of them enough; the network's prefix is left out."""
+    looks_like: ClassVar[str] = ""
+    """The family whose single checkpoints have the same tensors; one of this family has its name in the file's name or
+    header, or is asked for by it."""
     known_as: ClassVar[tuple[str, ...]] = ()
     """Names of kinds that `recognise` would refuse but for this family."""
     other_models: ClassVar[Mapping[str, str]] = {}

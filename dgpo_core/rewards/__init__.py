@@ -3,7 +3,7 @@
 Whoever writes one derives from `Reward` here; a new one of this package is one file and one line in `registry.REWARDS`.
 """
 
-from dgpo_core.rewards.base import GroupReward, Reward
+from dgpo_core.rewards.base import EditReward, GroupReward, Reward
 from dgpo_core.rewards.registry import (
     REWARDS,
     check_cheaply,
@@ -19,6 +19,7 @@ from dgpo_core.rewards.scoring import Scoring, score_groups
 
 __all__ = [
     "REWARDS",
+    "EditReward",
     "GroupReward",
     "Reward",
     "Scoring",

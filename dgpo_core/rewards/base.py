@@ -26,6 +26,7 @@ class Reward(ABC):
     shareable: the options that somebody else's file (a workflow) may set. No address, no path, no name of a variable
     and nothing that costs without bound is among them; what is not named here only the machine's own user can set.
     retired: options that it once took, each with what to do instead.
+    needs_source: whether it can judge only what was made from a source picture (see `score_edits`).
 
     A constructor takes `device` and the reward's options, and raises UserError where it cannot score later.
     """
@@ -37,6 +38,7 @@ class Reward(ABC):
     packages: ClassVar[Mapping[str, str]] = {}
     shareable: ClassVar[tuple[str, ...]] = ()
     retired: ClassVar[Mapping[str, str]] = {}
+    needs_source: ClassVar[bool] = False
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -66,6 +68,20 @@ class Reward(ABC):
         a reward can score an image by the others of its group (`runs` finds them).
         """
 
+    def score_edits(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        sources: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
+        """`score`, with the pictures that each image was made from: what the engine calls.
+
+        sources: of each of the B images, those of its prompt, float32 [3, h, w] in [0, 1] of any sizes; none where the
+        prompt brought none. A reward that does not look at them has `score` alone.
+        """
+        return self.score(images, prompts, metadata)
+
     def overlaps(self, device: torch.device, group_size: int) -> bool:
         """Whether to score group by group while the next groups of `group_size` images are drawn on `device`.
 
@@ -79,6 +95,26 @@ class Reward(ABC):
 
     def close(self) -> None:  # noqa: B027 (most rewards hold nothing)
         """The run is over: let go of everything."""
+
+
+class EditReward(Reward):
+    """Compares images with the pictures that they were made from: `score_edits` is its `score`."""
+
+    needs_source = True
+
+    @abstractmethod
+    def score_edits(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        sources: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
+        """As `Reward.score_edits`; every image has a source."""
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Images alone are not enough."""
+        raise UserError(f"{type(self).__name__} compares images with their sources, and there are none.")
 
 
 class GroupReward(Reward):

@@ -37,6 +37,13 @@ def described(error: BaseException) -> str:
 def check_prompts(rewards: Mapping[str, Reward], prompts: Sequence[Prompt]) -> None:
     """Raises UserError for a prompt that a reward cannot judge: to be called before anything is drawn."""
     for name, reward in rewards.items():
+        bare = next((prompt for prompt in prompts if not prompt.sources), None) if reward.needs_source else None
+        if bare:
+            start = f"{shown(bare.where, 1000)}: the" if bare.where else "The"
+            raise UserError(
+                f"{start} reward {name!r} compares with a source picture, and the prompt {shown(bare.text, 60)!r}"
+                ' brings none: add "image" to it in a .jsonl file, or take another reward.'
+            )
         with guarded(f"Reward {name!r} failed in check() with"):
             reward.check(prompts)
 

@@ -24,6 +24,8 @@ from dgpo_core.settings.config import RewardTerm
 REWARDS: dict[str, str] = {
     "shapes": "dgpo_core.rewards.shapes:Shapes",
     "shapes_graded": "dgpo_core.rewards.shapes:ShapesGraded",
+    "similarity": "dgpo_core.rewards.similarity:Similarity",
+    "clip_direction": "dgpo_core.rewards.clip_direction:ClipDirection",
     "clip_score": "dgpo_core.rewards.clip_score:ClipScore",
     "pickscore": "dgpo_core.rewards.pickscore:PickScore",
     "hpsv2": "dgpo_core.rewards.hpsv2:HpsV2",

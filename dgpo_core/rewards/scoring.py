@@ -25,10 +25,11 @@ def score_groups(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list
     images = torch.cat([group.images for group in groups])
     prompts = [group.prompt.text for group in groups for _ in range(len(group))]
     metadata = [group.prompt.metadata for group in groups for _ in range(len(group))]
+    sources = [pictures for group in groups for pictures in [group.sources] * len(group)]
     scores = {
         name: _scores_of_groups(name, reward, groups, prompts)
         if isinstance(reward, GroupReward)
-        else scores_of(name, reward, images, prompts, metadata)
+        else scores_of(name, reward, images, prompts, metadata, sources)
         for name, reward in rewards.items()
     }
     parts = {name: values.split([len(group) for group in groups]) for name, values in scores.items()}
@@ -42,25 +43,40 @@ def _scores_of_groups(name: str, reward: GroupReward, groups: Sequence[Group], p
 
 
 def scores_of(
-    name: str, reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    name: str,
+    reward: Reward,
+    images: Tensor,
+    prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    sources: Sequence[Sequence[Tensor]] = (),
 ) -> Tensor:
-    """The scores of one reward, checked, float32 [B] on the CPU; raises UserError as `score_groups` does."""
+    """The scores of one reward, checked, float32 [B] on the CPU; raises UserError as `score_groups` does.
+
+    sources: as in `Reward.score_edits`; none given: no image has any.
+    """
+    sources = sources or [()] * len(prompts)
     try:
-        values = reward.score(images, prompts, metadata)
+        values = reward.score_edits(images, prompts, metadata, sources)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        where = _failing(reward, images, prompts, metadata)
+        where = _failing(reward, images, prompts, metadata, sources)
         raise UserError(f"Reward {name!r} failed on {where} with {described(error)}.") from error
     return checked(name, values, prompts)
 
 
-def _failing(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> str:
+def _failing(
+    reward: Reward,
+    images: Tensor,
+    prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    sources: Sequence[Sequence[Tensor]],
+) -> str:
     """The first sample on which the reward fails alone as well; all of them where there is none."""
     for i in range(len(prompts)):
         one = slice(i, i + 1)
         try:
-            reward.score(images[one], prompts[one], metadata[one])
+            reward.score_edits(images[one], prompts[one], metadata[one], sources[one])
         except (Exception, SystemExit):
             return f"sample {i} ({prompts[i]!r})"
     return f"samples 0 to {len(prompts) - 1} ({prompts[0]!r}, ...)"

@@ -26,6 +26,14 @@ How well does the image show what the prompt asks for, and how well is it made? 
 what is wrong. Then write the score alone, on a last line of its own: a number from 0 (nothing is right) to 10 \
 (perfect)."""
 
+EDIT_TEMPLATE = """The last image was made from what comes before it by the following instruction:
+{prompt}
+
+Judge two things. Was the instruction followed, all of it? And is everything that the instruction does not speak of as \
+it was before: people and their faces, objects, places, colours, style, framing? Say in one sentence what is right and \
+what is wrong. Rate each from 0 (not at all) to 10 (perfectly). Then write the lower of the two numbers alone, on a \
+last line of its own."""
+
 PATTERN = r"(?<![\w.])(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*10(?:\.0+)?\b)?"
 """A number, which may be followed by "/10" or "out of 10": the 7 of "Score: 7/10"."""
 
@@ -41,8 +49,10 @@ class VlmJudge(ServerReward):
     machine's own user alone: url, the server's address up to and without "/chat/completions", such as
     http://127.0.0.1:8000/v1, and key_env, the name of the environment variable that holds the API key, never the key.
     model: its name there; an endpoint that names one is for that one alone. template: the question; {prompt} in it
-    becomes the prompt. pattern: the regular expression whose last match in the answer is the score; its first group
-    where it has one. It, too, is for the machine's own user to set. low, high: what that number must be between.
+    becomes the prompt. edit_template: the question about an image that was made from sources, which are shown before
+    it; the default asks for following and preservation, of which the lower counts. pattern: the regular expression
+    whose last match in the answer is the score; its first group where it has one. It, too, is for the machine's own
+    user to set. low, high: what that number must be between.
     jpeg_quality: images are sent as JPEG of this quality (1 to 95), or as PNG for 0. request: further fields of the
     request, from the machine's own user alone; those of the endpoint, or else {"temperature": 0}, unless given.
     concurrency: requests at once. timeout, retries, backoff: see `web.Server`; an answer without a score in the range,
@@ -58,7 +68,7 @@ class VlmJudge(ServerReward):
     name = "vlm_judge"
     range = (0.0, 1.0)
     shareable = (
-        *(*ServerReward.shareable, "model", "template", "low", "high"),
+        *(*ServerReward.shareable, "model", "template", "edit_template", "low", "high"),
         *("jpeg_quality", "concurrency", "max_calls"),
     )
 
@@ -80,6 +90,7 @@ class VlmJudge(ServerReward):
         retries: int = 4,
         backoff: float = 1.0,
         max_calls: int = 0,
+        edit_template: str = EDIT_TEMPLATE,
     ) -> None:
         super().__init__(device)
         place = self.place({"endpoint": endpoint, "url": url, "key_env": key_env})
@@ -87,6 +98,7 @@ class VlmJudge(ServerReward):
         if place.model and model not in ("", place.model):
             self.server.fail(f"the endpoint {endpoint!r} is for the model {place.model}: leave the option model out.")
         self.model, self.template = self._text("model", model or place.model), self._text("template", template)
+        self.edit_template = self._text("edit_template", edit_template)
         self.pattern, self.low, self.high = self._pattern(pattern), *self._bounds(low, high)
         self.jpeg_quality = whole(self.name, "jpeg_quality", jpeg_quality)
         if jpeg_quality > 95:
@@ -99,11 +111,21 @@ class VlmJudge(ServerReward):
         return group_size >= self.concurrency  # a smaller group alone would leave connections unused
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        return self.score_edits(images, prompts, metadata, [()] * len(prompts))
+
+    def score_edits(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        sources: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
         self._afford(len(images))
         stop, pool = threading.Event(), ThreadPoolExecutor(self.concurrency)
         try:
-            samples = enumerate(zip(images, prompts, strict=True))
-            jobs = [pool.submit(self._judge, i, image, prompt, stop) for i, (image, prompt) in samples]
+            together = [[*before, image] for before, image in zip(sources, images, strict=True)]
+            samples = enumerate(zip(together, prompts, strict=True))
+            jobs = [pool.submit(self._judge, i, pictures, prompt, stop) for i, (pictures, prompt) in samples]
             for job in as_completed(jobs):
                 job.result()
         finally:
@@ -127,16 +149,16 @@ class VlmJudge(ServerReward):
             raise Refused(f"gave the score {value:g}, which is not from {self.low:g} to {self.high:g}")
         return (value - self.low) / (self.high - self.low)
 
-    def _judge(self, i: int, image: Tensor, prompt: str, stop: threading.Event) -> float:
-        body = json.dumps(self._question(image, prompt)).encode()
+    def _judge(self, i: int, pictures: Sequence[Tensor], prompt: str, stop: threading.Event) -> float:
+        body = json.dumps(self._question(pictures, prompt)).encode()
         sample, count = f"sample {i} ({prompt!r})", functools.partial(self._afford, 1, spend=True)
         return self.server.ask("/chat/completions", body, "application/json", self.read, sample, count, stop)
 
-    def _question(self, image: Tensor, prompt: str) -> dict[str, Any]:
-        content = [
-            {"type": "text", "text": self.template.replace("{prompt}", prompt)},
-            {"type": "image_url", "image_url": {"url": self._data_url(image)}},
-        ]
+    def _question(self, pictures: Sequence[Tensor], prompt: str) -> dict[str, Any]:
+        """pictures: the sources, if any, and last the image to judge."""
+        template = self.edit_template if len(pictures) > 1 else self.template
+        images = [{"type": "image_url", "image_url": {"url": self._data_url(picture)}} for picture in pictures]
+        content = [{"type": "text", "text": template.replace("{prompt}", prompt)}, *images]
         return {"model": self.model, "messages": [{"role": "user", "content": content}], **self.request}
 
     def _data_url(self, image: Tensor) -> str:

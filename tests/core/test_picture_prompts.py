@@ -12,7 +12,8 @@ from PIL import Image
 
 from dgpo_core.comfy.node_table import RULES
 from dgpo_core.comfy.png import NoPrompt, prompt_of
-from dgpo_core.people.picture_file import Unreadable, read_picture
+from dgpo_core.common.pixels import Unreadable
+from dgpo_core.people.picture_file import read_picture
 
 CASES = Path(__file__).parents[1] / "cases" / "png_prompts"
 BOAT = "a green boat on a lake"

@@ -15,7 +15,7 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.policy import FAMILIES, load_policy
 from dgpo_core.policy.families.flux import Flux
 from dgpo_core.policy.loading.header import read_header
-from dgpo_core.policy.loading.recognise import recognise
+from dgpo_core.policy.loading.recognise import family_class, recognise
 
 UNREADABLE_GGUF = "is a GGUF file" + (
     " that cannot be read" if importlib.util.find_spec("gguf") else ", which needs the package gguf"
@@ -107,7 +107,6 @@ def test_the_inpainting_case_is_refused_before_anything_is_drawn() -> None:
     [
         ("stable-diffusion-xl-v1-refiner", "refiner"),
         ("stable-diffusion-v1-inpainting", "inpainting"),
-        ("flux-1-kontext-dev", "Kontext"),
         ("stable-diffusion-xl-v1-base/lora", "a LoRA"),
     ],
 )
@@ -116,6 +115,20 @@ def test_what_the_header_calls_it_counts(architecture: str, name: str, tmp_path:
     save_file({UNET: torch.zeros(4, 4)}, path, metadata={"modelspec.architecture": architecture})
     with pytest.raises(UserError, match=name):
         recognise(read_header(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [("flux1-dev-kontext_fp8.safetensors", ""), ("x.safetensors", "flux-1-kontext-dev")]
+)
+def test_kontext_has_the_tensors_of_flux_and_is_known_by_its_name_or_header(
+    name: str, architecture: str, tmp_path: Path
+) -> None:
+    metadata = {"modelspec.architecture": architecture}
+    save_file({FLUX: torch.zeros(4, 4)}, tmp_path / name, metadata=metadata)
+    assert recognise(read_header(tmp_path / name)) == "kontext"
+    save_file({FLUX: torch.zeros(4, 4)}, tmp_path / "flux1-dev.safetensors")
+    assert recognise(read_header(tmp_path / "flux1-dev.safetensors")) == "flux"
+    assert family_class("flux", "kontext", "It") is FAMILIES["kontext"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,6 +16,7 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -131,7 +132,7 @@ def sdxl(folder: Path, **scheduler: Any) -> StableDiffusionXLPipeline:
     )
 
 
-def flux(folder: Path, **scheduler: Any) -> FluxPipeline:
+def flux(folder: Path, cls: type = FluxPipeline, **scheduler: Any) -> Any:
     """Flux dev (with embedded guidance); CLIP's tokenizer stands in for T5's."""
     torch.manual_seed(0)
     tok = tokenizer(folder / "tok")
@@ -151,7 +152,7 @@ def flux(folder: Path, **scheduler: Any) -> FluxPipeline:
         vocab_size=len(tok), d_model=32, d_ff=32, d_kv=8, num_heads=4, num_layers=1, tie_word_embeddings=False
     )  # fmt: skip
     dynamic = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 256}
-    return FluxPipeline(
+    return cls(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(**{**dynamic, **scheduler}),
         vae=_vae(4, shift=0.1),
@@ -161,6 +162,13 @@ def flux(folder: Path, **scheduler: Any) -> FluxPipeline:
         tokenizer_2=tok,
     )
 
+
+def kontext(folder: Path, **scheduler: Any) -> Any:
+    """FLUX.1 Kontext: Flux's parts in the pipeline that edits."""
+    return flux(folder, FluxKontextPipeline, **scheduler)
+
+
+EDITORS = {"kontext": kontext}
 
 def chroma(folder: Path, **scheduler: Any) -> ChromaPipeline:
     """Chroma; CLIP's tokenizer stands in for T5's."""
@@ -216,7 +224,7 @@ def used(policy: DiffusersPolicy) -> dict[str, Tensor]:
 def save(family: str, folder: Path, **scheduler: Any) -> Path:
     """Builds a tiny pipeline and saves it in diffusers format; the folder to load."""
     path = folder / family
-    BUILDERS[family](folder, **scheduler).save_pretrained(path)
+    (BUILDERS | EDITORS)[family](folder, **scheduler).save_pretrained(path)
     return path
 
 

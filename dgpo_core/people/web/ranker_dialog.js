@@ -2,7 +2,7 @@
 // The same in ComfyUI and on the headless page; what differs between them is its `host`.
 
 import { Marks } from "./ranker_marks.js";
-import { button, clock, el, icon, layout } from "./ranker_parts.js";
+import { button, clock, el, icon, layout, sourcesOf } from "./ranker_parts.js";
 
 const KEYS = "123456789abcdefghijklmnopqruvwyz"; // of the images; S skips, T ties, X marks the worst
 const LONG_PRESS_MS = 500;
@@ -72,6 +72,7 @@ export class Ranker {
     this.progress = el("span");
     this.timer = el("span", { class: "dgpo-timer", role: "timer" });
     this.prompt = el("p", { class: "dgpo-prompt", id: "dgpo-prompt" });
+    this.sources = el("div", { class: "dgpo-sources" });
     this.steps = el("div", { class: "dgpo-steps", "aria-hidden": "true" }, ...groups.map(() => el("span")));
     const aside = button([icon("times")], () => this.close(), {
       class: "dgpo-button dgpo-plain",
@@ -80,7 +81,7 @@ export class Ranker {
     });
     const heading = el("h2", { id: "dgpo-title", title: this.host.asker(this.question) }, TITLES[mode]);
     const bar = el("div", { class: "dgpo-bar" }, heading, this.progress, this.timer, aside);
-    return el("header", { class: "dgpo-head" }, bar, this.prompt, this.steps);
+    return el("header", { class: "dgpo-head" }, bar, this.prompt, this.sources, this.steps);
   }
 
   buildFoot() {
@@ -316,6 +317,7 @@ export class Ranker {
     Object.assign(this, { at, once: "", keyed: false });
     const { prompt, images } = this.group;
     this.prompt.textContent = prompt;
+    this.sources.replaceChildren(...sourcesOf(this.group, this.host));
     this.tiles = images.map((image, index) => this.tile(image, index));
     this.fill();
     this.grid.scrollTop = 0;

@@ -18,6 +18,13 @@ export const button = (label, onclick, attributes = {}) =>
 
 export const icon = (name) => el("i", { class: `pi pi-${name}`, "aria-hidden": "true" });
 
+/** The pictures that a group's images are made of, where there are any; each opens by itself. */
+export function sourcesOf({ sources = [] }, host) {
+  const title = "What the images are made of";
+  const picture = (source, i) => el("img", { src: host.image(source), alt: `Source ${i + 1}`, title });
+  return sources.map((source, i) => el("a", { href: host.image(source), target: "_blank" }, picture(source, i)));
+}
+
 /** The time that is left, as 9:41; nothing where there is no end to it. */
 export function clock(deadline) {
   if (deadline === Infinity) return "";

@@ -8,6 +8,7 @@ and Flux's in FLUX.2 and Chroma.
 from dgpo_core.policy.families.chroma import Chroma
 from dgpo_core.policy.families.flux import Flux
 from dgpo_core.policy.families.flux2 import Flux2
+from dgpo_core.policy.families.kontext import Kontext
 from dgpo_core.policy.families.qwenimage import QwenImage
 from dgpo_core.policy.families.sd3 import SD3
 from dgpo_core.policy.families.sd15 import SD15
@@ -19,6 +20,7 @@ FAMILIES: dict[str, type[DiffusersPolicy]] = {
     "chroma": Chroma,
     "flux2": Flux2,
     "flux": Flux,
+    "kontext": Kontext,
     "qwenimage": QwenImage,
     "zimage": ZImage,
     "sd3": SD3,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,13 @@ class Flux(FlowPolicy):
     """
 
     family = "flux"
-    pipeline_classes = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
+    pipeline_classes: ClassVar[tuple[str, ...]] = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
     architecture = "flux-1-dev"
     base_version = "flux1"
-    marks = ("double_blocks.0.img_attn.norm.key_norm.scale", "double_blocks.0.img_attn.norm.key_norm.weight")
+    marks: ClassVar[tuple[str, ...]] = (
+        "double_blocks.0.img_attn.norm.key_norm.scale",
+        "double_blocks.0.img_attn.norm.key_norm.weight",
+    )
     input_layer = "img_in.weight"
     other_inputs = {384: "Flux Fill, which fills in", 128: "Flux Depth or Canny"}  # noqa: RUF012
     packing = 4
@@ -76,32 +79,42 @@ class Flux(FlowPolicy):
         return {"tokens": tokens, "pooled": pooled}
 
     def _forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        height, width = x.shape[-2:]
-        tokens = cond["tokens"]
-        image_ids = self._constant(("image_ids", height, width), lambda: position_ids(height // 2, width // 2))
+        return unpack(self._velocity(x, t, cond), *x.shape[-2:])
+
+    def _velocity(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], source: Tensor | None = None) -> Tensor:
+        """The network's answer for x [B,C,h,w], packed. source: latents [B,C,h',w'] that it sees besides."""
+        tokens, packed = cond["tokens"], pack(x)
         text_ids = self._constant(("text_ids", tokens.shape[1]), lambda: torch.zeros(tokens.shape[1], 3))
+        seen, ids = [packed], [self._image_ids(x, 0)]
+        if source is not None:
+            seen, ids = [packed, pack(source)], [*ids, self._image_ids(source, 1)]
         guidance = None
         if self.network.config.guidance_embeds:
             guidance = torch.full((len(x),), self.guidance, device=x.device, dtype=torch.float32)
-        packed = self.network(
-            hidden_states=pack(x),
+        answer = self.network(
+            hidden_states=torch.cat(seen, dim=1),
             timestep=t / self.prediction.num_train_timesteps,
             guidance=guidance,
             pooled_projections=cond["pooled"],
             encoder_hidden_states=tokens,
             txt_ids=text_ids,
-            img_ids=image_ids,
+            img_ids=torch.cat(ids),
             return_dict=False,
         )[0]
-        return unpack(packed, height, width)
+        return answer[:, : packed.shape[1]]
+
+    def _image_ids(self, latents: Tensor, picture: int) -> Tensor:
+        rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
+        return self._constant(("image_ids", picture, rows, columns), lambda: position_ids(rows, columns, picture))
 
     def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
         return falling_levels(self.scheduler_config, steps, latent, patch=2)
 
 
-def position_ids(rows: int, columns: int) -> Tensor:
-    """(0, row, column) of every token, [rows * columns, 3]."""
+def position_ids(rows: int, columns: int, picture: int = 0) -> Tensor:
+    """(picture, row, column) of every token, [rows * columns, 3]; picture: 0 is what is drawn, 1 what it is made of."""
     ids = torch.zeros(rows, columns, 3)
+    ids[..., 0] = picture
     ids[..., 1] = torch.arange(rows)[:, None]
     ids[..., 2] = torch.arange(columns)[None, :]
     return ids.view(-1, 3)

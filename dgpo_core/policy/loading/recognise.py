@@ -116,7 +116,6 @@ _PARTS: tuple[Kind, ...] = (  # looked for where no family was found
 _ARCHITECTURES = {  # parts of `modelspec.architecture`
     "refiner": ("an SDXL refiner", "take the SDXL base"),
     "inpaint": ("an inpainting model", _BASE),
-    "kontext": ("Flux Kontext, which edits images", "take Flux dev"),
     "/lora": ("a LoRA, not a model", "give the model that it is for, and the LoRA as lora.init"),
     "controlnet": ("a ControlNet, not a model", "give the model that it is for"),
     "textual-inversion": ("a textual inversion, not a model", "give the model that it is for"),
@@ -142,6 +141,8 @@ def recognise(header: Header) -> str:
     for mark, (name, instead) in _ARCHITECTURES.items():
         if mark in architecture:
             raise _refused(header, name, instead)
+    told = f"{header.path.name} {architecture}".lower()
+    family = next((f for f, cls in FAMILIES.items() if cls.looks_like == family and f in told), family)
     refuse_channels(FAMILIES[family], _channels(FAMILIES[family], header), f"The model {shown(header.path)}")
     return family
 
@@ -185,7 +186,12 @@ def _refused(header: Header, name: str, instead: str) -> UserError:
 
 
 def family_class(own: str, asked: str | None, what: str) -> type[DiffusersPolicy]:
-    """The class of a model's `own` family. Raises UserError, beginning with `what`, where another one was asked for."""
+    """The class of a model's `own` family, or of the one that was asked for and that such files are of, too.
+
+    Raises UserError, beginning with `what`, where another one was asked for.
+    """
+    if asked and FAMILIES[asked].looks_like == own:
+        return FAMILIES[asked]
     if asked not in (None, own):
         raise UserError(f"{what} is of family {own}, not {asked}: set the family to {own} or auto.")
     return FAMILIES[own]

@@ -1,0 +1,34 @@
+"""The latents of source pictures, which editors see besides the noisy ones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor
+
+from dgpo_core.common.source import Source
+from dgpo_core.policy.pipeline import DiffusersPolicy
+
+MOST_BYTES = 2**28
+"""Of latents that are kept; those of 1024 x 1024 pixels are 1 MiB in float32."""
+
+
+class SourceLatents:
+    """Encodes sources with a policy's VAE and keeps the latest, on the CPU."""
+
+    def __init__(self, policy: DiffusersPolicy) -> None:
+        self._policy = policy
+        self._kept: OrderedDict[tuple[str, tuple[int, int]], Tensor] = OrderedDict()
+
+    def of(self, source: Source, size: tuple[int, int]) -> Tensor:
+        """[1,C,h,w] of the picture at `size` pixels, on the policy's device and in its dtype.
+
+        Raises UserError where it has other proportions or its file cannot be read.
+        """
+        key, policy = (source.key, size), self._policy
+        if key not in self._kept:
+            self._kept[key] = policy.encode_images(source.fitted(size)[None].to(policy.device)).cpu()
+        self._kept.move_to_end(key)
+        while len(self._kept) > 1 and sum(latents.nbytes for latents in self._kept.values()) > MOST_BYTES:
+            self._kept.popitem(last=False)
+        return self._kept[key].to(policy.device, policy.dtype)

@@ -1,0 +1,137 @@
+"""Models that edit: the source picture reaches the network as in diffusers' own pipelines, and through a training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import bright
+import pytest
+import tiny
+import torch
+from diffusers import FluxKontextPipeline
+from engine import quick
+from torch import Tensor
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.seeds import noise
+from dgpo_core.common.source import Source
+from dgpo_core.method.rollout import rollout
+from dgpo_core.method.trainer import Trainer
+from dgpo_core.policy import Cond, load_policy
+from dgpo_core.policy.base import guided
+from dgpo_core.policy.families.flux import pack
+
+SIZE = (tiny.SIZE, tiny.SIZE)
+
+
+def picture(seed: int, height: int = tiny.SIZE, width: int = tiny.SIZE) -> Tensor:
+    """[3, H, W] of whole 255ths, as a file holds them."""
+    return (torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) * 255).round() / 255
+
+
+def edit(text: str, seed: int, where: str = "") -> Prompt:
+    return Prompt(text, {}, where, (Source.of_pixels(picture(seed), where),))
+
+
+EDITS = [edit("a red circle", 1), edit("two blue squares", 2)]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return tiny.folder("kontext")
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_kontext_draws_the_picture_that_diffusers_own_pipeline_draws(folder: Path, cfg: float) -> None:
+    policy = load_policy(folder, rank=2)
+    solver = policy.solver("euler", 3, *SIZE)
+    with policy.using(None):
+        ours = rollout(policy, solver, EDITS, [[5], [6]], size=SIZE, cfg=cfg, negative_prompt="two")
+    pipe = FluxKontextPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    for group, prompt in zip(ours, EDITS, strict=True):
+        theirs = pipe(
+            image=prompt.sources[0].image()[None],
+            prompt=prompt.text,
+            negative_prompt="two",
+            true_cfg_scale=cfg,
+            height=SIZE[0],
+            width=SIZE[1],
+            max_area=SIZE[0] * SIZE[1],
+            _auto_resize=False,
+            num_inference_steps=3,
+            guidance_scale=3.5,
+            latents=pack(noise(group.seeds[0], policy.latent_shape(*SIZE))[None]),
+            max_sequence_length=tiny.MAX_TOKENS,
+            output_type="pt",
+        ).images
+        # the same sums; both branches of the guidance go through our network together
+        assert torch.allclose(group.images, theirs, atol=2e-5)
+
+
+def test_the_source_decides_what_is_drawn_and_each_group_has_its_own(folder: Path) -> None:
+    policy = tiny.shared("kontext")
+    solver = policy.solver("euler", 2, *SIZE)
+    other = replace(EDITS[0], sources=EDITS[1].sources)
+    one, two = rollout(policy, solver, [EDITS[0], other], [[5], [5]], size=SIZE)
+    assert (one.images - two.images).abs().max() > 1e-3
+    alone = rollout(policy, solver, [other], [[5]], size=SIZE)[0]
+    assert torch.allclose(alone.images, two.images, atol=1e-5)  # a matrix product's last bits depend on its rows
+
+
+def test_the_unguided_branch_sees_the_source_of_its_own_row(folder: Path) -> None:
+    policy = tiny.shared("kontext")
+    conds, uncond = policy.condition(EDITS, "", SIZE)
+    assert len(uncond) == 2
+    x, t = torch.randn(2, *policy.latent_shape(*SIZE)), torch.tensor([500.0, 500.0])
+    together = guided(policy, x, t, Cond.cat(conds), uncond, 2.0)
+    for i in range(2):
+        row = slice(i, i + 1)
+        alone = guided(policy, x[row], t[row], conds[i], uncond.select(row), 2.0)
+        assert torch.allclose(together[row], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kl_cfg", [1.0, 2.0])
+def test_an_editor_trains_saves_and_comes_back(folder: Path, tmp_path: Path, kl_cfg: float) -> None:
+    training = {"lr": 3e-2, "clip": 1e-3, "kl_weight": 1e-2, "kl_cfg": kl_cfg}
+    config = quick(rollout={"solver": "euler", "cfg": 2.0}, training=training)
+    policy = load_policy(folder, rank=2, alpha=4.0, seed=1)
+    trainer = Trainer(policy, EDITS, {"bright": bright.Bright()}, config, size=SIZE)
+    trainer.iterate()
+    assert trainer.iterate().metrics["grad_norm"] > 0
+    path = tmp_path / "lora.safetensors"
+    policy.save_lora(path)
+    again = load_policy(folder, init_lora=path, seed=2)
+
+    def drawn(by: object) -> Tensor:
+        return rollout(by, by.solver("euler", 3, *SIZE), EDITS[:1], [[5]], size=SIZE)[0].images
+
+    with policy.using(None):
+        base = drawn(policy)
+    assert (drawn(policy) - base).abs().max() > 1e-4
+    # alpha / rank is multiplied into B when a file is written: one rounding of float32 apart
+    assert torch.allclose(drawn(again), drawn(policy), atol=1e-4)
+
+
+def test_an_editor_refuses_a_prompt_without_a_source_and_one_with_two() -> None:
+    policy = tiny.shared("kontext")
+    with pytest.raises(UserError, match=r"^p\.jsonl:3: a model of the family kontext edits .*'red' brings none"):
+        policy.check_sources([Prompt("red", {}, "p.jsonl:3")], SIZE)
+    two = replace(edit("red", 1, "p.jsonl:3"), sources=EDITS[0].sources * 2)
+    with pytest.raises(UserError, match=r"^p\.jsonl:3: .* brings 2 pictures, but .* takes at most 1"):
+        policy.check_sources([two], SIZE)
+
+
+def test_a_text_model_refuses_a_prompt_with_a_source() -> None:
+    with pytest.raises(UserError, match=r"^p\.jsonl:3: .* brings 1 picture, but .* sd3 draws from text"):
+        tiny.shared("sd3").check_sources([edit("red", 1, "p.jsonl:3")], SIZE)
+
+
+def test_a_source_of_other_proportions_is_refused_and_one_of_another_size_is_scaled() -> None:
+    policy = tiny.shared("kontext")
+    wide = Prompt("red", {}, "p.jsonl:3", (Source.of_pixels(picture(1, 32, 64), "p.jsonl:3"),))
+    with pytest.raises(UserError, match=r"^p\.jsonl:3: the source picture is 64 x 32 pixels, but .* are 32 x 32: crop"):
+        policy.check_sources([wide], SIZE)
+    large = Prompt("red", {}, "", (Source.of_pixels(picture(1, 64, 64)),))
+    conds, _ = policy.condition([large], "", SIZE)
+    assert conds[0].tensors["source"].shape == (1, *policy.latent_shape(*SIZE))
