@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from comfy_api.v0_0_2 import io
+from torch import Tensor
 
 from dgpo_core.comfy.forms import PROMPT_LIST, SHIPPED, TEXT
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt, load_prompts, read_prompts
+from dgpo_core.common.source import Source
 from dgpo_core.runs.assemble import DEMO
 
 from .common import fields, host
@@ -32,6 +37,7 @@ class PromptList(io.ComfyNode):
                     "options": host.prompt_file_choices(),
                     "tooltip": "The text below, the embedded model's own prompts, or a file in ComfyUI's input folder.",
                 },
+                images="For a model that edits: one picture for all prompts, or one for each, in their order.",
                 text={"multiline": True, "tooltip": "One prompt per line; lines that start with # are not."},
             ),
             outputs=[fields.Prompts.Output(display_name="prompts", tooltip="For a sampler or a loop.")],
@@ -45,13 +51,31 @@ class PromptList(io.ComfyNode):
         return fields.first_error(**{at_fault: (lambda source: read(source, text or ""), None if linked else source)})
 
     @classmethod
-    def execute(cls, source: str, text: str, per_iteration: int, order_seed: int) -> io.NodeOutput:
-        return io.NodeOutput(Prompts(tuple(read(source, text)), per_iteration, order_seed))
+    def execute(
+        cls, source: str, text: str, per_iteration: int, order_seed: int, images: Tensor | None = None
+    ) -> io.NodeOutput:
+        prompts = read(source, text)
+        if images is not None:
+            prompts = about(prompts, images)
+        return io.NodeOutput(Prompts(tuple(prompts), per_iteration, order_seed))
 
     @classmethod
     def fingerprint_inputs(cls, source: str | None, text: str | None, **others: int) -> object:
         """A file that has changed is read again."""
         return read_again(source, text)
+
+
+def about(prompts: Sequence[Prompt], images: Tensor) -> list[Prompt]:
+    """The prompts with pictures [N, H, W, 3] to edit. Raises UserError where it cannot be told which is whose."""
+    if any(prompt.sources for prompt in prompts):
+        raise UserError("The prompt file names pictures of its own: disconnect images, or take the names out of it.")
+    if len(images) not in (1, len(prompts)):
+        raise UserError(
+            f"There are {len(images)} images for {len(prompts)} prompts: connect one for all, or one for each."
+        )
+    sources = [Source.of_pixels(image[..., :3].movedim(-1, 0)) for image in images]
+    each = sources if len(sources) == len(prompts) else sources * len(prompts)
+    return [replace(prompt, sources=(source,)) for prompt, source in zip(prompts, each, strict=True)]
 
 
 def read(source: str, text: str) -> list[Prompt]:
@@ -66,7 +90,7 @@ def read_again(source: str | None, text: str | None) -> object:
     if source is None or source == TEXT:
         return text
     try:
-        return [(prompt.text, repr(prompt.metadata)) for prompt in read(source, "")]
+        return [(p.text, repr(p.metadata), [s.key for s in p.sources]) for p in read(source, "")]
     except UserError as error:
         return str(error)
 

@@ -73,6 +73,7 @@ class Form:
 
 POLICY, PROMPTS, SAMPLER, GROUP = "DGPO_POLICY", "DGPO_PROMPTS", "DGPO_SAMPLER", "DGPO_GROUP"
 REWARD, TRAINING = "DGPO_REWARD", "DGPO_TRAINING"
+IMAGE = "IMAGE"
 
 
 def _same(group: str, *names: str, **others: Any) -> dict[str, Widget]:
@@ -100,6 +101,7 @@ PROMPT_LIST = Form(
         "text": Widget(default=""),
         "per_iteration": Widget("data.groups_per_iteration"),
         "order_seed": Widget("data.order_seed", default=0),
+        "images": Link(IMAGE, "", optional=True),
     },
 )
 SAMPLER_SETTINGS = Form(

@@ -229,6 +229,7 @@ def _term(flow: Workflow, node: Node) -> RewardTerm:
 
 
 def _data(flow: Workflow, prompts: Node) -> dict[str, Any]:
+    _refuse_images(flow, prompts)
     source = flow.text(prompts, "source")
     settings = flow.settings(prompts)
     if source == TEXT:
@@ -238,7 +239,17 @@ def _data(flow: Workflow, prompts: Node) -> dict[str, Any]:
     return {**settings, "data.prompts": _prompt_file(flow, source), "data.held_out": ""}
 
 
+def _refuse_images(flow: Workflow, prompts: Node) -> None:
+    """Raises UserError for pictures to edit that come from nodes."""
+    if prompts.inputs.get("images") is not None:
+        raise UserError(
+            f"In the workflow {flow.path}, the 'images' of {prompts.kind} come from another node, which only runs in"
+            ' ComfyUI: name the pictures as "image" in a .jsonl file of prompts to run it headless.'
+        )
+
+
 def _held_out(flow: Workflow, prompts: Node) -> dict[str, Any]:
+    _refuse_images(flow, prompts)
     source = flow.text(prompts, "source")
     if source == TEXT:
         return {"data.held_out_text": flow.text(prompts, "text"), "data.held_out": ""}

@@ -38,6 +38,7 @@ _EDGES = {
     forms.GROUP: Group,
     forms.REWARD: Reward,
     forms.TRAINING: Training,
+    forms.IMAGE: io.Image,
 }
 _KINDS = {str: io.String, int: io.Int, float: io.Float, bool: io.Boolean}
 # What makes an input an advanced one, in a ComfyUI that knows such: 0.3.64 does not.

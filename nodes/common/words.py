@@ -51,6 +51,7 @@ WORDS: Mapping[str, Word] = {
     # Prompts
     "source": Word("prompts from"),
     "text": Word("prompts, one per line"),
+    "images": Word("pictures to edit"),
     "per_iteration": Word(
         "prompts per round",
         "More make a steadier step, and take longer: the prompts, and so the groups of images, of each iteration (P).",

@@ -26,10 +26,10 @@ from .texts import Conditioning, Texts
 
 @dataclass(frozen=True)
 class Parts:
-    """What a policy is made of; encode: from a text to a CONDITIONING."""
+    """What a policy is made of; encode: from a text, and the pictures that it is about, to a CONDITIONING."""
 
     model: Any
-    encode: Callable[[str], Conditioning]
+    encode: Callable[..., Conditioning]
     vae: Any
 
 
@@ -38,7 +38,7 @@ class _Entry:
     """Parts that may be gone: (model, the texts' source, vae), and how a text is read from the source."""
 
     refs: tuple[weakref.ref, ...]
-    read: Callable[[Any, str], Conditioning]
+    read: Callable[..., Conditioning]
 
     def parts(self) -> tuple[Any, ...]:
         """None in the place of what is gone."""

@@ -13,12 +13,15 @@ import comfy.ops
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.supported_models as families
+import node_helpers
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.source import Source
 from dgpo_core.policy import AdapterName, Cond, Policy
 from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import Check
@@ -35,9 +38,11 @@ from .sampling import NativeSolver
 INJECTION = "dgpo"
 NETWORK = "diffusion_model"  # what the names in a LoRA file begin with
 _PROMPT = "prompt"  # the one tensor of a Cond: which text each row has
+_MOST_SOURCES = 8  # a Qwen-Image-Edit was trained with up to three
 _KEPT = 1024  # conditionings in main memory: of Flux 4 MB each
 _SIZES = {families.SD15: (512, 512), families.SD20: (512, 512), families.WAN21_T2V: (480, 832)}
 _DEFAULT_SIZE = (1024, 1024)
+_Asked = tuple[str, tuple[Source, ...], tuple[int, int]]  # a text, the pictures that it is about, (height, width)
 _LABELS = {  # modelspec.architecture and ss_base_model_version of the LoRA, by ComfyUI's name of the family
     "SD15": ("stable-diffusion-v1", "sd_v1"),
     "SD20": ("stable-diffusion-v2", "sd_v2"),
@@ -54,11 +59,11 @@ _LABELS = {  # modelspec.architecture and ss_base_model_version of the LoRA, by 
 class NativePolicy(Policy):
     """Adapters on a clone of `model`, which shares the MODEL's weights; see `Policy` for what the methods promise.
 
-    encode_text: from a text to a CONDITIONING; vae: ComfyUI's; targets: ends of the names of the modules that get a
-    LoRA, none for the attention projections; prediction: what the MODEL predicts, where "auto" (its own sampling) would
-    be wrong; quantize: how the large layers are kept of a copy of the network that is then trained on, see `packed`. A
-    `Cond` of this policy holds the numbers of its texts: conditionings stay in ComfyUI's form. Call its methods outside
-    of inference mode (`host.engine`).
+    encode_text: from a text, and the pictures [3,H,W] that it is about, to a CONDITIONING; vae: ComfyUI's; targets:
+    ends of the names of the modules that get a LoRA, none for the attention projections; prediction: what the MODEL
+    predicts, where "auto" (its own sampling) would be wrong; quantize: how the large layers are kept of a copy of the
+    network that is then trained on, see `packed`. A `Cond` of this policy holds the numbers of its texts: conditionings
+    stay in ComfyUI's form. Call its methods outside of inference mode (`host.engine`).
 
     Latents of a video model have one frame: [B,C,1,h,w]. Raises UserError for a MODEL that cannot be trained: weights
     that are kept in an unknown way, latents that are no pictures, another noise schedule.
@@ -67,7 +72,7 @@ class NativePolicy(Policy):
     def __init__(
         self,
         model: Any,
-        encode_text: Callable[[str], Any],
+        encode_text: Callable[..., Any],
         vae: Any,
         *,
         rank: int,
@@ -93,7 +98,8 @@ class NativePolicy(Policy):
         self.hooks = Hooks(base.diffusion_model, self.adapters)
         self.patcher.set_injections(INJECTION, [self.hooks.injection()])
         self._reserved = 0.0  # bytes beside the weights, since ComfyUI last placed them
-        self._numbers: dict[str, int] = {}  # of every text so far
+        self.sources = (0, _MOST_SOURCES if sees_references(base) else 0)
+        self._numbers: dict[_Asked, int] = {}  # of every text so far
         self._conditionings: dict[int, Any] = {}  # by number, of the latest texts
 
     # --- sizes -------------------------------------------------------------------------------------------------------
@@ -116,26 +122,43 @@ class NativePolicy(Policy):
     # --- prompts -----------------------------------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[str]) -> list[Cond]:
-        numbers = [self._numbers.setdefault(text, len(self._numbers)) for text in prompts]
+        return self._conds([(text, (), (0, 0)) for text in prompts])
+
+    def condition(
+        self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]
+    ) -> tuple[list[Cond], Cond]:
+        if not any(prompt.sources for prompt in prompts):
+            return super().condition(prompts, negative, size)
+        asked: list[_Asked] = [(prompt.text, prompt.sources, size) for prompt in prompts]
+        without: list[_Asked] = [(negative, sources, size) for _, sources, _ in asked]
+        conds = self._conds([*asked, *without])
+        return conds[: len(asked)], Cond.cat(conds[len(asked) :])
+
+    def is_encoded(self, prompts: Sequence[str]) -> bool:
+        return all(self._numbers.get((text, (), (0, 0))) in self._conditionings for text in prompts)
+
+    def _conds(self, asked: Sequence[_Asked]) -> list[Cond]:
+        numbers = [self._numbers.setdefault(one, len(self._numbers)) for one in asked]
         for number in dict.fromkeys(numbers):
             self._conditioning(number)
         while len(self._conditionings) > max(_KEPT, len(set(numbers))):
             self._conditionings.pop(next(iter(self._conditionings)))
         return [Cond({_PROMPT: torch.tensor([number])}) for number in numbers]
 
-    def is_encoded(self, prompts: Sequence[str]) -> bool:
-        return all(self._numbers.get(text) in self._conditionings for text in prompts)
-
     def _conditioning(self, number: int) -> Any:
         """Of the text with this number; encoded again where it was dropped, and now the latest."""
         found = self._conditionings.pop(number, None)
-        self._conditionings[number] = found or self._encode(list(self._numbers)[number])
+        self._conditionings[number] = found or self._encode(*list(self._numbers)[number])
         return self._conditionings[number]
 
-    def _encode(self, text: str) -> Any:
-        """Its CONDITIONING, on the CPU and in tensors that autograd takes."""
+    def _encode(self, text: str, sources: Sequence[Source], size: tuple[int, int]) -> Any:
+        """Its CONDITIONING, on the CPU and in tensors that autograd takes; sources are its reference latents."""
+        pictures = [source.fitted(size) for source in sources]
         with torch.inference_mode():
-            found = self.encode_text(text)
+            found = self.encode_text(text, pictures) if pictures else self.encode_text(text)
+            latents = [self.vae.encode(picture.movedim(0, -1)[None]) for picture in pictures]
+            if latents:
+                found = node_helpers.conditioning_set_values(found, {"reference_latents": latents}, append=True)
         return native_texts.own(found)
 
     # --- the network -------------------------------------------------------------------------------------------------
@@ -151,7 +174,7 @@ class NativePolicy(Policy):
         x, sigma = native_sampling.to_comfy(self.prediction, x_t, t)
         known = {text: self._conditioning(text) for text in texts.unique().tolist()}  # may make room for the CLIP
         together = native_texts.together(texts, sigma, known)
-        with self._running(x):
+        with self._running(x, native_texts.references(known.values())):
             x0 = self._by_text(x, sigma, together)
         return native_sampling.from_denoised(self.prediction, x_t, x0, t).float()
 
@@ -165,9 +188,9 @@ class NativePolicy(Policy):
         return torch.cat(parts)[torch.cat([rows for rows, _ in together]).argsort()]
 
     @contextmanager
-    def _running(self, x: Tensor) -> Iterator[None]:
-        """What ComfyUI does around a sampler's run."""
-        self._make_room(x)
+    def _running(self, x: Tensor, references: int = 0) -> Iterator[None]:
+        """What ComfyUI does around a sampler's run. references: the most values per channel that a row sees besides."""
+        self._make_room(x, references)
         try:
             self.patcher.pre_run()
             with differentiable():
@@ -175,9 +198,10 @@ class NativePolicy(Policy):
         finally:
             self.patcher.cleanup()
 
-    def _make_room(self, x: Tensor) -> None:
+    def _make_room(self, x: Tensor, references: int = 0) -> None:
         """The weights on the device, as far as they leave room for a forward of x [B,C,...] and what training keeps."""
-        needed = self.patcher.model.memory_required(list(x.shape))
+        seen = x[0, 0].numel() + references
+        needed = self.patcher.model.memory_required(list(x.shape)) * seen / x[0, 0].numel()
         if torch.is_grad_enabled():
             needed *= self.hooks.backward_units
         if self.patcher.is_injected and needed <= self._reserved:
@@ -222,10 +246,11 @@ class NativePolicy(Policy):
         return native_sampling.make_native_solver(*given, name, steps, shift=shift, scheduler=scheduler)
 
     def sample(self, solver: NativeSolver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check) -> Tensor:
-        texts, negative = cond.tensors[_PROMPT], self._conditioning(int(uncond.tensors[_PROMPT]))
+        texts = cond.tensors[_PROMPT]
+        without = uncond.tensors[_PROMPT].expand(len(texts))  # of an editor, a row for each: it sees the source, too
         parts, order = [], []
         for text in texts.unique().tolist():
-            positive = self._conditioning(text)
+            positive, negative = self._conditioning(text), self._conditioning(int(without[texts == text][0]))
             for rows in (texts == text).nonzero().flatten().split(self._at_once(x_T)):
                 parts.append(native_sampling.draw(self.patcher, solver, x_T[rows], positive, negative, cfg, check))
                 order.append(rows)
@@ -308,6 +333,12 @@ class NativePolicy(Policy):
 
     def movable(self) -> nn.Module:
         return self.patcher.model
+
+
+def sees_references(base: Any) -> bool:
+    """Whether ComfyUI's class of a model looks at reference latents at all: it asks for them by name."""
+    methods = [vars(cls).get("extra_conds") for cls in type(base).__mro__]
+    return any("reference_latents" in method.__code__.co_consts for method in methods if method)
 
 
 def _attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -24,15 +27,15 @@ _TIMED = ("start_percent", "end_percent", "clip_start_percent", "control", "hook
 
 @dataclass(frozen=True)
 class Texts:
-    """source: what ComfyUI keeps in memory; read(source, text): the conditioning; fingerprint: of all of them."""
+    """source: what ComfyUI keeps in memory; read(source, text, pictures): the conditioning; fingerprint: of all."""
 
     source: Any
-    read: Callable[[Any, str], Conditioning]
+    read: Callable[..., Conditioning]
     fingerprint: str
 
-    def encode(self, text: str) -> Conditioning:
-        """From the source as it is."""
-        return self.read(self.source, text)
+    def encode(self, text: str, pictures: Sequence[Tensor] = ()) -> Conditioning:
+        """From the source as it is. pictures: [3,H,W] in [0, 1] each, what the text is about."""
+        return self.read(self.source, text, pictures)
 
 
 def by_clip(clip: Any) -> Texts:
@@ -46,11 +49,24 @@ def as_given(conditionings: Conditionings, negative: Conditioning) -> Texts:
     return Texts(conditionings, functools.partial(_look_up, negative), found)
 
 
-def _encode(clip: Any, text: str) -> Conditioning:
+def _encode(clip: Any, text: str, pictures: Sequence[Tensor] = ()) -> Conditioning:
+    tokenize = getattr(getattr(clip, "tokenizer", None), "tokenize_with_weights", clip.tokenize)
+    if pictures and "images" in inspect.signature(tokenize).parameters:  # one that sees, such as Qwen-Image's
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text, images=[_for_eyes(one) for one in pictures]))
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def _look_up(negative: Conditioning, conditionings: Conditionings, text: str) -> Conditioning:
+def _for_eyes(picture: Tensor) -> Tensor:
+    """As a text encoder that sees takes it, [1,H,W,3] of about a megapixel: ComfyUI's TextEncodeQwenImageEdit."""
+    height, width = picture.shape[-2:]
+    scale = math.sqrt(1024 * 1024 / (height * width))
+    size = round(width * scale), round(height * scale)
+    return comfy.utils.common_upscale(picture[None], *size, "area", "disabled").movedim(1, -1)
+
+
+def _look_up(
+    negative: Conditioning, conditionings: Conditionings, text: str, pictures: Sequence[Tensor] = ()
+) -> Conditioning:
     """Raises UserError for a text that was not given."""
     known = {"": negative, **dict(conditionings.prompts)}
     if text not in known:
@@ -73,6 +89,12 @@ def own(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(own(part) for part in value)
     return value
+
+
+def references(conditionings: Iterable[Conditioning]) -> int:
+    """The most values per channel of the reference latents of one of them."""
+    latents = [[part for _, more in one for part in more.get("reference_latents") or ()] for one in conditionings]
+    return max((sum(part[0, 0].numel() for part in parts) for parts in latents), default=0)
 
 
 def together(texts: Tensor, sigma: Tensor, known: Mapping[int, Conditioning]) -> list[tuple[Tensor, Conditioning]]:

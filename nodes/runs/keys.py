@@ -18,7 +18,8 @@ from ..common.values import PolicyHandle, Sampler, Training, key_of
 def drawn(handle: PolicyHandle, places: Sequence[tuple[int, Prompt]], sampler: Sampler) -> str:
     """Of the groups that a state draws for (place in the iteration, prompt)."""
     same = replace(sampler, rollout=replace(sampler.rollout, batch=0))  # bounds memory, changes no image
-    return key_of("draw", handle.state, [(g, p.text, p.metadata) for g, p in places], same)
+    asked = [(g, p.text, p.metadata, *(source.key for source in p.sources)) for g, p in places]
+    return key_of("draw", handle.state, asked, same)
 
 
 def scored(groups: str, terms: Sequence[RewardTerm]) -> str:

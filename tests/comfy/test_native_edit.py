@@ -1,0 +1,42 @@
+"""Native policies that edit, in a real ComfyUI: sources are reference latents, and what is drawn is KSampler's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_server import run_script, why_not
+
+SCRIPT = Path(__file__).parent / "inside" / "comfy_native_edit.py"
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """What `comfy_native_edit.py` saw."""
+    if why_not():
+        pytest.skip(why_not())
+    return run_script(SCRIPT, timeout=600)
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_a_source_is_a_reference_latent_and_the_roll_out_ksamplers_bit_for_bit(
+    found: dict[str, Any], family: str
+) -> None:
+    assert found[family]["drawn"]["same"] == [True] * 4  # two prompts, without guidance and with it
+    assert found[family]["drawn"]["effect"] > 1e-3
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_training_sees_the_source_and_gradients_come_through(found: dict[str, Any], family: str) -> None:
+    case = found[family]["trained"]
+    assert case["rows"] == 2  # the negative prompt's conditioning sees the source of its row, too
+    assert case["finite"]
+    assert case["largest"] > 0
+    assert case["same"] < 1e-5  # float32 sums of other rows beside it
+    assert case["effect"] > 1e-3
+
+
+def test_a_model_that_looks_at_no_reference_latent_takes_no_source(found: dict[str, Any]) -> None:
+    assert found["sd15"]["sources"] == [0, 0]
+    assert found["flux"]["sources"] == [0, 8]
