@@ -37,6 +37,10 @@ def test_training_sees_the_source_and_gradients_come_through(found: dict[str, An
     assert case["effect"] > 1e-3
 
 
+def test_a_text_encoder_that_sees_is_shown_the_source_at_a_megapixel_for_both_prompts(found: dict[str, Any]) -> None:
+    assert found["seen"]["shapes"] == [[1, 724, 1448, 3]] * 2  # 128 x 64, enlarged
+
+
 def test_a_model_that_looks_at_no_reference_latent_takes_no_source(found: dict[str, Any]) -> None:
     assert found["sd15"]["sources"] == [0, 0]
     assert found["flux"]["sources"] == [0, 8]

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
 from dgpo_core.rewards import make_reward
 from dgpo_core.rewards.clip import preprocess
 
@@ -69,6 +70,37 @@ def test_clip_score(folder: Path, images: Tensor) -> None:
     assert scores.shape == (5,)
     assert scores.std() > 0.01
     torch.testing.assert_close(scores, expected / factor, atol=1e-5, rtol=0)
+
+
+def test_clip_direction_is_the_cosine_of_the_step_in_pictures_with_the_step_in_words(
+    folder: Path, images: Tensor
+) -> None:
+    facts = [{"source_caption": "red", "target_caption": text} for text in ("blue", "blue", "a red, blue red")]
+    sources = [[images[0]], [images[0]], [images[1]]]
+    reward = make_reward("clip_direction", {"path": str(folder), "batch": 2})
+    scores = reward.score_edits(images[2:5], ["edit"] * 3, facts, sources)
+
+    model, tok = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+    def unit(features: object) -> Tensor:
+        return torch.nn.functional.normalize(getattr(features, "pooler_output", features), dim=-1)[0]
+
+    with torch.no_grad():
+        seen = [unit(model.get_image_features(pixels(image))) for image in images]
+        read = {t: unit(model.get_text_features(**tok(t, return_tensors="pt"))) for f in facts for t in f.values()}
+    expected = [
+        torch.cosine_similarity(seen[i] - seen[of], read[fact["target_caption"]] - read["red"], dim=0)
+        for i, of, fact in zip((2, 3, 4), (0, 0, 1), facts, strict=True)
+    ]
+    torch.testing.assert_close(scores, torch.stack(expected), atol=1e-4, rtol=0)
+    same = reward.score_edits(images[:1], ["edit"], facts[:1], [[images[0]]])
+    assert same.abs().max() < 1e-3  # nothing has changed
+
+
+def test_clip_direction_refuses_a_prompt_without_its_captions(folder: Path) -> None:
+    reward = make_reward("clip_direction", {"path": str(folder)})
+    with pytest.raises(UserError, match=r"^p\.jsonl:4: .*; 'target_caption' is not there"):
+        reward.check([Prompt("make it blue", {"source_caption": "red"}, "p.jsonl:4")])
 
 
 @pytest.mark.parametrize("scale", [1, 26])

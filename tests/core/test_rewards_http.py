@@ -43,6 +43,18 @@ def test_the_judge_is_asked_as_openai_says(judge: Start, monkeypatch: pytest.Mon
     assert np.array_equal(found, (images[0] * 255).round().byte().permute(1, 2, 0).numpy())
 
 
+def test_of_an_edit_the_judge_sees_the_source_and_then_the_image_and_is_asked_about_both(judge: Start) -> None:
+    script, source, image = judge(says("Kept.\n6")), torch.zeros(3, 4, 4), torch.ones(1, 3, 6, 9)
+    reward = make_reward("vlm_judge", {"url": script.url, "model": "m"})
+    assert reward.score_edits(image, ["make it white"], [{}], [[source]]).tolist() == pytest.approx([0.6])
+    text, before, after = script.asked[0]["messages"][0]["content"]
+    assert "make it white" in text["text"]
+    assert "as it was before" in " ".join(text["text"].split())
+    pictures = [Image.open(io.BytesIO(base64.b64decode(p["image_url"]["url"].split(",")[1]))) for p in (before, after)]
+    assert [picture.size for picture in pictures] == [(4, 4), (9, 6)]
+    assert [picture.getpixel((0, 0)) for picture in pictures] == [(0, 0, 0), (255, 255, 255)]
+
+
 def test_jpeg_and_no_key(judge: Start) -> None:
     script = judge(says("3"))
     assert script.score(jpeg_quality=90, template="Rate {prompt}!") == pytest.approx([0.3])

@@ -7,10 +7,11 @@ with KSampler's on the same conditionings.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_native_case import Case, randomise  # first: it finds ComfyUI
-from comfy_native_models import SIDE
+from comfy_native_models import SIDE, Clip
 
 # isort: split
 import node_helpers
@@ -84,13 +85,32 @@ def trained(policy: Any) -> dict[str, float]:
     }
 
 
+class SeeingClip(Clip):
+    """One whose tokenizer takes pictures, as Qwen-Image's does; it keeps the shapes of those that it was shown."""
+
+    shown: tuple[tuple[int, ...], ...] = ()
+
+    def tokenize(self, text: str, images: Sequence[Tensor] = ()) -> str:
+        self.shown = (*self.shown, *(tuple(image.shape) for image in images))
+        return text
+
+
+def seen() -> dict[str, Any]:
+    """What a text encoder that sees is shown of a prompt with a source, and of one without."""
+    case = Case("qwen")
+    case.clip = SeeingClip("qwen")
+    case.policy().condition([Prompt("green", {}, "", (Source.of_pixels(torch.rand(3, 64, 128)),))], "", (64, 128))
+    case.policy().condition([Prompt("green")], "", (64, 128))
+    return {"shapes": case.clip.shown}
+
+
 def main() -> None:
     cases = {}
     for family in ("flux", "qwen"):
         case = Case(family)
         policy = case.policy()
         cases[family] = {"drawn": drawn(case, policy), "sources": policy.sources, "trained": trained(policy)}
-    print(json.dumps({**cases, "sd15": {"sources": Case("sd15").policy().sources}}))
+    print(json.dumps({**cases, "seen": seen(), "sd15": {"sources": Case("sd15").policy().sources}}))
 
 
 main()
