@@ -50,15 +50,29 @@ class Remote(ServerReward):
         return 2 * group_size > self.batch  # smaller groups are better sent together
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-        parts = [self._part(part, images, prompts, metadata) for part in batches(prompts, self.batch)]
+        return self.score_edits(images, prompts, metadata, [()] * len(prompts))
+
+    def score_edits(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        sources: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
+        parts = [self._part(part, images, prompts, metadata, sources) for part in batches(prompts, self.batch)]
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def _part(
-        self, part: slice, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+        self,
+        part: slice,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        sources: Sequence[Sequence[Tensor]],
     ) -> Tensor:
         count = part.stop - part.start
         try:
-            body = wire.pack(images[part], prompts[part], metadata[part])
+            body = wire.pack(images[part], prompts[part], metadata[part], sources[part])
         except TypeError as error:
             self.server.fail(f"the metadata of the prompt {prompts[part.start]!r} cannot be sent as JSON ({error}).")
         sample = f"sample {part.start}" if count == 1 else f"samples {part.start} to {part.stop - 1}"

@@ -85,8 +85,10 @@ class RewardServer(LocalServer):
 
     def scores(self, request: wire.Request) -> list[float]:
         """The reward's scores. Raises UserError for what it cannot score."""
+        if self.reward.needs_source and not all(request.sources):
+            raise UserError(f"The reward {self.name!r} compares with a source picture, and an image came without one.")
         with self.lock:
-            values = self.reward.score(*request)
+            values = self.reward.score_edits(*request)
         return checked(self.name, values, request.prompts).tolist()
 
 

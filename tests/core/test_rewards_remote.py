@@ -258,6 +258,7 @@ def test_bad_requests() -> None:
         (wire.save({"images": image}, {"prompts": "[" * 99999, "metadata": "[]"}), "of texts"),
         (wire.save({"images": image}, {"prompts": '["\\ud800"]', "metadata": "[{}]"}), "of texts"),
         (wire.pack(torch.rand(2, 3, 4, 4), ["a"], [{}, {}]), "2 images, 1 prompts and 2 metadata"),
+        (wire.pack(torch.rand(1, 3, 4, 4), ["a"], [{}], [[torch.rand(1, 4, 4)]]), "uint8 [3, h, w]"),
         (b"", "no body"),
     ]
     with reward_server(make_reward("brightness")) as url:
@@ -267,6 +268,17 @@ def test_bad_requests() -> None:
             assert problem in said
         assert post(url, good, kind="text/plain") == (400, "The content type must be application/octet-stream.")
         assert post(url, good, path="/other")[0] == 404
+
+
+def test_the_sources_of_edits_travel_with_the_images() -> None:
+    images = (torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    sources = [[images[1]], [images[1]], [images[0]]]
+    here = make_reward("similarity").score_edits(images, ["a", "a", "b"], [{}] * 3, sources)
+    with reward_server(make_reward("similarity")) as url:
+        remote = make_reward("remote", {"url": url, "backoff": 0.01, "retries": 1})
+        torch.testing.assert_close(remote.score_edits(images, ["a", "a", "b"], [{}] * 3, sources), here)
+        with pytest.raises(UserError, match="compares with a source picture, and an image came without one"):
+            remote.score(images, ["a", "a", "b"], [{}] * 3)
 
 
 @pytest.mark.parametrize(
