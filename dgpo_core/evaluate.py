@@ -27,7 +27,7 @@ from dgpo_core.evaluation.scores import Evaluation, evaluation_weights
 from dgpo_core.policy import AdapterName
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.pipeline import DiffusersPolicy
-from dgpo_core.rewards import REWARDS, Reward, make_reward, refuse_files, reward_class, trust
+from dgpo_core.rewards import REWARDS, Reward, guard, make_reward, refuse_files, reward_class, trust
 from dgpo_core.rewards.network.web import ServerReward
 from dgpo_core.runs import assemble, origin
 from dgpo_core.runs.origin import Origin
@@ -277,6 +277,7 @@ def evaluate(options: EvaluateConfig) -> dict[str, Any]:
     if not prompts:
         raise UserError("There are no held-out prompts: give some with --prompts FILE.")
     judges = make_judges(columns, planned.options, str(world.device))
+    guard.check_prompts(judges, prompts)
     rows: dict[str, Evaluation] = {}
     pictures: dict[str, list[Group]] = {}
     for label, evaluation, groups in _measured(adapters, config, prompts, judges, options.images, world):
@@ -306,6 +307,7 @@ def _measured(
     count = len(evaluation_set(prompts, images))
     shown = range(0, count, max(1, count // SHOWN_PROMPTS))[:SHOWN_PROMPTS]
     for place, (adapter, policy, size) in enumerate(_loaded(adapters, config, world.device)):
+        policy.check_sources(prompts, size)
         held_out = HeldOut.of(config, policy, prompts, judges, size, world)
         drawn: list[tuple[str, AdapterName | None]] = [("base", None), (adapter.label, "current")]
         for label, name in drawn[place > 0 :]:

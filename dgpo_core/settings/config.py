@@ -76,7 +76,7 @@ class ModelConfig:
     path: str = EMBEDDED
     """A diffusers folder, a hub id, or a .safetensors or .gguf file; 'embedded' is the demo model in the package."""
     family: str = "auto"
-    """Architecture: sd15, sdxl, sd3, flux; 'auto' reads it from the model."""
+    """Architecture: sd15, sdxl, sd3, flux, kontext; 'auto' reads it from the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the frozen base; 'auto' is bfloat16 on a GPU and float32 on a CPU. The LoRA's own
     numbers are float32 always; its products are computed in the base's type."""
@@ -116,7 +116,8 @@ class DataConfig:
     """The prompts."""
 
     prompts: str = EMBEDDED
-    """Training prompts: a .txt (one per line) or .jsonl ({"prompt": ..., metadata}) file; 'embedded' is the demo's;
+    """Training prompts: a .txt (one per line) or .jsonl ({"prompt": ..., metadata}) file, in which
+    "image" is the path of the picture that a model edits; 'embedded' is the demo's;
     python -m dgpo_core.prompts writes some for the rewards geneval and ocr."""
     held_out: str = EMBEDDED
     """Prompts for evaluation, disjoint from the training prompts, same formats; empty: no evaluation on any."""
