@@ -92,6 +92,6 @@ def _facts(body: bytes, name: str, kind: type) -> list[Any]:
     except (UserError, KeyError, TypeError):
         facts = None
     if not isinstance(facts, list) or not all(isinstance(item, kind) for item in facts):
-        what = {str: "texts", dict: "objects", list: "lists"}[kind]
-        raise ValueError(f'The metadata of the safetensors body must hold "{name}", a JSON list of {what}.')
+        kinds: dict[type, str] = {str: "texts", dict: "objects", list: "lists"}
+        raise ValueError(f'The metadata of the safetensors body must hold "{name}", a JSON list of {kinds[kind]}.')
     return facts
