@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.policy.quantised import QuantisedLinear
 
 CPU = torch.device("cpu")
+BNB = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 
 class Block(nn.Module):
@@ -153,9 +155,9 @@ def test_a_policys_gradient_is_that_of_one_in_whole(family: str, checkpointing: 
     assert torch.equal(expected, found)
 
 
-@pytest.mark.parametrize("family", ["flux", "sdxl"])
-def test_quantised_blocks_stay_packed_in_main_memory(family: str) -> None:
-    policies = [load_policy(tiny.folder(family), rank=2, quantize="int8", offload_blocks=b) for b in (False, True)]
+@pytest.mark.parametrize(("family", "kind"), [("flux", "int8"), ("sdxl", "fp8"), pytest.param("sd3", "nf4", marks=BNB)])
+def test_quantised_blocks_stay_packed_in_main_memory(family: str, kind: str) -> None:
+    policies = [load_policy(tiny.folder(family), rank=2, quantize=kind, offload_blocks=b) for b in (False, True)]
     kept = [sum(b.nbytes for layer in packed(p) for b in layer.buffers(recurse=False)) for p in policies]
     assert kept[1] < kept[0]
     assert policies[1].blocks is not None
