@@ -22,6 +22,7 @@ from dgpo_core.policy.family import Family
 from dgpo_core.policy.host_blocks import keep_on_host
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
+from dgpo_core.policy.own_memory import own_memory
 from dgpo_core.policy.peft_adapters import PeftAdapters
 from dgpo_core.policy.prompt_cache import PromptCache
 from dgpo_core.policy.quantised import NONE, quantise
@@ -99,7 +100,7 @@ class DiffusersPolicy(Family, Policy):
     def _freeze(self, module: nn.Module) -> None:
         module.requires_grad_(False).eval()
         if self.device.type == "cpu":
-            _own_memory(module)
+            own_memory(module)
 
     # --- what a family says ------------------------------------------------------------------------------------------
 
@@ -379,17 +380,6 @@ class DiffusersPolicy(Family, Policy):
             yield
         finally:
             move("cpu")
-
-
-def _own_memory(module: nn.Module) -> None:
-    """Copies weights that are views of a mapped file to memory of their own.
-
-    There they are aligned, which a matrix product's last bits depend on: the same weights give the same image whatever
-    file they came from; and a file that is replaced during the run does no harm.
-    """
-    for parameter in module.parameters():
-        if parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
 
 
 def _free_memory(device: torch.device) -> float:

@@ -43,11 +43,11 @@ def _bare(family: str, folder: Path, policy: DiffusersPolicy, args: tuple[Any, .
     """The prediction of the network as loaded, before any adapter was added."""
     import diffusers
 
-    from dgpo_core.policy.pipeline import _own_memory
+    from dgpo_core.policy.own_memory import own_memory
 
     cls = type(policy.network)
     network = getattr(diffusers, cls.__name__).from_pretrained(folder / policy.network_name).eval()
-    _own_memory(network)
+    own_memory(network)
     own, policy.network = policy.network, network
     try:
         return policy.predict(*args)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dgpo_core import train
-from dgpo_core.policy import FAMILIES, load_policy
+from dgpo_core.policy import load_policy
 from dgpo_core.policy.host_blocks import Blocks, HostLinear, keep_on_host
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.policy.quantised import QuantisedLinear
@@ -143,7 +143,7 @@ def test_blocks_are_brought_to_where_they_are_moved() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.BUILDERS)
 def test_a_policys_gradient_is_that_of_one_in_whole(family: str, checkpointing: bool) -> None:
     policies = [load_policy(tiny.folder(family), rank=2, offload_blocks=there) for there in (False, True)]
     assert any(isinstance(module, HostLinear) for module in policies[1].network.modules())

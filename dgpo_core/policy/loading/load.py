@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,10 @@ def _reading(cls: type[DiffusersPolicy], dtype: torch.dtype, device: torch.devic
     import diffusers
     import transformers
 
+    reader = next(parent for parent in cls.__mro__ if "_encode" in vars(parent))
+    how = inspect.getsource(sys.modules[reader.__module__])
     versions = [torch.__version__, diffusers.__version__, transformers.__version__]
-    return [inspect.getsource(cls), str(dtype), device.type, quantize_text, *versions]
+    return [how, str(dtype), device.type, quantize_text, *versions]
 
 
 def _open(
