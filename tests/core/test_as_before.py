@@ -22,11 +22,10 @@ from dgpo_core.settings.values import from_dict
 ROOT = Path(__file__).parents[2]
 CASES = ROOT / "tests" / "cases" / "as_before"
 WORKFLOWS = json.loads((CASES / "workflows.json").read_text("utf-8"))
-HERE = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
-EXACT = json.loads((CASES / "machine.json").read_text("utf-8")) == HERE
-TOLERANCE, OF_LORA = (0.0, 0.0) if EXACT else (1e-5, 2e-4)
-"""Of numbers, and of a tensor's largest value. Kernels differ between machines, and Adam, which divides a gradient by
-its size, adds to that: 2.5e-5 was measured without vector instructions. The same kernels must give the same bits.
+TOLERANCE, OF_LORA = 1e-5, 2e-4
+"""Of numbers, and of a tensor's largest value. Kernels differ between processors, even where torch names the same
+instructions for both, and Adam, which divides a gradient by its size, adds to that: 2.5e-5 was measured without vector
+instructions. (Where the files were written, a later version gave the same bits.)
 """
 
 
