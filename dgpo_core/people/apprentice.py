@@ -154,10 +154,11 @@ class Apprentice:
         return RatedGroup(said.prompt, files, scores, told=tuple(told_apart(said.answer, size)))
 
     def _trusted(self, before: Sequence[Preference]) -> bool:
+        """Whether the taste may answer. What it got wrong lately makes no end of it once nobody is asked any more."""
         recent = _recent(before)
         if self.taste is None or not self.taste.agreement.above_chance:
             return False
-        return len(recent) < RECENT or fmean(recent) > CHANCE
+        return self._left(before) == 0 or len(recent) < RECENT or fmean(recent) > CHANCE
 
     def _features(self, group: Group) -> Tensor:
         """Of the pictures as their files have them, float32 [G, D]."""

@@ -162,6 +162,16 @@ def test_after_the_last_answer_it_goes_on_alone(tmp_path: Path) -> None:
     assert run.told[-1].startswith("You have answered your 10 groups; the taste goes on alone")
 
 
+def test_a_few_wrong_guesses_before_the_last_answer_do_not_stop_the_run(tmp_path: Path) -> None:
+    run = Rounds(tmp_path, answers=44, audit=1.0)
+    for k in range(10):
+        run.round(k)
+    run.person.moody = True
+    run.round(10)
+    assert run.apprentice.given == 44
+    assert right(run.round(11), 11) > 0.5
+
+
 def test_without_a_taste_above_chance_it_does_not_go_on_alone(tmp_path: Path) -> None:
     run = Rounds(tmp_path, answers=4)
     run.round(0, equal=True)  # black pictures: there is nothing to see
