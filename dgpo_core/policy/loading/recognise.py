@@ -79,7 +79,10 @@ _UNLIKE: tuple[Kind, ...] = (  # looked for before the families, which some of t
     Kind("AuraFlow", ("double_layers.0.attn.w1q.weight",), _NATIVE),
     Kind("Stable Cascade", ("clip_txt_mapper.*", "clip_txt_pooled_mapper.*", "clip_mapper.*", "clf.1.*"), _BASE),
     Kind("HunyuanDiT", ("mlp_t5.0.weight",), _NATIVE),
-    Kind("Sana", ("blocks.0.cross_attn.q_linear.*",), _NATIVE, unless=("t_block.1.weight",)),
+    Kind(
+        "Sana", ("blocks.0.cross_attn.q_linear.*",), "take Z-Image or another of the families",
+        unless=("t_block.1.weight",),
+    ),
     Kind("PixArt", ("t_block.1.weight", "adaln_single.*"), _NATIVE, unless=("patchify_proj.*",)),
     Kind("Z-Image in pixel space", ("dec_net.*",), _NATIVE, also=("cap_embedder.*",)),
     Kind("Z-Image Omni, which edits images", ("siglip_embedder.*",), "take Z-Image"),
