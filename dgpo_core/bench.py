@@ -95,7 +95,7 @@ def settings(options: BenchConfig) -> Config:
     rollout = replace(
         config.rollout,
         group_size=options.group_size or config.rollout.group_size,
-        batch=options.batch or config.rollout.batch,
+        batch=options.batch or config.rollout.at_once,
     )
     reward = config.reward
     if options.random or not data.prompts:
@@ -103,8 +103,8 @@ def settings(options: BenchConfig) -> Config:
         data, reward = replace(data, prompts=EMBEDDED), (RewardTerm("jpeg_size"),)
     reward = read_rewards(options.reward, "--reward") if options.reward else reward
     # the policy stays what it is: one that learns leaves groups without anything to learn, which cost less
-    training = replace(config.training, lr=1e-12, micro_batch=options.micro_batch or config.training.micro_batch)
-    recompute = {"on": True, "off": False}.get(options.checkpointing, config.memory.gradient_checkpointing)
+    training = replace(config.training, lr=1e-12, micro_batch=options.micro_batch or config.training.at_once)
+    recompute = {"on": True, "off": False}.get(options.checkpointing, config.memory.recompute)
     memory = replace(config.memory, gradient_checkpointing=recompute)
     config = replace(config, model=model, data=data, rollout=rollout, reward=reward, training=training, memory=memory)
     validate(config)
@@ -136,8 +136,8 @@ class Bench:
             dtype=model.dtype,
             device=self.world.device,
             seed=self.config.seed,
-            offload=self.config.memory.offload,
-            quantize=model.quantize,
+            offload=self.config.memory.move,
+            quantize=model.kept_as,
         )
         return policy, assemble.set_up(policy, self.config)
 
@@ -212,8 +212,8 @@ class Bare:
         self.solver = cast(SchedulerSolver, trainer.step.solver)
         self.settings, self.cfg = config.training, config.rollout.cfg
         self.samples = config.rollout.group_size * config.data.groups_per_iteration
-        self.rollout_batch = min(config.rollout.batch or self.samples, self.samples)
-        self.micro_batch = min(config.training.micro_batch, self.samples)
+        self.rollout_batch = min(config.rollout.at_once or self.samples, self.samples)
+        self.micro_batch = min(config.training.at_once, self.samples)
         (cond,) = self.policy.encode([trainer.stream.prompts[0].text])
         self.cond = cond
         self.shape = self.policy.latent_shape(*trainer.step.size)

@@ -317,7 +317,7 @@ def _measured(
                 if i in shown:
                     kept.append(group)
 
-            yield label, held_out.score(name, images, config.evaluation.batch, see=see), groups
+            yield label, held_out.score(name, images, config.evaluation.at_once, see=see), groups
 
 
 def _loaded(

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dgpo_core.benchmark.auto import decided
 from dgpo_core.common.distributed import World, together
 from dgpo_core.common.errors import Interrupted, UserError
 from dgpo_core.common.files import write_atomic
@@ -112,6 +113,7 @@ def open_session(config: Config, world: World, check: Callable[[], None], tell: 
     guard.check_prompts(judges, held_out)
     warning = syntax_warning([*prompts, *held_out])
     _tell_first([f"Warning: {warning}"] if warning else (), world, tell)
+    config = decided(config, world, tell)
     policy, size = assemble.load_model(config, world.device)
     if gallery:
         gallery = gallery.fitting(size)
@@ -125,7 +127,7 @@ def open_session(config: Config, world: World, check: Callable[[], None], tell: 
         ratings = gallery.digest
         rated = RatedGroups(gallery.groups, config.data.groups_per_iteration, trainer.stream.seed)
         iterate = partial(trainer.iterate_rated, rated)
-    evaluator = Evaluator(measured, Watch.of(config, judges), config.evaluation.batch, tell)
+    evaluator = Evaluator(measured, Watch.of(config, judges), config.evaluation.at_once, tell)
     return Session(config, world, policy, trainer, evaluator, check, iterate, ratings)
 
 
@@ -149,6 +151,7 @@ def _train(config: Config) -> None:
 def train(config: Config, check: Callable[[], None]) -> None:
     """Run or resume `config`. Raises UserError, and Interrupted where `check` does; a checkpoint is left then."""
     with together(config.model.device) as world:
+        config = Run.as_before(config)
         Run.check(config)  # before the minutes that a large model takes to load
 
         def asked() -> None:
@@ -162,7 +165,7 @@ def train(config: Config, check: Callable[[], None]) -> None:
             if not world.leads:
                 _iterate(session, None)
                 return
-            with Run.open(config) as run:
+            with Run.open(session.config) as run:
                 _iterate(session, run)
 
 

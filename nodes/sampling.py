@@ -115,7 +115,7 @@ class GroupSampler(io.ComfyNode):
 def forwards(settings: Sampler, groups: int) -> int:
     """About how many forwards it takes to draw so many groups."""
     images = groups * settings.rollout.group_size
-    return settings.rollout.steps * math.ceil(images / (settings.rollout.batch or images))
+    return settings.rollout.steps * math.ceil(images / (settings.rollout.at_once or images))
 
 
 NODES = [SamplerSettings, GroupSampler]

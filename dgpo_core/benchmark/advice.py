@@ -9,8 +9,10 @@ from dgpo_core.benchmark.count import Phase
 from dgpo_core.settings.config import Config
 
 GIB = 2**30
-RESERVE = 0.8 * GIB
-"""Bytes of a card that no tensor can have: the driver's context, torch's kernels, and gaps between tensors. Assumed."""
+GAPS = 0.3 * GIB
+"""Bytes of those that are free on a card that no tensor can have: gaps between tensors. Assumed."""
+RESERVE = 0.5 * GIB + GAPS
+"""Bytes of a whole card that no tensor can have: the driver's context and torch's kernels, too. Assumed."""
 
 Counted = Mapping[str, Phase]
 Count = Callable[[Config], Counted]
@@ -60,18 +62,18 @@ def make_fit(config: Config, counted: Counted, room: float, count: Count) -> tup
 
 def _smaller(config: Config, phase: str) -> Iterator[tuple[str, int | bool]]:
     """Settings that may lower the peak of a phase, what costs the least time first."""
-    if not config.memory.offload:
+    if not config.memory.move:
         yield "memory.offload", True
     if phase == "update":
-        if not config.memory.gradient_checkpointing:
+        if not config.memory.recompute:
             yield "memory.gradient_checkpointing", True
-        if config.training.micro_batch > 1:
-            yield "training.micro_batch", config.training.micro_batch // 2
+        if config.training.at_once > 1:
+            yield "training.micro_batch", config.training.at_once // 2
     whole = config.rollout.group_size * config.data.groups_per_iteration
     batches = {
-        "draw": ("rollout.batch", config.rollout.batch or whole),
-        "decode": ("rollout.batch", config.rollout.batch or whole),
-        "evaluation": ("evaluation.batch", config.evaluation.batch or config.evaluation.images),
+        "draw": ("rollout.batch", config.rollout.at_once or whole),
+        "decode": ("rollout.batch", config.rollout.at_once or whole),
+        "evaluation": ("evaluation.batch", config.evaluation.at_once or config.evaluation.images),
     }
     if phase in batches:
         setting, batch = batches[phase]

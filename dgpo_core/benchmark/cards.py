@@ -78,8 +78,12 @@ def _plain(name: str) -> str:
 
 def seconds(kernels: Mapping[Kernel, int], card: Card) -> float:
     """How long the kernels take on the card."""
-    busy = sum(times * _kernel(kernel, card) for kernel, times in kernels.items())
-    return max(busy, START * sum(kernels.values()))
+    return max(busy(kernels, card), START * sum(kernels.values()))
+
+
+def busy(kernels: Mapping[Kernel, int], card: Card) -> float:
+    """How long the card would work on the kernels, if all were started in time."""
+    return sum(times * _kernel(kernel, card) for kernel, times in kernels.items())
 
 
 def _kernel(kernel: Kernel, card: Card) -> float:

@@ -52,9 +52,10 @@ class Kernel(NamedTuple):
 
 @dataclass
 class Cost:
-    """What a stretch of work took: peak and kept are bytes above what was live at its start, and are live after it."""
+    """What a stretch of work took. peak: by kind, the most bytes above what was live at its start; kept: those that are
+    live after it."""
 
-    peak: int = 0
+    peak: dict[str, int] = field(default_factory=dict)
     kept: int = 0
     kernels: Counter[Kernel] = field(default_factory=Counter)
 
@@ -88,8 +89,9 @@ class Phase:
 class _Span:
     """A stretch of work that is being looked at."""
 
-    def __init__(self, start: int) -> None:
-        self.start, self.most, self.kernels = start, start, Counter[Kernel]()
+    def __init__(self, live: Mapping[str, int]) -> None:
+        self.before = self.at = dict(live)
+        self.most, self.kernels = sum(live.values()), Counter[Kernel]()
 
 
 class Ledger(TorchDispatchMode):
@@ -131,7 +133,7 @@ class Ledger(TorchDispatchMode):
         self.live[kind] += count
         self._total += count
         if count > 0:
-            self._look(0)
+            self._look()
 
     def _hold(self, storage: UntypedStorage, kind: str) -> None:
         key = storage._cdata
@@ -152,14 +154,19 @@ class Ledger(TorchDispatchMode):
         self.live[kind] -= size
         self._total -= size
 
-    def _look(self, extra: int) -> None:
-        """Is this the most so far? extra: bytes of activations on top of what is live."""
-        total = self._total + extra
-        for span in self._spans:
-            span.most = max(span.most, total)
-        phase = self._phase
-        if phase is not None and total > phase.bytes:
-            phase.peak = {**self.live, "activations": self.live["activations"] + extra}
+    def _look(self, extra: int = 0, by_kind: Mapping[str, int] | None = None) -> None:
+        """Is this the most so far? extra: bytes on top of what is live, of activations where `by_kind` does not say."""
+        total, phase = self._total + extra, self._phase
+        higher = [span for span in self._spans if total > span.most]
+        first = phase is not None and total > phase.bytes
+        if not higher and not first:
+            return
+        more = {"activations": extra} if by_kind is None else by_kind
+        at = {kind: count + more.get(kind, 0) for kind, count in self.live.items()}
+        for span in higher:
+            span.most, span.at = total, at
+        if phase is not None and first:
+            phase.peak = at
 
     # --- stretches of work -------------------------------------------------------------------------------------------
 
@@ -167,7 +174,7 @@ class Ledger(TorchDispatchMode):
     def phase(self, name: str) -> Iterator[Phase]:
         """What runs inside belongs to this phase alone, and not to one around it."""
         before, self._phase = self._phase, self.phases.setdefault(name, Phase())
-        self._look(0)
+        self._look()
         try:
             yield self._phase
         finally:
@@ -183,17 +190,18 @@ class Ledger(TorchDispatchMode):
     @contextmanager
     def span(self) -> Iterator[Cost]:
         """The cost of what runs inside, filled in at the end; it is counted as always."""
-        cost, span = Cost(), _Span(self._total)
+        cost, span, before = Cost(), _Span(self.live), self._total
         self._spans.append(span)
         try:
             yield cost
         finally:
             self._spans.remove(span)
-            cost.peak, cost.kept, cost.kernels = span.most - span.start, self._total - span.start, span.kernels
+            cost.peak = {kind: count - span.before[kind] for kind, count in span.at.items()}
+            cost.kept, cost.kernels = self._total - before, span.kernels
 
     def repeat(self, cost: Cost) -> None:
         """Counts a cost again, as if the work were done once more; what it keeps is not held."""
-        self._look(cost.peak)
+        self._look(sum(cost.peak.values()), cost.peak)
         for counter in self._counters():
             counter.update(cost.kernels)
 

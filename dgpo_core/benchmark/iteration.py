@@ -66,7 +66,7 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
         _own_what_stays(trainer, ledger)
         with _all_as("evaluation", ledger):
             images = config.evaluation.images or config.evaluation.final_images
-            rows = [(prompts[0], list(range(min(config.evaluation.batch or images, images))))]
+            rows = [(prompts[0], list(range(min(config.evaluation.at_once or images, images))))]
             Drawing.of(policy, config, size).draw(config.evaluation.weights, rows)
     return {name: {**ledger.phases, "encode": encode}.get(name, Phase()) for name in PHASES}
 

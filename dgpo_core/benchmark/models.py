@@ -72,8 +72,8 @@ def _random(config: Config, name: str) -> DiffusersPolicy:
         dtype=config.model.dtype,
         device=META,
         seed=config.seed,
-        offload=config.memory.offload,
-        quantize=config.model.quantize,
+        offload=config.memory.move,
+        quantize=config.model.kept_as,
         quantize_text=config.model.quantize_text,
         offload_blocks=config.memory.offload_blocks,
     )
@@ -93,8 +93,8 @@ def _of_folder(config: Config, path: str) -> DiffusersPolicy:
             dtype=dtype,
             device=META,
             seed=config.seed,
-            offload=config.memory.offload,
-            quantize=model.quantize,
+            offload=config.memory.move,
+            quantize=model.kept_as,
             quantize_text=model.quantize_text,
             offload_blocks=config.memory.offload_blocks,
         )

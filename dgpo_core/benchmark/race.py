@@ -103,7 +103,7 @@ class Contest:
         made: Entrant = entrant or METHODS[method]
         self.method = made(self.policy, assemble.training_prompts(config), rewards, config, size)
         self.weights = dict.fromkeys(judges, 1.0)
-        self.batch = config.evaluation.batch
+        self.batch = config.evaluation.at_once
 
     def iterate(self) -> Cost:
         """One iteration; what it cost."""

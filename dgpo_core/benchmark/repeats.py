@@ -1,4 +1,4 @@
-"""Forwards and backwards that are like earlier ones cost what those cost, and are not gone through again.
+"""Forwards, backwards and decodings that are like earlier ones cost what those cost, and are not gone through again.
 
 An iteration has thousands of them, of a dozen kinds. The engine's code runs in full around them: how many there are, in
 which order, and what is kept between them, is what it decides.
@@ -18,19 +18,19 @@ from dgpo_core.benchmark.weightless import standing_in
 from dgpo_core.policy.base import Cond
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
-_GONE_THROUGH = 2  # what the first of a kind leaves behind for good (gradients, casts) is no cost of those that follow
+_GONE_THROUGH = 2  # what the first backward leaves behind for good (gradients) is no cost of those that follow
 
 
 class Repeats:
-    """Stands in for the `predict` of a policy without storage, and for the backward through it.
+    """Stands in for `predict` and `decode` of a policy without storage, and for the backward through the former.
 
-    A kind of forward: the adapter, the shapes of what it is given, whether it will be gone back through. One forward at
-    most is waiting for its backward at any time.
+    A kind of forward: whether an adapter is on (all three are alike), the shapes of what it is given, whether it will
+    be gone back through. One forward at most is waiting for its backward at any time.
     """
 
     def __init__(self, policy: DiffusersPolicy, ledger: Ledger) -> None:
         self.policy, self.ledger = policy, ledger
-        self._predict, self._backward = policy.predict, Tensor.backward
+        self._predict, self._decode, self._backward = policy.predict, policy.decode, Tensor.backward
         self._costs: dict[tuple[Any, ...], list[Cost]] = {}
         self._kind: tuple[Any, ...] = ()  # of the last forward with gradients
         self._waiting: int | None = None  # bytes of a forward that was not gone through, held for its backward
@@ -44,7 +44,7 @@ class Repeats:
 
         Tensor.backward = backward  # type: ignore[assignment, method-assign]
         try:
-            with standing_in(self.policy, {"predict": self.predict}):
+            with standing_in(self.policy, {"predict": self.predict, "decode": self.decode}):
                 yield
         finally:
             Tensor.backward = self._backward  # type: ignore[method-assign]
@@ -53,11 +53,11 @@ class Repeats:
         """As `Policy.predict`."""
         graded = torch.is_grad_enabled()
         shapes = tuple(tuple(tensor.shape) for tensor in cond.tensors.values())
-        kind = self.policy.adapters.active, tuple(x_t.shape), shapes, graded
+        kind = self.policy.adapters.active is None, tuple(x_t.shape), shapes, graded
         costs = self._costs.setdefault(kind, [])
         if graded:
             self._kind = kind
-        if len(costs) < _GONE_THROUGH:
+        if len(costs) < (_GONE_THROUGH if graded else 1):
             with self.ledger.span() as cost:
                 answer = self._predict(x_t, t, cond)
             costs.append(cost)
@@ -69,6 +69,17 @@ class Repeats:
             self.ledger.hold(self._waiting)
             answer.requires_grad_()
         return answer
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """As `Policy.decode`, but its pictures have one pixel: nobody looks at them."""
+        costs = self._costs.setdefault(("decode", tuple(latents.shape)), [])
+        if costs:  # a first decoding leaves nothing behind
+            self.ledger.repeat(costs[0])
+        else:
+            with self.ledger.span() as cost:
+                self._decode(latents)
+            costs.append(cost)
+        return torch.empty(len(latents), 3, 1, 1, device=latents.device)
 
     def backward(self, tensor: Tensor, *args: Any, **kwargs: Any) -> None:
         """As `Tensor.backward`."""

@@ -9,11 +9,14 @@ from typing import Any
 
 from dgpo_core.benchmark.advice import GIB, RESERVE, Change, Counted, make_fit, peak
 from dgpo_core.benchmark.cards import BANDWIDTH, CARDS, SHARE, START, Card, seconds
+from dgpo_core.benchmark.choose import STAND_IN, choose, others_that_take_less, probe
 from dgpo_core.benchmark.count import KINDS, Phase
 from dgpo_core.benchmark.iteration import count_without_weights
 from dgpo_core.benchmark.models import policy_without_weights
 from dgpo_core.runs.assemble import set_up
 from dgpo_core.settings.config import Config
+from dgpo_core.settings.resuming import OPEN, left_open
+from dgpo_core.settings.values import to_dict
 
 _ITERATION = ("draw", "decode", "update")  # what every iteration does; a prompt is encoded once per run
 
@@ -23,7 +26,8 @@ class Report:
     """What was counted, for the settings as they are; and where that is too much, what was changed until it fits.
 
     model: in words. size: height and width in pixels. room: bytes that tensors can have, infinite where no card is
-    given. fitted: the count after `changes`, and by `config` the settings then.
+    given. fitted: the count after `changes`, and by `config` the settings then. chosen: in a line, for what the
+    settings left open; empty where that is nothing, or no room is known.
     """
 
     model: str
@@ -34,6 +38,7 @@ class Report:
     config: Config
     fitted: Counted
     changes: list[Change]
+    chosen: str = ""
 
     @staticmethod
     def of(config: Config, random: str, card: Card | None, vram: float) -> Report:
@@ -50,9 +55,13 @@ class Report:
             sizes.append(size)
             return count_without_weights(policy, settings, size, room=room)
 
+        line = ""
+        if left_open(config) and room < math.inf:
+            choice = choose(config, room, probe(room, random), card or STAND_IN)
+            config, line = choice.config, choice.said
         counted = count(config)
         fitting, fitted, changes = make_fit(config, counted, room, count)
-        return Report(said[0], sizes[0], card, room, counted, fitting, fitted, changes)
+        return Report(said[0], sizes[0], card, room, counted, fitting, fitted, changes, line)
 
     @property
     def fits(self) -> bool:
@@ -65,7 +74,7 @@ class Report:
             return {}
         found = {name: seconds(counted[name].kernels, self.card) for name in _ITERATION}
         images = self.config.evaluation.images
-        batch = min(self.config.evaluation.batch or images, images) or 1
+        batch = min(self.config.evaluation.at_once or images, images) or 1
         found["evaluation"] = seconds(counted["evaluation"].kernels, self.card) * images / batch
         return found
 
@@ -90,6 +99,7 @@ class Report:
             "fits": most <= self.room,
             "changes": [{"setting": c.setting, "value": c.value, "saves": c.before - c.after} for c in self.changes],
             "fits_after_changes": self.fits,
+            "settings": {name: to_dict(self.config)[name.split(".")[0]][name.split(".")[1]] for name in OPEN},
         }
         if self.card:
             assumed = {"share_of_arithmetic": SHARE, "share_of_bandwidth": BANDWIDTH, "seconds_per_kernel": START}
@@ -127,13 +137,19 @@ def table(report: Report) -> str:
 
 def verdict(report: Report) -> str:
     """Does it fit, what to change, and how long it takes: a line each."""
-    return "\n".join([*_fit_lines(report), *_time_lines(report)])
+    return "\n".join([*filter(None, [report.chosen]), *_fit_lines(report), *_time_lines(report)])
 
 
 def _fit_lines(report: Report) -> Iterator[str]:
     name, most = peak(report.counted)
     if report.room == math.inf:
         yield f"It takes {most / GIB:.1f} GiB, the most in {name}; give --vram or --card to see whether that fits."
+        if name == "encode" and report.config.memory.move:
+            name, most = peak({phase: took for phase, took in report.counted.items() if phase != "encode"})
+            yield (
+                f"On a card with less the network makes room while prompts are encoded: then it is {most / GIB:.1f} GiB"
+                f" at most, in {name}, or what the text encoders take alone."
+            )
         return
     of = f"{most / GIB:.1f} of {report.room / GIB:.1f} GiB ({RESERVE / GIB:.1f} are left to the driver)"
     if most <= report.room:
@@ -151,6 +167,7 @@ def _fit_lines(report: Report) -> Iterator[str]:
     fitting = [card for card in sorted(CARDS.values(), key=lambda card: card.memory) if card.memory >= need]
     nearest = f"{math.ceil(need)} GB" + (f", such as the {fitting[0].name}" if fitting else "")
     yield f"It does not fit even at its smallest: {missing:.1f} GiB are missing in {name}. A card that fits: {nearest}."
+    yield f"What else takes less, at other results: {others_that_take_less(report.config)}."
 
 
 def _time_lines(report: Report) -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dgpo_core.settings.config import EMBEDDED, Config, RolloutConfig, TrainingConfig
+from dgpo_core.settings.config import AUTO, EMBEDDED, Config, RolloutConfig, TrainingConfig
 from dgpo_core.settings.presets import MODES, apply_mode, load_preset, preset_names
 
 MODELS_OWN = "model's own"
@@ -27,6 +27,8 @@ NO_LORA = "none"
 """The choice of a widget for LoRA files that is no file."""
 AS_BELOW = "as set below"
 """The choice of Training Settings that is no preset."""
+OPEN = -1
+"""In a widget for a whole number: "auto", what fits the card."""
 _MODE = "mode "
 
 
@@ -182,6 +184,16 @@ FORMS = {
         *(LORA_TRAINER, TRAINING_LOOP),
     )
 }
+
+
+def as_setting(value: Any, default: Any) -> Any:
+    """What a widget's value is in settings, where `default` is the setting's."""
+    return AUTO if default == AUTO and value == OPEN and not isinstance(value, bool) else value
+
+
+def as_widget(value: Any) -> Any:
+    """The other way round."""
+    return OPEN if value == AUTO else value
 
 
 def preset_choices() -> list[str]:

@@ -23,12 +23,13 @@ from dgpo_core.comfy.forms import (
     Form,
     Link,
     Widget,
+    as_setting,
     chosen_preset,
 )
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import parse_json, read_json, shown
 from dgpo_core.rewards.trust import check_shared
-from dgpo_core.settings.config import EMBEDDED, Config, RewardTerm
+from dgpo_core.settings.config import AUTO, EMBEDDED, Config, RewardTerm
 from dgpo_core.settings.values import read_rewards, to_plain
 
 CONTROLLED = ("iteration",)  # widgets behind which the front end stores one more value, "increment" or the like
@@ -127,6 +128,7 @@ def _listed(value: Any, setting: str) -> Any:
     """Lists are texts with commas in a widget."""
     group, _, name = setting.rpartition(".")
     default = getattr(getattr(Config(), group) if group else Config(), name)
+    value = as_setting(value, default)
     if not isinstance(default, tuple) or not isinstance(value, str):
         return value
     return [item.strip() for item in value.split(",") if item.strip()]
@@ -157,7 +159,8 @@ def load_workflow(path: str | Path) -> dict[str, Any]:
         "lora.init": _lora(flow, flow.text(policy, "start_from")),
         **flow.settings(sampler),
         "rollout.scheduler": _scheduler(flow, sampler),
-        **{f"evaluation.{name}": flow.value(sampler, name) for name in ("steps", "cfg", "batch")},
+        **{f"evaluation.{name}": flow.value(sampler, name) for name in ("steps", "cfg")},
+        "evaluation.batch": as_setting(flow.value(sampler, "batch"), AUTO),
         **_data(flow, flow.behind(drawer, "prompts")),
         "reward": _rewards(flow, scorer),
         **flow.settings(trainer, "weights"),

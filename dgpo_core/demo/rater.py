@@ -230,7 +230,7 @@ def _run(options: RaterConfig, mode: Mode, seed: int, folder: Path) -> Outcome:
     measured, weights = HeldOut.of(config, policy, held_out, judges, size, world), evaluation_weights(config)
 
     def success(adapter: Literal["current"] | None) -> float:
-        return measured.measure(adapter, options.images, weights, config.evaluation.batch).mean
+        return measured.measure(adapter, options.images, weights, config.evaluation.at_once).mean
 
     each = pairs_wanted(options.size, options.pairs) if mode == "pairs" else 1
     successes, asked = [success(None)], [0]

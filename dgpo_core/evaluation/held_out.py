@@ -97,7 +97,7 @@ class HeldOut:
         check: Check = nothing,
     ) -> "HeldOut":
         """As the settings say; see `Drawing.of`."""
-        return HeldOut(Drawing.of(policy, config, size), prompts, judges, world, config.memory.offload, check)
+        return HeldOut(Drawing.of(policy, config, size), prompts, judges, world, config.memory.move, check)
 
     def texts(self, images: int) -> list[str]:
         """The prompts that this process draws in an evaluation of `images` images."""

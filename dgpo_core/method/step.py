@@ -89,7 +89,7 @@ class Step:
         self.iteration = 0
         self.kl_weight = first_weight(t)
         self.old_is_current = True
-        self.rollout_batch, self.micro_batch = drawn.batch, t.micro_batch
+        self.rollout_batch, self.micro_batch = drawn.at_once, t.at_once
 
     def draw(
         self, mine: Sequence[tuple[int, Prompt]], drawn: Callable[[Group], None] = lambda group: None

@@ -107,7 +107,7 @@ class Trainer:
 
         With offloading, reward models leave the accelerator.
         """
-        if self.config.memory.offload:
+        if self.config.memory.move:
             guard.idle(self.rewards)
         scored = [(g, group) for (g, _), group in zip(mine, outcomes, strict=True) if isinstance(group, Group)]
         if self.config.on_bad_score == "stop":

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Images decoded or encoded at once hold at most this many pixels (8 of 512 x 512): the VAE's peak memory is bounded.
-_VAE_PIXELS = 8 * 512 * 512
+# Images decoded or encoded at once hold at most this many pixels: the VAE's peak memory is bounded. More would be no
+# faster: one image of 1024 x 1024 keeps a card busy, and takes 2 GiB.
+_VAE_PIXELS = 1024 * 1024
 
 
 class Latents:
@@ -38,7 +39,7 @@ class Latents:
             image = self.decode((z / scale + shift).to(self.vae.dtype))
             return (image.float() / 2 + 0.5).clamp_(0, 1)
 
-        return _in_chunks(chunk, latents, latents.shape[-2] * latents.shape[-1] * self.factor**2)
+        return _in_chunks(chunk, latents, (latents.shape[-2] * self.factor, latents.shape[-1] * self.factor))
 
     @torch.no_grad()
     def encoded(self, images: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class Latents:
         def chunk(image: Tensor) -> Tensor:
             return (self.encode((image * 2 - 1).to(self.vae.dtype)).float() - shift) * scale
 
-        return _in_chunks(chunk, images, images.shape[-2] * images.shape[-1])
+        return _in_chunks(chunk, images, (images.shape[-2], images.shape[-1]))
 
     def scale(self, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
         """(scale, shift): latent = (z - shift) * scale; per channel where the VAE says so (some SDXL VAEs do)."""
@@ -70,9 +71,14 @@ class Latents:
         return z
 
 
-def _in_chunks(f: Callable[[Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:
-    """f over the batch, a bounded number of images at once."""
-    rows = max(1, _VAE_PIXELS // pixels)
+def images_at_once(size: tuple[int, int]) -> int:
+    """How many images of (height, width) pixels are worked on together, at most."""
+    return max(1, _VAE_PIXELS // (size[0] * size[1]))
+
+
+def _in_chunks(f: Callable[[Tensor], Tensor], batch: Tensor, size: tuple[int, int]) -> Tensor:
+    """f over the batch, a bounded number of images of this size in pixels at once."""
+    rows = images_at_once(size)
     if len(batch) <= rows:
         return f(batch)
     return torch.cat([f(part) for part in batch.split(rows)])

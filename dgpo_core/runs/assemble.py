@@ -37,9 +37,9 @@ def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[i
         dtype=model.dtype,
         device=device,
         seed=config.seed,
-        offload=memory.offload,
+        offload=memory.move,
         prediction=model.prediction,
-        quantize=model.quantize,
+        quantize=model.kept_as,
         quantize_text=model.quantize_text,
         offload_blocks=memory.offload_blocks,
         prompt_cache=memory.prompt_cache if keep else "",
@@ -51,7 +51,7 @@ def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[i
 def set_up(policy: Policy, config: Config) -> tuple[int, int]:
     """Turns on what the settings ask of a loaded policy; returns the image size (height, width) in pixels."""
     model = config.model
-    if config.memory.gradient_checkpointing:
+    if config.memory.recompute:
         policy.enable_gradient_checkpointing()
     if config.memory.compile:
         policy.compile()

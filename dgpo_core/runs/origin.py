@@ -20,7 +20,7 @@ from dgpo_core.rewards import REWARDS
 from dgpo_core.settings.config import EMBEDDED, PEOPLE, Config, DataConfig, Range, RewardTerm
 from dgpo_core.settings.gates import Gate
 from dgpo_core.settings.presets import preset_names
-from dgpo_core.settings.schema import setting_types
+from dgpo_core.settings.schema import fixed_type, setting_types
 from dgpo_core.settings.validation import validate
 from dgpo_core.settings.values import from_dict, show_rewards, to_dict
 
@@ -99,6 +99,7 @@ def _is_written(name: str, value: Any) -> bool:
 
 
 def _is_number_or_choice(hint: Any) -> bool:
+    hint = fixed_type(hint)
     kind = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
     parts = typing.get_args(kind) if typing.get_origin(kind) is tuple else (kind,)
     return all(part in (int, float, bool) or typing.get_origin(part) is Literal for part in parts)

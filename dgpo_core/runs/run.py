@@ -19,7 +19,7 @@ from dgpo_core.common.files import TEMPORARY, reason, write_atomic
 from dgpo_core.common.reading import parse_json, read_bytes, require_ordinary
 from dgpo_core.runs.checkpoint import best_checkpoint, checkpoints
 from dgpo_core.settings.config import MOST_ITERATIONS, Config
-from dgpo_core.settings.resuming import differences
+from dgpo_core.settings.resuming import differences, filled
 from dgpo_core.settings.yaml_file import load_yaml, to_yaml
 
 if sys.platform == "win32":
@@ -72,6 +72,12 @@ class Run:
             _check_files(folder)
         elif not _is_vacant(folder):
             raise UserError(f"{folder} is not the folder of a run (it has no config.yaml): check --name and --output.")
+
+    @staticmethod
+    def as_before(config: Config) -> Config:
+        """Where a run is resumed, what the settings leave open is as it was chosen when the run began."""
+        path = Path(config.output, config.name, "config.yaml")
+        return filled(config, load_yaml(path)) if config.resume and os.path.exists(path) else config
 
     @classmethod
     def open(cls, config: Config) -> "Run":

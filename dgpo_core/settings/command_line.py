@@ -7,7 +7,8 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import tyro
@@ -15,8 +16,8 @@ import tyro
 from dgpo_core.common.errors import Elsewhere, Interrupted, UserError, out_of_memory
 from dgpo_core.common.reading import bounded, shown
 from dgpo_core.common.suggest import suggest
-from dgpo_core.settings.config import RewardTerm
-from dgpo_core.settings.schema import setting_types
+from dgpo_core.settings.config import RewardTerm, Switch
+from dgpo_core.settings.schema import fixed_type, setting_types
 from dgpo_core.settings.validation import check_ranges
 from dgpo_core.settings.values import read_rewards, show_rewards
 
@@ -97,6 +98,7 @@ def read_arguments(
 ) -> Settings:
     """The same without looking at ranges, from arguments that `arguments_of` gave."""
     _refuse_unknown(kind, argv)
+    argv = list(_with_switches(kind, argv))
     printed = io.StringIO()
     defaults: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -134,12 +136,28 @@ def named_options(argv: Sequence[str]) -> list[str]:
     return [token[2:].partition("=")[0].replace("-", "_") for token in argv if token.startswith("--")]
 
 
+def _with_switches(kind: type, argv: Sequence[str]) -> Iterator[str]:
+    """The arguments with a word behind each switch that may be left open: `--memory.offload` and `--memory.no_offload`
+    are True and False."""
+    switches = {name for name, hint in setting_types(kind).items() if hint == Switch}
+    switches = {name.removeprefix("settings.") for name in switches}
+    off = {"{}.no_{}".format(*name.split(".")): name for name in switches}
+    for token, following in pairwise([*argv, "--"]):
+        name = token[2:].replace("-", "_") if token.startswith("--") else ""
+        if name in off:
+            yield from (f"--{off[name]}", "False")
+            continue
+        yield token
+        if name in switches and following.startswith("--"):
+            yield "True"
+
+
 def _refuse_unknown(kind: type, argv: Sequence[str]) -> None:
     known = {"help"}
     for name, hint in setting_types(kind).items():
         name = name.removeprefix("settings.")
         group, dot, leaf = name.rpartition(".")
-        known |= {name, f"{group}{dot}no_{leaf}"} if hint is bool else {name}
+        known |= {name, f"{group}{dot}no_{leaf}"} if fixed_type(hint) is bool else {name}
     for name in named_options(argv):
         if name not in known:
             raise UserError(f"There is no option --{shown(name, 60)}{suggest(name[:200], known, '--')}")

@@ -7,7 +7,7 @@ are the paper's or the official config's unless the line says otherwise. The fil
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 EMBEDDED = "embedded"
 """Instead of a path: what ships inside the package (the demo model, its training and its held-out prompts)."""
@@ -20,6 +20,9 @@ STATISTICS = ("edge_density", "entropy", "saturation", "group_diversity")
 
 NEUTRAL = (*STATISTICS, "jpeg_size", "brightness")
 """Rewards of which more is neither better nor worse."""
+
+AUTO: Final = "auto"
+"""Left open: chosen from the card's free memory before a run; what the properties below say, where none is known."""
 
 HUMAN, RATINGS = "human", "ratings"
 TASTE = "taste"
@@ -61,6 +64,10 @@ def show_number(value: float) -> str:
 MOST_SEED, MOST_ITERATIONS = 2**64 - 1, 1_000_000
 Count = Annotated[int, Range(1, 1_000_000)]
 CountOrZero = Annotated[int, Range(0, 1_000_000)]
+OpenCount = Count | Literal["auto"]
+OpenCountOrZero = CountOrZero | Literal["auto"]
+Switch = bool | Literal["auto"]
+Kept = Literal["auto", "none", "fp8", "int8", "nf4"]
 Pixels = Annotated[int, Range(0, 16_384)]
 Positive = Annotated[float, Range(0, open_low=True)]
 NotNegative = Annotated[float, Range(0)]
@@ -88,11 +95,17 @@ class ModelConfig:
     """Where to run: cpu, cuda, cuda:1, mps; 'auto' takes the first accelerator there is."""
     prediction: Literal["auto", "epsilon", "v", "flow"] = "auto"
     """What the model predicts (noise, v, a flow's velocity); 'auto' finds it from its keys, header and scheduler."""
-    quantize: Literal["none", "fp8", "int8", "nf4"] = "none"
+    quantize: Kept = AUTO
     """How the frozen base's large layers are kept: 'fp8' and 'int8' take one byte a weight, 'nf4' (with the package
-    bitsandbytes) half of one; they are made whole where they are used, and the LoRA trains as ever."""
+    bitsandbytes) half of one; they are made whole where they are used, and the LoRA trains as ever. 'auto' is 'none',
+    but on a GPU where the base does not fit so."""
     quantize_text: Literal["none", "fp8", "int8", "nf4"] = "none"
     """The same of the text encoders, of which T5 is 9.1 GiB in bfloat16."""
+
+    @property
+    def kept_as(self) -> Kept:
+        """`quantize`; where it is open, none."""
+        return "none" if self.quantize == AUTO else self.quantize
 
 
 @dataclass(frozen=True)
@@ -143,14 +156,20 @@ class RolloutConfig:
     """Classifier-free guidance scale while drawing, 1 to 100; 1 is no guidance."""
     group_size: Annotated[int, Range(2, 10_000)] = 24
     """Images per prompt (the paper's G), 2 to 10000: the update compares the images of a group with each other."""
-    batch: CountOrZero = 8
-    """Images per forward; bounds memory, does not change the result; 0 draws the whole iteration at once."""
+    batch: OpenCountOrZero = AUTO
+    """Images per forward; bounds memory, does not change the result; 0 draws the whole iteration at once; 'auto' is
+    what fits the GPU, and 8 where that is unknown."""
     negative_prompt: str = ""
     """Prompt of the unguided branch where cfg > 1."""
     on_policy_steps: CountOrZero = 200
     """The fast EMA draws instead of the current weights once more than this many steps are done (GenEval: 500)."""
     scheduler: str = ""
     """Noise levels, by the name of one of ComfyUI's schedulers, for native policies; empty: the model's own."""
+
+    @property
+    def at_once(self) -> int:
+        """`batch`; where it is open, 8."""
+        return self.batch if isinstance(self.batch, int) else 8
 
 
 @dataclass(frozen=True)
@@ -192,8 +211,9 @@ class TrainingConfig:
     """Draw them from the roll-out's own timesteps without replacement, or uniformly from [t_min, 1]."""
     t_min: NotNegative = 7.0
     """Timestep clip: a noise level below 1 under which nothing is trained, or how many first roll-out steps; 0: off."""
-    micro_batch: Count = 4
-    """Samples per training forward; bounds memory, does not change the result, at least 1."""
+    micro_batch: OpenCount = AUTO
+    """Samples per training forward; bounds memory and adds up to the same gradient but for rounding, at least 1; 'auto'
+    is what fits the GPU, and 4 where that is unknown."""
     lr: Positive = 3e-4
     """Learning rate of AdamW, above 0."""
     weight_decay: NotNegative = 1e-4
@@ -217,6 +237,11 @@ class TrainingConfig:
     """Weight of a hinge on the growth of the prediction's norm over the base's, which goes along with plastic,
     over-saturated pictures, at least 0; 0 is off."""
 
+    @property
+    def at_once(self) -> int:
+        """`micro_batch`; where it is open, 4."""
+        return self.micro_batch if isinstance(self.micro_batch, int) else 4
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -230,8 +255,9 @@ class EvalConfig:
     """Images of the measurement before and after, for base and adapter each; 0 leaves it out."""
     reward: str = ""
     """The reward that measures the gain; empty is the sum that is trained (nothing is measured where people are it)."""
-    batch: CountOrZero = 8
-    """Images per forward; bounds memory; 0 draws all at once."""
+    batch: OpenCountOrZero = AUTO
+    """Images per forward; bounds memory; 0 draws all at once; 'auto' is what fits the GPU, and 8 where that is
+    unknown."""
     solver: str = ""
     """Solver of the evaluation; empty is the roll-out's."""
     steps: Annotated[int, Range(1, 1000)] = 14
@@ -242,6 +268,11 @@ class EvalConfig:
     """Evaluate and save the slow EMA of the adapter, or its current weights."""
     on_alarm: Literal["warn", "stop"] = "warn"
     """Where a watched reward falls while the trained one rises: tell, or also stop and save the best adapter so far."""
+
+    @property
+    def at_once(self) -> int:
+        """`batch`; where it is open, 8."""
+        return self.batch if isinstance(self.batch, int) else 8
 
 
 @dataclass(frozen=True)
@@ -279,12 +310,14 @@ class CheckpointConfig:
 class MemoryConfig:
     """Memory against time."""
 
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: much less memory, an update takes 1.4 to 2.3 times as long."""
+    gradient_checkpointing: Switch = AUTO
+    """Recompute activations in the backward pass: much less memory, an update takes 1.4 to 2.3 times as long; 'auto' is
+    off where a GPU has the memory, and else on."""
     compile: bool = False
     """torch.compile the backbone: a slow start, then faster iterations."""
-    offload: bool = True
-    """Keep the text encoders and the VAE off the accelerator while they are not in use."""
+    offload: Switch = AUTO
+    """Keep the text encoders and the VAE off the accelerator while they are not in use; 'auto' is off where a GPU has
+    much memory to spare, and else on."""
     offload_blocks: bool = False
     """Keep the base's blocks in main memory and bring them to the accelerator in turn: for cards that the base is too
     large for, however small it is made; slower by what crosses the bus, forth and back."""
@@ -293,6 +326,16 @@ class MemoryConfig:
     dgpo/prompts in your cache folder."""
     prompt_cache_gib: NotNegative = 8.0
     """What all files in it take at most, in GiB; those used last stay. 0: nothing is kept, each run reads anew."""
+
+    @property
+    def recompute(self) -> bool:
+        """`gradient_checkpointing`; where it is open, on."""
+        return self.gradient_checkpointing if isinstance(self.gradient_checkpointing, bool) else True
+
+    @property
+    def move(self) -> bool:
+        """`offload`; where it is open, on."""
+        return self.offload if isinstance(self.offload, bool) else True
 
 
 @dataclass(frozen=True)

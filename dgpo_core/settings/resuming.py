@@ -3,21 +3,39 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from dgpo_core.settings.config import Config
-from dgpo_core.settings.values import to_dict
+from dgpo_core.settings.config import AUTO, Config
+from dgpo_core.settings.values import from_dict, to_dict
 
 PERSONAL = ("name", "output", "resume")
 """Where a run lives and how it was started: no part of what it computes."""
 
 BATCHES = ("rollout.batch", "training.micro_batch", "evaluation.batch")
 
+OPEN = (*BATCHES, "memory.gradient_checkpointing", "memory.offload", "model.quantize")
+"""What may be left open, to be chosen from the card's memory."""
+
 RESUMABLE = (*PERSONAL, *BATCHES, "iterations", "evaluation.on_alarm")
 """What `--resume` may change besides the groups below: iterations (only up), what only trades memory for time, and
 whether an alarm ends the run."""
 
 RESUMABLE_GROUPS = ("checkpoint.", "memory.", "model.device", "human.")
+
+
+def left_open(config: Config) -> list[str]:
+    """The dotted names of the settings that are "auto" and may be chosen from a card's memory."""
+    return [name for name in OPEN if dict(_flatten(to_dict(config)))[name] == AUTO]
+
+
+def filled(config: Config, others: Config) -> Config:
+    """`config`, and what it leaves open as it is in `others`."""
+    known, values = dict(_flatten(to_dict(others))), dict[str, dict[str, Any]]()
+    for name in left_open(config):
+        group, _, leaf = name.partition(".")
+        values.setdefault(group, {})[leaf] = known[name]
+    return from_dict(values, config)
 
 
 def differences(saved: Config, new: Config) -> dict[str, tuple[Any, Any]]:
@@ -37,6 +55,7 @@ def fingerprint(config: Config) -> str:
 
 
 def _training_settings(config: Config) -> dict[str, Any]:
+    config = replace(config, model=replace(config.model, quantize=config.model.kept_as))
     return {
         name: value
         for name, value in _flatten(to_dict(config))

@@ -31,6 +31,17 @@ def types_of(group: type) -> dict[str, Any]:
     return typing.get_type_hints(group, include_extras=True)
 
 
+def fixed_type(hint: Any) -> Any:
+    """The annotation of a setting without the word "auto" that it may be left open by: `bool` for `Switch`."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next(part for part in parts if typing.get_origin(part) is not typing.Literal or len(parts) == 1)
+
+
+def may_be_open(hint: Any) -> bool:
+    """Whether a number or a switch may be left open by "auto"."""
+    return fixed_type(hint) is not hint
+
+
 @cache
 def setting_types(group: type = Config, prefix: str = "") -> Mapping[str, Any]:
     """Every setting's dotted name, such as `training.lr`, and its annotation."""

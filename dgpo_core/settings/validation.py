@@ -7,6 +7,7 @@ from typing import Any
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import check_folder_name
 from dgpo_core.settings.config import (
+    AUTO,
     HUMAN,
     RATINGS,
     Config,
@@ -17,7 +18,7 @@ from dgpo_core.settings.config import (
     show_number,
 )
 from dgpo_core.settings.gates import check_rewards
-from dgpo_core.settings.schema import setting_types, types_of
+from dgpo_core.settings.schema import fixed_type, setting_types, types_of
 
 
 def validate(config: Config) -> None:
@@ -54,6 +55,9 @@ def _get(config: Config, name: str) -> Any:
 
 
 def check_range(name: str, hint: Any, value: Any) -> None:
+    if value == AUTO:
+        return
+    hint = fixed_type(hint)
     ranges = [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Range)]
     if typing.get_origin(hint) is float or hint is float:
         ranges.append(Range())

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.common.suggest import suggest
-from dgpo_core.settings.config import TASTE, Config, RewardTerm
-from dgpo_core.settings.schema import setting_types, types_of
+from dgpo_core.settings.config import AUTO, TASTE, Config, RewardTerm
+from dgpo_core.settings.schema import fixed_type, may_be_open, setting_types, types_of
 from dgpo_core.settings.validation import check_range
 
 
@@ -81,6 +81,13 @@ def _read_group(base: Any, values: Any, prefix: str, source: str) -> Any:
 
 
 def _read_value(hint: Any, value: Any, where: str) -> Any:
+    if may_be_open(hint):
+        if value == AUTO:
+            return AUTO
+        try:
+            return _read_value(fixed_type(hint), value, where)
+        except UserError as error:
+            raise UserError(str(error).replace(", not ", f" or {AUTO}, not ", 1)) from None
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _read_value(arguments[0], value, where)

@@ -14,8 +14,8 @@ from comfy_execution.utils import get_executing_context
 
 from dgpo_core.comfy import forms
 from dgpo_core.common.errors import UserError
-from dgpo_core.settings.config import Config, Range
-from dgpo_core.settings.schema import field_docs
+from dgpo_core.settings.config import AUTO, Config, Range
+from dgpo_core.settings.schema import field_docs, fixed_type
 from dgpo_core.settings.values import read_settings
 
 from . import faults
@@ -100,8 +100,9 @@ def first_error(**checks: tuple[Callable[[Any], Any], Any]) -> bool | str:
 
 def values(settings: type, given: Mapping[str, Any]) -> Any:
     """An instance of `settings` from what its widgets gave; other entries are left out. UserError for a bad value."""
-    names = {field.name for field in dataclasses.fields(settings)}
-    return read_settings(settings, {name: value for name, value in given.items() if name in names})
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    own = {name: value for name, value in given.items() if name in defaults}
+    return read_settings(settings, {name: forms.as_setting(value, defaults[name]) for name, value in own.items()})
 
 
 def _as_dict(about: About) -> Mapping[str, Any]:
@@ -126,7 +127,10 @@ def _of_setting(name: str, widget: forms.Widget, about: Mapping[str, Any]) -> io
     """With the setting's own type, range, default and help, as far as nothing else is said."""
     group, field, kind, limits = _setting(widget.setting)
     default = field.default if widget.default is None else widget.default
-    about = {"default": default, "tooltip": field_docs(group)[field.name], **about}
+    if default == AUTO and kind is not bool and typing.get_origin(kind) is not Literal:  # a text in a number's widget
+        default, limits = forms.OPEN, {**limits, "min": forms.OPEN}
+    about = {"default": True if default == AUTO and kind is bool else default, **about}
+    about.setdefault("tooltip", field_docs(group)[field.name])
     if "options" in about or typing.get_origin(kind) is Literal:
         return io.Combo.Input(name, **{"options": list(typing.get_args(kind)), **about})
     if kind is bool:
@@ -149,7 +153,7 @@ def _setting(name: str) -> tuple[type, dataclasses.Field, Any, Mapping[str, Any]
     """Of a setting such as "lora.rank": its group, its field there, its type, and the limits of its values."""
     group, _, leaf = name.rpartition(".")
     settings = typing.get_type_hints(Config)[group] if group else Config
-    hint = typing.get_type_hints(settings, include_extras=True)[leaf]
+    hint = fixed_type(typing.get_type_hints(settings, include_extras=True)[leaf])
     (field,) = (field for field in dataclasses.fields(settings) if field.name == leaf)
     if typing.get_origin(hint) is typing.Annotated:
         return settings, field, typing.get_args(hint)[0], _limits(hint)

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from dgpo_core.comfy.forms import AS_BELOW, chosen_preset, preset_choices
+from dgpo_core.comfy.forms import AS_BELOW, as_widget, chosen_preset, preset_choices
 from dgpo_core.settings.config import TrainingConfig
 
 
@@ -18,7 +18,8 @@ def preset_values() -> dict[str, dict[str, Any]]:
 
 def widget_values(training: TrainingConfig) -> dict[str, Any]:
     """The settings as their widgets hold them: lists are texts with commas."""
-    return {name: _as_text(value) if isinstance(value, tuple) else value for name, value in asdict(training).items()}
+    values = asdict(training).items()
+    return {name: _as_text(value) if isinstance(value, tuple) else as_widget(value) for name, value in values}
 
 
 def _as_text(values: tuple[float, ...]) -> str:

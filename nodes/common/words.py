@@ -71,7 +71,7 @@ WORDS: Mapping[str, Word] = {
     ),
     "batch": Word(
         "images at once",
-        "Memory and speed, not the images: how many are drawn together; 0: a whole round.",
+        "Memory and speed, not the images: how many are drawn together; 0: a whole round; -1: what fits the card.",
     ),
     "negative_prompt": Word("negative prompt", "What images should not show; it counts where cfg is above 1."),
     "on_policy_steps": Word(
@@ -141,7 +141,8 @@ WORDS: Mapping[str, Word] = {
         " with the flaws in the fine detail (t_min).",
     ),
     "micro_batch": Word(
-        "trained at once", "Memory and speed, not the result: how many are trained together (micro-batch)."
+        "trained at once",
+        "Memory and speed, not the result: how many are trained together; -1: what fits the card (micro-batch).",
     ),
     "lr": Word(
         "how strongly it learns",

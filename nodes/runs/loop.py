@@ -184,7 +184,7 @@ def update_steps(groups: Groups, settings: Training) -> int:
 
     There are a few forwards less while the old policy is the current one.
     """
-    t, references = settings.training, References.of(settings.training)
+    t, references, at_once = settings.training, References.of(settings.training), settings.training.at_once
     compared = {references.logit, references.kl, OLD if t.clip > 0 else None} - {None}
     anchored = {references.kl} - {None}
     kinds = Counter((bool(informative(combined(group, groups)[None])), len(group)) for group in groups.groups)
@@ -193,8 +193,8 @@ def update_steps(groups: Groups, settings: Training) -> int:
         asked = compared if prefers else anchored
         if not asked:  # nothing to learn from them
             continue
-        parts = ceil(number * t.timesteps / max(1, t.micro_batch // size)) * ceil(size / t.micro_batch)
-        before = int(prefers and size > t.micro_batch)  # the logit of a group that is cut
+        parts = ceil(number * t.timesteps / max(1, at_once // size)) * ceil(size / at_once)
+        before = int(prefers and size > at_once)  # the logit of a group that is cut
         steps += parts * (1 + before + sum(1 if reference.cfg == 1 else 2 for reference in asked))
     return steps
 

@@ -260,7 +260,7 @@ def config_of(
         seed=spec.seed,
         reward=tuple(terms),
         combine=combine,
-        model=replace(spec.model, height=sampler.height, width=sampler.width),
+        model=replace(spec.model, quantize=spec.model.kept_as, height=sampler.height, width=sampler.width),
         lora=spec.lora,
         data=DataConfig(held_out=""),
         rollout=sampler.rollout,
@@ -344,7 +344,7 @@ def _enter(
 def _note_memory(spec: PolicySpec, step: Step) -> None:
     """A batch that the step had to halve stays halved in the steps that follow, until the model is loaded anew."""
     settings = step.settings
-    asked = {"rollout_batch": settings.rollout.batch, "micro_batch": settings.training.micro_batch}
+    asked = {"rollout_batch": settings.rollout.at_once, "micro_batch": settings.training.at_once}
     for setting, most in asked.items():
         fitted = getattr(step, setting)
         if fitted and fitted != most:

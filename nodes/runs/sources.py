@@ -63,7 +63,7 @@ def native(spec: PolicySpec) -> Opened:
         targets = (*target_shapes(parts.model.model.diffusion_model, ()), *init.modules)
     settings = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "targets": targets, "seed": spec.seed}
     prediction, network = spec.model.prediction, weakref.ref(parts.model.model)
-    settings |= {"prediction": prediction, "quantize": spec.model.quantize}
+    settings |= {"prediction": prediction, "quantize": spec.model.kept_as}
     policy = NativePolicy(parts.model, parts.encode, parts.vae, **settings)
     if init is not None:
         policy.load_lora(init)

@@ -186,8 +186,8 @@ def root_key(spec: PolicySpec) -> str:
     model = {"path": spec.model.path, "family": spec.model.family, "dtype": spec.model.dtype}
     if spec.model.prediction != "auto":  # older runs, which knew no other, keep their keys
         model["prediction"] = spec.model.prediction
-    if spec.model.quantize != "none":
-        model["quantize"] = spec.model.quantize
+    if spec.model.kept_as != "none":
+        model["quantize"] = spec.model.kept_as
     return key_of("root", model, spec.lora, spec.seed)
 
 

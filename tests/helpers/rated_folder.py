@@ -28,7 +28,7 @@ def draw(prompts: int, size: int, seed: int = 0) -> list[Group]:
     seeds = [[derive_seed(seed, "folder", g, i) for i in range(size)] for g in range(prompts)]
     solver = policy.solver(config.rollout.solver, config.rollout.steps, *pixels)
     with policy.using(None):
-        groups = rollout(policy, solver, few, seeds, size=pixels, batch=config.rollout.batch)
+        groups = rollout(policy, solver, few, seeds, size=pixels, batch=config.rollout.at_once)
     return score_groups(groups, {"rating": make_reward("shapes_graded")})
 
 

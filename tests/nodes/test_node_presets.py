@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from dgpo_core.settings.config import Config, TrainingConfig
+from dgpo_core.comfy.forms import as_setting
+from dgpo_core.settings.config import AUTO, Config, TrainingConfig
 from dgpo_core.settings.presets import MODES, apply_mode, load_preset, preset_names
 from dgpo_core.settings.values import read_settings
 
@@ -33,14 +34,16 @@ def test_the_values_of_a_preset_are_the_engine_s(presets: ModuleType, name: str)
     values = json.loads(json.dumps(presets.preset_values()))[name]
     chosen = load_preset(name)
     assert values.pop("combine") == chosen.combine
-    assert read_settings(TrainingConfig, values) == chosen.training
+    micro_batch = as_setting(values.pop("micro_batch"), AUTO)  # as the node reads its widget
+    assert read_settings(TrainingConfig, {**values, "micro_batch": micro_batch}) == chosen.training
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_values_of_a_mode_are_the_engine_s(presets: ModuleType, mode: str) -> None:
     values = json.loads(json.dumps(presets.preset_values()))[f"mode {mode}"]
     assert "combine" not in values  # which modes leave to its widget
-    assert read_settings(TrainingConfig, values) == apply_mode(Config(), mode).training
+    micro_batch = as_setting(values.pop("micro_batch"), AUTO)
+    assert read_settings(TrainingConfig, {**values, "micro_batch": micro_batch}) == apply_mode(Config(), mode).training
 
 
 def test_lists_are_texts(presets: ModuleType) -> None:
