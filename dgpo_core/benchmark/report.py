@@ -18,7 +18,8 @@ from dgpo_core.settings.config import Config
 from dgpo_core.settings.resuming import OPEN, left_open
 from dgpo_core.settings.values import to_dict
 
-_ITERATION = ("draw", "decode", "update")  # what every iteration does; a prompt is encoded once per run
+ITERATION = ("draw", "decode", "update")
+"""The phases of every iteration; a prompt is encoded once per run."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Report:
         """Seconds of one iteration by phase, and of one evaluation."""
         if self.card is None:
             return {}
-        found = {name: seconds(counted[name].kernels, self.card) for name in _ITERATION}
+        found = {name: seconds(counted[name].kernels, self.card) for name in ITERATION}
         images = self.config.evaluation.images
         batch = min(self.config.evaluation.at_once or images, images) or 1
         found["evaluation"] = seconds(counted["evaluation"].kernels, self.card) * images / batch
@@ -82,8 +83,8 @@ class Report:
         """Hours of a run, with its evaluations and the measurement before and after."""
         took, e = self.seconds(counted), self.config.evaluation
         times = self.config.iterations // e.every if e.every else 0
-        images = times * e.images + 4 * e.final_images  # base and adapter, before and after
-        whole = self.config.iterations * sum(took[name] for name in _ITERATION)
+        images = times * e.images + 2 * e.final_images  # the base before, the adapter after
+        whole = self.config.iterations * sum(took[name] for name in ITERATION)
         return (whole + took["evaluation"] * images / (e.images or 1)) / 3600
 
     def as_json(self) -> dict[str, Any]:
@@ -174,8 +175,8 @@ def _time_lines(report: Report) -> Iterator[str]:
     if report.card is None or not report.fits:
         return
     took = report.seconds(report.fitted)
-    whole = sum(took[name] for name in _ITERATION)
-    parts = ", ".join(f"{name} {took[name]:.0f}" for name in _ITERATION)
+    whole = sum(took[name] for name in ITERATION)
+    parts = ", ".join(f"{name} {took[name]:.0f}" for name in ITERATION)
     hours, name = report.hours(report.fitted), report.card.name
     yield f"On a card like the {name} an iteration takes about {whole:.0f} s ({parts})."
     yield f"A run of {report.config.iterations} takes {hours:.1f} hours with evaluations; the reward's comes on top."

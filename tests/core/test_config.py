@@ -35,6 +35,10 @@ PRESETS = [
     "qwenimage-pickscore",
     "zimage-pickscore",
     "zimage-turbo-pickscore",
+    "flux",
+    "sd15",
+    "sd35m",
+    "sdxl",
 ]
 
 
