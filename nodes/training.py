@@ -20,7 +20,7 @@ from dgpo_core.settings.config import RewardTerm, TrainingConfig
 from .common import fields, host, warn, words
 from .common.lora_model import LoraModel
 from .common.values import Groups, PolicyHandle, Prompts, Sampler, Training
-from .runs import loop, sessions
+from .runs import forecast, loop, sessions
 from .runs.finishing import FINISHING
 from .runs.judges import ByRewards
 from .runs.watching import Log, Watching
@@ -109,6 +109,8 @@ class LoRATrainer(io.ComfyNode):
     def execute(cls, policy: PolicyHandle, scored: Groups, settings: Training, weights: str) -> io.NodeOutput:
         loop.require_scores(scored)
         tick = host.Progress(loop.update_steps(scored, settings), cls.hidden.unique_id)
+        prompts = Prompts(tuple(group.prompt for group in scored.groups), len(scored.groups), 0)
+        tick.at(0, text=forecast.tell(policy.spec, prompts, scored.sampler, settings, rounds=0))
         after, state = sessions.learn(policy, scored, settings, tick)
         sessions.keep(after, state)
         done = loop.Done(after, state, Log(None), loop.gain(state, scored.terms))

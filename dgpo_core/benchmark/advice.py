@@ -13,6 +13,8 @@ GAPS = 0.3 * GIB
 """Bytes of those that are free on a card that no tensor can have: gaps between tensors. Assumed."""
 RESERVE = 0.5 * GIB + GAPS
 """Bytes of a whole card that no tensor can have: the driver's context and torch's kernels, too. Assumed."""
+SHORT = {True: 1.05, False: 1.12}
+"""By so much an H100 took more than was counted, with checkpointing and without."""
 
 Counted = Mapping[str, Phase]
 Count = Callable[[Config], Counted]

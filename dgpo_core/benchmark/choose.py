@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from dgpo_core.benchmark.advice import GAPS, GIB, Counted
+from dgpo_core.benchmark.advice import GAPS, GIB, SHORT, Counted
 from dgpo_core.benchmark.cards import CARDS, START, Card, busy, find_card
 from dgpo_core.benchmark.count import Phase
 from dgpo_core.benchmark.iteration import count_without_weights
@@ -24,8 +24,6 @@ from dgpo_core.runs.assemble import set_up
 from dgpo_core.settings.config import AUTO, Config, Kept
 from dgpo_core.settings.resuming import left_open
 
-SHORT = {True: 1.05, False: 1.12}
-"""By so much an H100 took more than was counted, with checkpointing and without."""
 REWARDS = 6 * GIB
 """What stays free for rewards where nothing has to leave the card."""
 ROOMY = 2
@@ -43,12 +41,14 @@ Probe = Callable[[Config], tuple[Counted, tuple[int, int]]]
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings with nothing left open. needs, room: bytes at the peak, and all there are. said: in a line."""
+    """The settings with nothing left open. needs, room: bytes at the peak, and all there are. said: in a line.
+    seconds: of an iteration on the card, without the rewards'; 0 where it was not counted."""
 
     config: Config
     needs: float
     room: float
     said: str
+    seconds: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -58,7 +58,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Way:
-    """One way to keep the base and to go back through it, with batches that fit; seconds: of an image's update."""
+    """One way to keep the base and to go back through it, with batches that fit; seconds: of an iteration."""
 
     config: Config
     needs: float
@@ -165,7 +165,8 @@ def _way(config: Config, room: float, count: Probe, card: Card) -> _Way:
         training=replace(config.training, micro_batch=at_once),
         evaluation=replace(config.evaluation, batch=looked),
     )
-    seconds = max(busy(update.kernels, card), START * sum(update.kernels.values()) / at_once)
+    parts = (draw, drawn or samples), (decode, together), (update, at_once)
+    seconds = sum(_seconds(phase, card, samples, rows) for phase, rows in parts)
     extra = counted["encode"].peak.get("text encoders", 0) + decode.peak.get("VAE", 0)
     return _Way(config, needs, seconds, extra)
 
@@ -184,6 +185,12 @@ def _decoded(phase: Phase, room: float, together: int) -> int:
 
 def _bytes(phase: Phase, rows: int) -> float:
     return phase.bytes + (rows - 1) * phase.peak.get("activations", 0)
+
+
+def _seconds(phase: Phase, card: Card, samples: int, rows: int) -> float:
+    """Of a phase that was counted for two images, one at a time, for `samples` of them, `rows` at a time."""
+    working, starting = busy(phase.kernels, card), START * sum(phase.kernels.values())
+    return samples / 2 * max(working, starting / rows)
 
 
 def _enough(phase: Phase, card: Card) -> int:
@@ -206,14 +213,16 @@ def _choice(asked: Config, way: _Way, room: float) -> Choice:
     took = f"{way.needs / GIB:.1f} of {room / GIB:.1f} GiB"
     values = ", ".join(f"{name} {_shown(value)}" for name, value in _values(config, left_open(asked)).items())
     if way.needs <= room:
-        return Choice(config, way.needs, room, f"Needs about {took}; chosen: {values}.")
+        said = f"Needs about {took}" + (f"; chosen: {values}." if values else ".")
+        return Choice(config, way.needs, room, said, way.seconds)
     missing = (way.needs - room) / GIB
     return Choice(
         config,
         way.needs,
         room,
-        f"It does not fit even at its smallest ({values}): {missing:.1f} GiB are missing, it needs about {took};"
-        f" {others_that_take_less(config)}.",
+        f"It does not fit even at its smallest{f' ({values})' if values else ''}: {missing:.1f} GiB are missing, it"
+        f" needs about {took}; {others_that_take_less(config)}.",
+        way.seconds,
     )
 
 
@@ -223,6 +232,8 @@ def others_that_take_less(config: Config) -> str:
     if config.model.kept_as in ("none", "fp8", "int8"):
         kinds = "int8 or nf4" if config.model.kept_as == "none" else "nf4"
         said.append(f"set model.quantize to {kinds}" + ("" if _has_nf4() else " (with the package bitsandbytes)"))
+    if not config.memory.offload_blocks:
+        said.append("turn on memory.offload_blocks")
     said.append("lower model.height and model.width")
     return " or ".join(said)
 

@@ -204,7 +204,7 @@ class Explore(Scored):
         r = step.settings.rollout
         solver = step.policy.solver(r.solver, steps, *step.size)
         with step.policy.using("current"):
-            return rollout(step.policy, solver, prompts, seeds, size=step.size, cfg=r.cfg, batch=r.batch)
+            return rollout(step.policy, solver, prompts, seeds, size=step.size, cfg=r.cfg, batch=r.at_once)
 
     def iterate(self) -> None:
         groups = self.draw()

@@ -93,7 +93,8 @@ LOAD_POLICY = Form(
         "start_from": Widget(),
         **_same("model", "dtype", needed=True),
         **_same("memory", "gradient_checkpointing", "offload"),
-        **_same("model", "prediction", "quantize", optional=True),
+        **_same("model", "prediction", optional=True),
+        **_same("model", "quantize", optional=True, default="none"),  # no base is made another by itself
     },
 )
 PROMPT_LIST = Form(

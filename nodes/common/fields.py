@@ -132,7 +132,8 @@ def _of_setting(name: str, widget: forms.Widget, about: Mapping[str, Any]) -> io
     about = {"default": True if default == AUTO and kind is bool else default, **about}
     about.setdefault("tooltip", field_docs(group)[field.name])
     if "options" in about or typing.get_origin(kind) is Literal:
-        return io.Combo.Input(name, **{"options": list(typing.get_args(kind)), **about})
+        options = [option for option in typing.get_args(kind) if option != AUTO or default == AUTO]
+        return io.Combo.Input(name, **{"options": options, **about})
     if kind is bool:
         return io.Boolean.Input(name, **about)
     if kind is int:

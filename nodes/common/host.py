@@ -150,6 +150,14 @@ def device() -> torch.device:
     return comfy.model_management.get_torch_device()
 
 
+def card() -> tuple[str, float] | None:
+    """Name and bytes of the CUDA card where models compute; None where it is none."""
+    where = device()
+    if where.type != "cuda":
+        return None
+    return torch.cuda.get_device_name(where), float(comfy.model_management.get_total_memory(where))
+
+
 class _Resident(comfy.model_patcher.ModelPatcher):
     """A policy in ComfyUI's account of memory: it moves as a whole, to the device or back to the CPU."""
 

@@ -29,6 +29,7 @@ from dgpo_core.policy.frozen_linear import LoraBank
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.quantised import NONE
 
+from . import counting
 from . import sampling as native_sampling
 from . import texts as native_texts
 from .hooks import Hooks, differentiable, target_shapes
@@ -99,6 +100,7 @@ class NativePolicy(Policy):
         self.patcher.set_injections(INJECTION, [self.hooks.injection()])
         self._reserved = 0.0  # bytes beside the weights, since ComfyUI last placed them
         self.sources = (0, _MOST_SOURCES if sees_references(base) else 0)
+        self.counts = counting.Counts(self, shapes, _attention)
         self._numbers: dict[_Asked, int] = {}  # of every text so far
         self._conditionings: dict[int, Any] = {}  # by number, of the latest texts
 
@@ -151,6 +153,11 @@ class NativePolicy(Policy):
         self._conditionings[number] = found or self._encode(*list(self._numbers)[number])
         return self._conditionings[number]
 
+    def conditioning(self, prompt: Prompt, size: tuple[int, int]) -> Any:
+        """What a prompt is for the MODEL, in ComfyUI's form."""
+        (cond,), _ = self.condition([prompt], "", size)
+        return self._conditioning(int(cond.tensors[_PROMPT]))
+
     def _encode(self, text: str, sources: Sequence[Source], size: tuple[int, int]) -> Any:
         """Its CONDITIONING, on the CPU and in tensors that autograd takes; sources are its reference latents."""
         pictures = [source.fitted(size) for source in sources]
@@ -174,7 +181,7 @@ class NativePolicy(Policy):
         x, sigma = native_sampling.to_comfy(self.prediction, x_t, t)
         known = {text: self._conditioning(text) for text in texts.unique().tolist()}  # may make room for the CLIP
         together = native_texts.together(texts, sigma, known)
-        with self._running(x, native_texts.references(known.values())):
+        with self._running(x, next(iter(known.values())), native_texts.references(known.values())):
             x0 = self._by_text(x, sigma, together)
         return native_sampling.from_denoised(self.prediction, x_t, x0, t).float()
 
@@ -188,9 +195,9 @@ class NativePolicy(Policy):
         return torch.cat(parts)[torch.cat([rows for rows, _ in together]).argsort()]
 
     @contextmanager
-    def _running(self, x: Tensor, references: int = 0) -> Iterator[None]:
+    def _running(self, x: Tensor, conditioning: Any, references: int = 0) -> Iterator[None]:
         """What ComfyUI does around a sampler's run. references: the most values per channel that a row sees besides."""
-        self._make_room(x, references)
+        self._make_room(x, conditioning, references)
         try:
             self.patcher.pre_run()
             with differentiable():
@@ -198,12 +205,12 @@ class NativePolicy(Policy):
         finally:
             self.patcher.cleanup()
 
-    def _make_room(self, x: Tensor, references: int = 0) -> None:
+    def _make_room(self, x: Tensor, conditioning: Any, references: int = 0) -> None:
         """The weights on the device, as far as they leave room for a forward of x [B,C,...] and what training keeps."""
         seen = x[0, 0].numel() + references
         needed = self.patcher.model.memory_required(list(x.shape)) * seen / x[0, 0].numel()
         if torch.is_grad_enabled():
-            needed *= self.hooks.backward_units
+            needed = max(needed, self.counts.for_backward(x, conditioning, references, needed))
         if self.patcher.is_injected and needed <= self._reserved:
             return
         with torch.inference_mode():

@@ -31,12 +31,14 @@ class LoadedModel:
     """`fresh` is its state before the first step; `last` the state that was left, with its key.
 
     fits: by batch setting, the most samples at once since the accelerator's memory ran out; empty where it never did.
+    chosen: by batch setting, samples at once where the settings leave it open; empty where nothing was counted.
     """
 
     opened: Opened
     fresh: State
     last: tuple[str, State]
     fits: dict[str, int] = field(default_factory=dict)
+    chosen: dict[str, int] = field(default_factory=dict)
 
     @property
     def policy(self) -> Policy:

@@ -26,7 +26,7 @@ from dgpo_core.settings.config import PEOPLE, RewardTerm
 from ..common import host
 from ..common.contact_sheet import close_up, combined
 from ..common.values import Groups, PolicyHandle, Prompts, Sampler, Training
-from . import keys, sessions
+from . import forecast, keys, sessions
 from .finishing import FINISHING, Finished
 from .judges import Judge
 from .states import State
@@ -99,7 +99,11 @@ def run(plan: Plan, progress: host.Progress) -> Done:
         done = min(clock.used(state), plan.seconds) if clock.limited else handle.step
         progress.at(round(done), picture, text)
 
-    show()
+    told = ""
+    if handle.step < plan.iterations and clock.left(state) > 0:
+        rounds = 0 if clock.limited else plan.iterations - handle.step
+        told = forecast.tell(handle.spec, plan.prompts, plan.sampler, plan.settings, rounds)
+    show(text=told)
     try:
         with FINISHING.training(progress.node) as asked:
 

@@ -21,10 +21,19 @@ from dgpo_core.evaluation.held_out import Drawing, Row, evaluation_set
 from dgpo_core.evaluation.scores import Evaluation
 from dgpo_core.method.memory import within_memory
 from dgpo_core.method.step import Step, StepSettings
-from dgpo_core.policy import AdapterName
+from dgpo_core.policy import AdapterName, Policy
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.runs import origin
-from dgpo_core.settings.config import HUMAN, Config, DataConfig, EvalConfig, RewardTerm, RolloutConfig, TrainingConfig
+from dgpo_core.settings.config import (
+    AUTO,
+    HUMAN,
+    Config,
+    DataConfig,
+    EvalConfig,
+    RewardTerm,
+    RolloutConfig,
+    TrainingConfig,
+)
 from dgpo_core.settings.validation import check_timesteps
 
 from ..common import host
@@ -270,6 +279,17 @@ def config_of(
     )
 
 
+def policy_of(spec: PolicySpec) -> Policy:
+    """The policy on its loaded model."""
+    return _load(spec).policy
+
+
+def choose(spec: PolicySpec, config: Config) -> None:
+    """What settings leave open is as in `config`, until the model is loaded anew."""
+    chosen = {"rollout_batch": config.rollout.at_once, "micro_batch": config.training.at_once}
+    _load(spec).chosen.update(chosen)
+
+
 # --- inside ----------------------------------------------------------------------------------------------------------
 
 
@@ -335,20 +355,27 @@ def _enter(
     step = Step(loaded.policy, settings, size=size, check=tick)
     state = state_of(handle)
     step.load_state(state.tensors, state.info)
-    for setting, most in loaded.fits.items():
-        asked = getattr(step, setting)
-        setattr(step, setting, min(asked or most, most))
+    for setting, asked in _batches(loaded, settings).items():
+        most = loaded.fits.get(setting)
+        setattr(step, setting, min(asked or most, most) if most else asked)
     return step
+
+
+def _batches(loaded: LoadedModel, settings: StepSettings) -> dict[str, int]:
+    """Samples at once as the settings ask, or leave it open."""
+    drawn, t = settings.rollout, settings.training
+    asked = {"rollout_batch": drawn.at_once, "micro_batch": t.at_once}
+    left_open = {"rollout_batch": drawn.batch == AUTO, "micro_batch": t.micro_batch == AUTO}
+    return {name: loaded.chosen.get(name, batch) if left_open[name] else batch for name, batch in asked.items()}
 
 
 def _note_memory(spec: PolicySpec, step: Step) -> None:
     """A batch that the step had to halve stays halved in the steps that follow, until the model is loaded anew."""
-    settings = step.settings
-    asked = {"rollout_batch": settings.rollout.at_once, "micro_batch": settings.training.at_once}
-    for setting, most in asked.items():
+    loaded = _load(spec)
+    for setting, most in _batches(loaded, step.settings).items():
         fitted = getattr(step, setting)
         if fitted and fitted != most:
-            _load(spec).fits[setting] = fitted
+            loaded.fits[setting] = fitted
 
 
 def _restore(loaded: LoadedModel, state: State, adapter: AdapterName) -> None:

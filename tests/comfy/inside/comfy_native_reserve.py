@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from dgpo_core.policy.frozen_linear import LoraBank
 
 native_hooks = importlib.import_module("pack.on_model.hooks")
+native_counting = importlib.import_module("pack.on_model.counting")
 native_policy = importlib.import_module("pack.on_model.policy")
 META = torch.device("meta")
 SDXL = {
@@ -127,7 +130,21 @@ def measure(name: str) -> dict[str, float]:
         "plain": (total.bytes + sum(blocks)) / unit,
         "checkpointed": (total.bytes + inputs.bytes + max(blocks)) / unit,
         "reserved": [_reserved(hooks, checkpointing) for checkpointing in (False, True)],
+        "counted": [
+            count(model, (channels, *frames, 128, 128), given, checkpointing) / unit for checkpointing in (False, True)
+        ],
     }
+
+
+def count(model: Any, shape: tuple[int, ...], given: dict[str, tuple[int, ...]], checkpointing: bool) -> float:
+    """Bytes of activations of a forward and its backward, as the policy counts them; it takes the attention of CUDA."""
+    names = {"context": "c_crossattn"}
+    given = {names.get(key, key): torch.empty(1, *part, device=META) for key, part in given.items()}
+    bank = {"shapes": native_hooks.target_shapes(model.diffusion_model, ()), "rank": 32, "alpha": 64}
+    start = time.monotonic()
+    found = native_counting.count(model, shape, given, bank, torch.bfloat16, checkpointing, native_policy._attention)
+    print(f"counted in {time.monotonic() - start:.1f} s", file=sys.stderr)
+    return found.update.peak["activations"]
 
 
 def _reserved(hooks: Any, checkpointing: bool) -> float:
