@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -77,7 +78,11 @@ class Run:
     def as_before(config: Config) -> Config:
         """Where a run is resumed, what the settings leave open is as it was chosen when the run began."""
         path = Path(config.output, config.name, "config.yaml")
-        return filled(config, load_yaml(path)) if config.resume and os.path.exists(path) else config
+        if not config.resume or not os.path.exists(path):
+            return config
+        saved = load_yaml(path)
+        # begun where nothing was chosen, on a CPU: the base stays whole, batches may be chosen now
+        return filled(config, replace(saved, model=replace(saved.model, quantize=saved.model.kept_as)))
 
     @classmethod
     def open(cls, config: Config) -> "Run":

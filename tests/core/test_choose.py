@@ -119,6 +119,8 @@ def test_a_resumed_run_takes_what_was_chosen_when_it_began(tmp_path: Path) -> No
     by_hand = replace(asked, training=replace(asked.training, micro_batch=2))
     assert Run.as_before(by_hand).training.micro_batch == 2
     assert Run.as_before(replace(asked, resume=False)).training.micro_batch == AUTO
+    (tmp_path / "mine" / "config.yaml").write_text(to_yaml(replace(begun, name="mine", model=Config().model)))
+    assert Run.as_before(asked).model.quantize == "none"  # another base would be another training
 
 
 def test_checkpoints_from_before_there_was_auto_still_fit() -> None:
