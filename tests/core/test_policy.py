@@ -16,7 +16,7 @@ from dgpo_core.policy.pipeline import DiffusersPolicy
 
 
 def test_every_family_has_a_tiny_model() -> None:
-    assert set(tiny.BUILDERS) == set(FAMILIES)
+    assert {*tiny.BUILDERS, *tiny.EDITORS} == set(FAMILIES)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 import single_file
 import tiny
 import torch
-from engine import PROMPTS, distance, gradient, moved, quick, write_quick
+from engine import distance, gradient, moved, quick, write_quick
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -169,7 +169,8 @@ def test_a_quantised_base_draws_trains_saves_and_comes_back(family: str, kind: s
     config = quick(rollout={"solver": solver, "cfg": 2.0}, training={"clip": 1e-3, "lr": 3e-2})
     policy = load_policy(tiny.folder(family), rank=2, alpha=4.0, seed=1, quantize=kind)
     base = copy.deepcopy(dict(policy.network.named_buffers()))
-    trainer = Trainer(policy, PROMPTS, {"bright": bright.Bright()}, config, size=size)
+    prompts = tiny.prompts(family)
+    trainer = Trainer(policy, prompts, {"bright": bright.Bright()}, config, size=size)
     trainer.iterate()
     assert trainer.iterate().metrics["grad_norm"] > 0
     assert all(torch.equal(b, base[n]) for n, b in policy.network.named_buffers())
@@ -177,7 +178,7 @@ def test_a_quantised_base_draws_trains_saves_and_comes_back(family: str, kind: s
     again = load_policy(tiny.folder(family), init_lora=tmp_path / "lora.safetensors", seed=2, quantize=kind)
 
     def picture(drawn_by: DiffusersPolicy) -> Tensor:
-        return rollout(drawn_by, drawn_by.solver(solver, 3, *size), PROMPTS[:1], [[5]], size=size)[0].images
+        return rollout(drawn_by, drawn_by.solver(solver, 3, *size), prompts[:1], [[5]], size=size)[0].images
 
     assert torch.allclose(picture(again), picture(policy), atol=1e-4)
 
@@ -189,7 +190,7 @@ def test_the_lora_of_a_quantised_base_is_an_ordinary_one(family: str, tmp_path: 
     policy.save_lora(tmp_path / "lora.safetensors")
     with safe_open(tmp_path / "lora.safetensors", "pt") as file:
         assert set(file.keys()) == set(load_policy(tiny.folder(family), rank=2).lora_tensors())
-    plain = tiny.BUILDERS[family](tmp_path)
+    plain = tiny.build(family, tmp_path)
     plain.load_lora_weights(tmp_path / "lora.safetensors")
     given = {k for k, _ in getattr(plain, policy.network_name).named_parameters() if "lora_A.default_0" in k}
     assert len(given) == len(policy.trainable()) // 2

@@ -36,6 +36,8 @@ from transformers import (
     T5EncoderModel,
 )
 
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.source import Source
 from dgpo_core.policy import Cond, load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
@@ -221,10 +223,15 @@ def used(policy: DiffusersPolicy) -> dict[str, Tensor]:
     return {key: p for key, p in policy.trainable().items() if not key.startswith(unused or ("?",))}
 
 
+def build(family: str, folder: Path, **scheduler: Any) -> Any:
+    """A tiny pipeline; folder: where its tokenizers' files are written."""
+    return (BUILDERS | EDITORS)[family](folder, **scheduler)
+
+
 def save(family: str, folder: Path, **scheduler: Any) -> Path:
     """Builds a tiny pipeline and saves it in diffusers format; the folder to load."""
     path = folder / family
-    (BUILDERS | EDITORS)[family](folder, **scheduler).save_pretrained(path)
+    build(family, folder, **scheduler).save_pretrained(path)
     return path
 
 
@@ -243,6 +250,14 @@ def shared(family: str) -> DiffusersPolicy:
 
 
 def inputs(policy: DiffusersPolicy) -> tuple[Tensor, Tensor, Cond]:
-    """Noisy latents, two timesteps and the prompts, for a prediction; always the same."""
+    """Noisy latents, two timesteps and the prompts (with a picture, where the model edits), for a prediction; always
+    the same."""
     x = torch.randn(2, *policy.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(2))
-    return x, torch.tensor([900.0, 300.0]), Cond.cat(policy.encode(PROMPTS))
+    conds, _ = policy.condition(prompts(policy.family), "", (SIZE, SIZE))
+    return x, torch.tensor([900.0, 300.0]), Cond.cat(conds)
+
+
+def prompts(family: str) -> list[Prompt]:
+    """`PROMPTS`; each with a grey picture, where the family edits."""
+    sources = (Source.of_pixels(torch.full((3, SIZE, SIZE), 0.5)),) if family in EDITORS else ()
+    return [Prompt(text, sources=sources) for text in PROMPTS]

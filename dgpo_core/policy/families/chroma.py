@@ -36,6 +36,7 @@ class Chroma(FlowPolicy):
     input_layer = "img_in.weight"
     packing = 4
     parts = {"text_encoder": (parts_of.T5,), "vae": parts_of.VAE}  # noqa: RUF012 - as in the base class
+    kept_whole = ("linear_1", "linear_2")  # of the layers that make the modulation of every block
     example = "lodestones/Chroma1-HD"
 
     @classmethod
