@@ -51,7 +51,8 @@ class Widget:
 
 @dataclass(frozen=True)
 class Link:
-    """An input that is connected. edge: the type of what comes; source: the node that gives it without ComfyUI."""
+    """An input that is connected. edge: the type of what comes; source: the node that gives it without ComfyUI; ""
+    where that takes ComfyUI."""
 
     edge: str
     source: str

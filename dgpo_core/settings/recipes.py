@@ -10,10 +10,15 @@ from dgpo_core.settings.presets import load_preset
 
 PRESETS = {
     EMBEDDED: "quickstart",
-    "sd15": "sd15-pickscore",
-    "sdxl": "sdxl-pickscore",
-    "sd3": "sd35m-pickscore-safe",
-    "flux": "flux-pickscore",
+    "sd15": "sd15",
+    "sdxl": "sdxl",
+    "sd3": "sd35m",
+    "flux": "flux",
+    "kontext": "flux",
+    "chroma": "chroma-pickscore",
+    "flux2": "flux2-klein-pickscore",
+    "qwenimage": "qwenimage-pickscore",
+    "zimage": "zimage-pickscore",
 }
 """By kind of model: "embedded", or a family."""
 GROUPS, GROUP_SIZE = 4, 8

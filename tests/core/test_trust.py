@@ -38,6 +38,7 @@ PRIVATE = {
     "hpsv2": {"path"},
     "image_reward": {"path", "tokenizer"},
     "clip_score": {"path"},
+    "clip_direction": {"path"},
     "aesthetic": {"path", "clip"},
     "geneval": {"detector", "clip"},
     "geneval_training": {"detector", "clip"},

@@ -216,7 +216,7 @@ CONFIGS: dict[str, tuple[str, dict[str, object], str]] = {
     "quantised": ("unet/config.json", {"quantization_config": {"load_in_4bit": True}}, "has a quantised unet"),
     "refiner": ("model_index.json", {"requires_aesthetics_score": True}, "is an SDXL refiner"),
     "controlnet": ("model_index.json", {"_class_name": "StableDiffusionXLControlNetPipeline"}, "XLControlNetPipeline"),
-    "kontext": ("model_index.json", {"_class_name": "FluxKontextPipeline"}, "FluxKontextPipeline"),
+    "control": ("model_index.json", {"_class_name": "FluxControlPipeline"}, "FluxControlPipeline"),
     "absurd number of steps": (
         "scheduler/scheduler_config.json",
         {"num_train_timesteps": 10**18},
