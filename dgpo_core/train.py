@@ -42,6 +42,7 @@ from dgpo_core.runs.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from dgpo_core.runs.few_steps import few_steps_warning
 from dgpo_core.runs.options import parse_args
 from dgpo_core.runs.run import Run
 from dgpo_core.runs.stop import Stop
@@ -115,6 +116,8 @@ def open_session(config: Config, world: World, check: Callable[[], None], tell: 
     _tell_first([f"Warning: {warning}"] if warning else (), world, tell)
     config = decided(config, world, tell)
     policy, size = assemble.load_model(config, world.device)
+    warning = few_steps_warning(policy.few_steps, config.rollout, config.evaluation)
+    _tell_first([f"Warning: {warning}"] if warning else (), world, tell)
     if gallery:
         gallery = gallery.fitting(size)
         _tell_first(gallery.notes, world, tell)

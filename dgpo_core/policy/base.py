@@ -22,6 +22,7 @@ from dgpo_core.common.reading import shown
 from dgpo_core.common.sending import sent
 from dgpo_core.diffusion.prediction import Prediction
 from dgpo_core.diffusion.solvers import Solver
+from dgpo_core.policy.distilled import FewSteps
 from dgpo_core.policy.lora import file as lora_file
 
 AdapterName = Literal["current", "old", "ema"]
@@ -80,7 +81,8 @@ class Policy(ABC):
     Latents are [B,C,h,w] here; of a model of videos, whose pictures are one frame, [B,C,1,h,w].
 
     family: "sd15", "sdxl", "sd3", "flux", ...; scheduler_config: the checkpoint's; dtype: of the frozen base (the
-    adapters are float32 always). sources: how many pictures a prompt must bring at least and may at most.
+    adapters are float32 always). sources: how many pictures a prompt must bring at least and may at most. few_steps: what
+    is known of a base that was distilled to draw in a few.
     """
 
     sources: tuple[int, int] = (0, 0)
@@ -89,6 +91,7 @@ class Policy(ABC):
     scheduler_config: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
+    few_steps: FewSteps | None = None
 
     @property
     @abstractmethod

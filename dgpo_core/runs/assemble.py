@@ -12,7 +12,7 @@ from dgpo_core.method.rollout import Check, nothing
 from dgpo_core.people.ask import FOLDER
 from dgpo_core.people.gallery import Gallery, read_gallery
 from dgpo_core.people.reward import Human
-from dgpo_core.policy import Policy, load_policy
+from dgpo_core.policy import Policy, distilled, load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import Reward, make_reward
 from dgpo_core.settings.config import EMBEDDED, HUMAN, PEOPLE, Config
@@ -44,6 +44,7 @@ def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[i
         offload_blocks=memory.offload_blocks,
         prompt_cache=memory.prompt_cache if keep else "",
         prompt_cache_bytes=int(memory.prompt_cache_gib * 2**30),
+        few_step_lora=DEMO / "few_steps.safetensors" if model.few_step_lora == EMBEDDED else model.few_step_lora,
     )
     return policy, set_up(policy, config)
 
@@ -51,6 +52,7 @@ def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[i
 def set_up(policy: Policy, config: Config) -> tuple[int, int]:
     """Turns on what the settings ask of a loaded policy; returns the image size (height, width) in pixels."""
     model = config.model
+    policy.few_steps = distilled.settled(model.distilled, policy.few_steps)
     if config.memory.recompute:
         policy.enable_gradient_checkpointing()
     if config.memory.compile:

@@ -30,7 +30,7 @@ OTHER = "other"
 _GROUPS = ("lora.", "rollout.", "training.", "evaluation.")
 _NUMBERS = (
     "seed", "iterations", "combine", "model.dtype", "model.prediction", "model.quantize",
-    "model.quantize_text", "model.height", "model.width", "data.groups_per_iteration",
+    "model.quantize_text", "model.height", "model.width", "model.distilled", "data.groups_per_iteration",
 )  # fmt: skip
 _WORDS = ("model.family", "rollout.solver", "rollout.scheduler", "evaluation.solver")
 _READ = (

@@ -62,6 +62,8 @@ def show_number(value: float) -> str:
 
 # What is above these is a slip of the hand, and would end in a crash or in nothing happening for years.
 MOST_SEED, MOST_ITERATIONS = 2**64 - 1, 1_000_000
+MOST_FEW_STEPS = 16
+"""A model that is made for more steps is no few-step model."""
 Count = Annotated[int, Range(1, 1_000_000)]
 CountOrZero = Annotated[int, Range(0, 1_000_000)]
 OpenCount = Count | Literal["auto"]
@@ -101,6 +103,12 @@ class ModelConfig:
     but on a GPU where the base does not fit so."""
     quantize_text: Literal["none", "fp8", "int8", "nf4"] = "none"
     """The same of the text encoders, of which T5 is 9.1 GiB in bfloat16."""
+    distilled: str = "auto"
+    """Whether the model was distilled to draw in a few steps (schnell, Turbo, Lightning, LCM, DMD, Hyper): 'no', or the
+    number of steps; 'auto' reads it from its names, header and scheduler."""
+    few_step_lora: str = ""
+    """A LoRA file that makes the model draw in a few steps (a Lightning, LCM or Hyper LoRA), merged into the frozen
+    base; 'embedded' is the demo model's."""
 
     @property
     def kept_as(self) -> Kept:

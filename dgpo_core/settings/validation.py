@@ -9,6 +9,7 @@ from dgpo_core.common.files import check_folder_name
 from dgpo_core.settings.config import (
     AUTO,
     HUMAN,
+    MOST_FEW_STEPS,
     RATINGS,
     Config,
     Range,
@@ -94,9 +95,20 @@ def _check_names(config: Config) -> None:
             raise UserError(f"{term.name} is trained, so it cannot be watched as well: leave it out of watch.")
         if term.weight != 1.0 or term.only_if:
             raise UserError(f"{term.name} is only watched and has no weight or condition: give its name alone.")
+    check_distilled(config.model.distilled)
     for side in ("height", "width"):
         if getattr(config.model, side) % 8:
             raise UserError(f"model.{side} is {getattr(config.model, side)} but must be a multiple of 8.")
+
+
+def check_distilled(value: str) -> None:
+    """Raises UserError for what model.distilled cannot be."""
+    number = int(value) if value.isascii() and value.isdecimal() and len(value) < 4 else 0
+    if value not in ("auto", "no") and not 1 <= number <= MOST_FEW_STEPS:
+        raise UserError(
+            f"model.distilled is {value[:40]!r}, but must be auto, no, or the number of steps that the model is made"
+            f" for, 1 to {MOST_FEW_STEPS}."
+        )
 
 
 def check_timesteps(rollout: RolloutConfig, training: TrainingConfig) -> None:

@@ -136,8 +136,8 @@ def scored_key(groups: str, name: str, scores: Sequence[float]) -> str:
     return key_of(groups, name, list(scores))
 
 
-NEWER = ("kl_target", "norm_guard")
-"""Settings that runs of earlier versions did not have: while they are off, they are in no key, so such runs go on."""
+NEWER = ("kl_target", "norm_guard", "distilled", "few_step_lora")
+"""Settings that runs of earlier versions did not have: at their defaults they are in no key, so such runs go on."""
 
 
 def key_of(*parts: Any) -> str:
@@ -146,7 +146,8 @@ def key_of(*parts: Any) -> str:
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             compared = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
-            newer = [name for name in NEWER if name in compared and not compared[name]]
+            defaults = {f.name: f.default for f in dataclasses.fields(value)}
+            newer = [name for name in NEWER if name in compared and compared[name] == defaults[name]]
             return {"": type(value).__name__, **{n: v for n, v in compared.items() if n not in newer}}
         if hasattr(value, "items"):
             return dict(value)

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from dgpo_core.common.prompt_syntax import syntax_warning
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.policy.distilled import FewSteps
+from dgpo_core.runs.few_steps import few_steps_warning
+from dgpo_core.settings.config import RolloutConfig
 
 from .values import PolicyHandle
 
@@ -17,6 +20,13 @@ _log = logging.getLogger(__name__)
 def of_syntax(policy: PolicyHandle, prompts: Sequence[Prompt]) -> None:
     """Tell what is taken as words in the prompts; a native policy's go through ComfyUI's own text encoders."""
     text = syntax_warning(prompts, by_comfyui=policy.spec.source == "native")
+    if text:
+        _tell(text)
+
+
+def of_few_steps(few: FewSteps | None, rollout: RolloutConfig) -> None:
+    """Tell that the model is one of few steps, and what to set."""
+    text = few_steps_warning(few, rollout)
     if text:
         _tell(text)
 

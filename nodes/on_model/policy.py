@@ -93,6 +93,7 @@ class NativePolicy(Policy):
         self.dtype: torch.dtype = base.manual_cast_dtype or base.get_dtype()
         self.family = type(base.model_config).__name__
         sampling = self.patcher.get_model_object("model_sampling")
+        self.few_steps = native_sampling.few_steps(self.patcher)
         self.prediction, self.scheduler_config = native_sampling.schedule(sampling, self.device)
         shapes = target_shapes(base.diffusion_model, targets)
         self.adapters = LoraBank(shapes, rank=rank, alpha=alpha, dropout=dropout, seed=seed, device=self.device)

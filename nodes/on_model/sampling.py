@@ -22,7 +22,9 @@ from torch import Tensor
 from dgpo_core.common.errors import UserError
 from dgpo_core.diffusion.prediction import Epsilon, Flow, Prediction, V
 from dgpo_core.diffusion.solvers import SOLVERS, Solver, choose, find, make_solver
+from dgpo_core.policy import distilled
 from dgpo_core.policy.base import Check
+from dgpo_core.policy.distilled import FewSteps
 
 _DETERMINISTIC = (
     *("euler", "heun", "ddim", "dpmpp_2m", "uni_pc", "uni_pc_bh2", "lms", "deis", "ipndm", "ipndm_v"),
@@ -37,6 +39,21 @@ _ARITHMETIC = ("calculate_input", "calculate_denoised", "noise_scaling")  # of w
 _TIMES = ("timestep", "sigma")  # of a noise schedule
 _OF_UNETS = ("EPS", "V_PREDICTION", "EDM", "V_PREDICTION_EDM")  # model types whose network may predict either
 _FLOW_STEPS = 1000  # the engine's timesteps of a flow model; the model's own scale is its `model_sampling`'s affair
+
+
+def few_steps(patcher: Any) -> FewSteps | None:
+    """Whether a MODEL draws in few steps: by its file's name, where ComfyUI keeps that, and its kind.
+
+    Sampling settings for LCM say so, too, but are refused (see `schedule`).
+    """
+    reload = getattr(patcher, "cached_patcher_init", None)  # (function, its arguments, ...), for loading it again
+    arguments = reload[1] if isinstance(reload, tuple) and len(reload) > 1 else ()
+    paths = [argument for argument in arguments if isinstance(argument, str)] if isinstance(arguments, tuple) else []
+    found = distilled.find([name for path in paths[:1] for name in distilled.names_of(path)])
+    kind = type(patcher.model.model_config).__name__
+    if found is None and kind == "FluxSchnell":
+        return FewSteps("FLUX schnell", 4, "its weights")
+    return found
 
 
 def schedule(model_sampling: Any, device: torch.device) -> tuple[Prediction, dict[str, Any]]:

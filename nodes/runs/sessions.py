@@ -36,7 +36,7 @@ from dgpo_core.settings.config import (
 )
 from dgpo_core.settings.validation import check_timesteps
 
-from ..common import host
+from ..common import host, warn
 from ..common.lora_model import LoraModel
 from ..common.values import Groups, PolicyHandle, PolicySpec, Sampler, Training, key_of
 from . import keys
@@ -349,6 +349,7 @@ def _enter(
     """A step on the loaded model in the handle's state."""
     loaded = _load(handle.spec)
     spec = handle.spec
+    warn.of_few_steps(loaded.policy.few_steps, sampler.rollout)
     settings = StepSettings(spec.seed, sampler.rollout, training, terms, combine, spec.lora.dropout)
     size = sampler.height or loaded.opened.size[0], sampler.width or loaded.opened.size[1]
     loaded.policy.latent_shape(*size)

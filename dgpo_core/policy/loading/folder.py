@@ -15,6 +15,8 @@ from torch import nn
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import read_json, shown
+from dgpo_core.policy import distilled
+from dgpo_core.policy.distilled import FewSteps
 from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading import predicts, recognise, tensors
 from dgpo_core.policy.loading.header import Header, read_header
@@ -130,13 +132,14 @@ class Opened:
     """A model as it was found: its family's class and its pipeline, on the CPU.
 
     late: the text encoders by name, where the pipeline was made without them; each call reads them from their files.
-    texts: the files that decide what becomes of a prompt.
+    texts: the files that decide what becomes of a prompt. few_steps: what the model says of being made for few steps.
     """
 
     cls: type[DiffusersPolicy]
     pipe: Any
     late: Callable[[], dict[str, nn.Module]]
     texts: list[Path]
+    few_steps: FewSteps | None = None
 
 
 def open_folder(path: str, family: str | None, dtype: torch.dtype, prediction: str, readers: bool = True) -> Opened:
@@ -161,7 +164,11 @@ def open_folder(path: str, family: str | None, dtype: torch.dtype, prediction: s
         return pipe
 
     pipe = build(() if readers else TEXT_ENCODERS)
-    return Opened(cls, pipe, lambda: readers_of(build((cls.network_name, "vae"))), text_files(Path(folder.path)))
+    names = [*distilled.names_of(path), str(folder.index.get("_name_or_path", ""))]
+    few = next((few for h in own if (few := distilled.find((), h.metadata))), None)
+    few = distilled.find(names, {}, name) or few
+    late = lambda: readers_of(build((cls.network_name, "vae")))  # noqa: E731
+    return Opened(cls, pipe, late, text_files(Path(folder.path)), few)
 
 
 def readers_of(pipe: Any) -> dict[str, nn.Module]:

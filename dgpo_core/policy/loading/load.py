@@ -15,6 +15,7 @@ from torch import nn
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
+from dgpo_core.policy import distilled
 from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading.folder import MODEL_INDEX, Opened, family_of_folder, open_folder
 from dgpo_core.policy.loading.header import read_header
@@ -24,6 +25,7 @@ from dgpo_core.policy.loading.single_file import open_file
 from dgpo_core.policy.loading.tensors import refuse_missing, refuse_not_finite
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
+from dgpo_core.policy.lora.merge import merge_
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.policy.prompt_cache import PromptCache, identity
 from dgpo_core.policy.quantised import NONE, refuse_unavailable
@@ -60,6 +62,7 @@ def load_policy(
     offload_blocks: bool = False,
     prompt_cache: str | Path = "",
     prompt_cache_bytes: int = 8 * 2**30,
+    few_step_lora: str | Path = "",
 ) -> DiffusersPolicy:
     """Loads a model and puts the adapters on it.
 
@@ -79,6 +82,7 @@ def load_policy(
     offload_blocks: the base's blocks stay in main memory, and come to the device in turn; see `policy.host_blocks`.
     prompt_cache: a folder in which prompts that were read are kept, of all models together prompt_cache_bytes; "auto"
     is the user's own, empty none. The text encoders are then loaded once a prompt must be read.
+    few_step_lora: a LoRA that is merged into the base, so that it is part of the reference, too.
 
     Raises UserError where the model, the LoRA or a setting does not fit. With HF_HUB_OFFLINE nothing is downloaded.
     """
@@ -94,6 +98,11 @@ def load_policy(
         cls, pipe = found.cls, found.pipe
         what = f"The model {shown(path)}"
         _refuse_unsound(pipe.components, what, dtype)
+        made_fast = None
+        if few_step_lora:
+            made_fast = lora_file.read(few_step_lora)
+            network = getattr(pipe, cls.network_name)
+            merge_(lora_names.resolve(made_fast, network, cls.makers_names), network)
         later: dict[str, Any] = {}
         if prompt_cache:
             of = identity(found.texts, *_reading(cls, dtype, device, quantize_text))
@@ -107,6 +116,9 @@ def load_policy(
             guidance=guidance, offload=offload, quantize=quantize, quantize_text=quantize_text,
             offload_blocks=offload_blocks, **later,
         )  # fmt: skip
+    fast = distilled.find(distilled.names_of(str(few_step_lora)), made_fast.metadata) if made_fast else None
+    by_config = distilled.by_config(cls.family, policy.network.config, policy.scheduler_config)
+    policy.few_steps = fast or found.few_steps or by_config
     if lora is not None:
         policy.load_lora(lora)
     return policy

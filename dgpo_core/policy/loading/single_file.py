@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
+from dgpo_core.policy import distilled
 from dgpo_core.policy.loading import gguf_file, predicts, recognise, tensors
 from dgpo_core.policy.loading.folder import (
     MODEL_INDEX,
@@ -61,7 +62,8 @@ def open_file(
         numbers, without = read(header, dtype), (cls.network_name, "vae")
         return readers_of(_build(cls, folder, header, numbers, dtype, scheduler, what, without=without))
 
-    return Opened(cls, pipe, late, [path, *text_files(Path(folder.path))])
+    few = distilled.find(distilled.names_of(str(path)), header.metadata)
+    return Opened(cls, pipe, late, [path, *text_files(Path(folder.path))], few)
 
 
 def _refuse_parts(cls: type[DiffusersPolicy], header: Header, config: str | Path | None, beside: Path) -> None:
