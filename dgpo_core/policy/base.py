@@ -81,8 +81,8 @@ class Policy(ABC):
     Latents are [B,C,h,w] here; of a model of videos, whose pictures are one frame, [B,C,1,h,w].
 
     family: "sd15", "sdxl", "sd3", "flux", ...; scheduler_config: the checkpoint's; dtype: of the frozen base (the
-    adapters are float32 always). sources: how many pictures a prompt must bring at least and may at most. few_steps: what
-    is known of a base that was distilled to draw in a few.
+    adapters are float32 always). sources: how many pictures a prompt must bring at least and may at most.
+    few_steps: what is known of a base that was distilled to draw in a few.
     """
 
     sources: tuple[int, int] = (0, 0)
