@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from server import PromptServer
 from torch import Tensor
+from tqdm import tqdm
 
 from dgpo_core.comfy.forms import EMBEDDED_MODEL, MODEL_FOLDERS, NO_LORA, SHIPPED, TEXT
 from dgpo_core.common.errors import UserError
@@ -241,6 +242,7 @@ class Progress:
 
     def __init__(self, total: int, node: str) -> None:
         self.bar, self.total, self.node, self.done = comfy.utils.ProgressBar(total), total, node, 0
+        self.console: tqdm | None = None
 
     def __call__(self) -> None:
         """Before every forward: stop here if the user has cancelled, else move the bar."""
@@ -254,6 +256,18 @@ class Progress:
         self.bar.update_absolute(value, self.total, preview)
         if text:
             self.say(text)
+            self._print(value, text.split("\n")[0])
+
+    def _print(self, value: int, text: str) -> None:
+        """The same on the console, on one line, until `close`."""
+        self.console = self.console or tqdm(total=self.total, bar_format="{desc} |{bar:24}|")
+        self.console.n = min(value, self.total)
+        self.console.set_description_str(text)
+
+    def close(self) -> None:
+        """Ends the line on the console."""
+        if self.console is not None:
+            self.console.close()
 
     def say(self, text: str) -> None:
         """A line of text under the node, for the page that has queued the graph."""

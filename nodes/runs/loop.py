@@ -138,6 +138,7 @@ def run(plan: Plan, progress: host.Progress) -> Done:
         progress.say(f"Stopped at {handle.step}: Run goes on.")
         raise
     finally:
+        progress.close()
         if handle.step:
             sessions.keep(handle, state)
             sessions.use(best)

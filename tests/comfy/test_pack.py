@@ -120,7 +120,7 @@ def test_the_translations_are_of_these_nodes_and_comfyui_serves_them(
 
 def test_the_screen_has_the_names(browser: Browser) -> None:
     """Also of sockets, and in the front end of 0.3.64, which knows no display names."""
-    browser.evaluate("() => app.graph.add(LiteGraph.createNode('DGPO_Teach'))")
+    browser.evaluate("() => { app.graph.add(LiteGraph.createNode('DGPO_Teach')) }")
     inputs = browser.evaluate("() => app.graph.nodes[0].inputs.map(i => [i.name, i.label ?? i.localized_name])")
     assert dict(inputs)["policy"] == "other model"
     assert dict(inputs)["judge"] == "who judges"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from typing import Any
 
+import pytest
 from comfy_graphs import Graph
 from comfy_results import files, line, lora
 from comfy_server import REPO, ComfyServer
@@ -105,3 +107,25 @@ def test_cancel_while_a_person_is_asked_leaves_a_run_that_goes_on(comfy: ComfySe
     comfy.interrupt()
     comfy.wait(prompt, allow_failure=True)
     assert answer_all(comfy, comfy.queue(graph)) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["native_sd15", "native_sdxl"])
+def test_a_model_of_the_graph_is_taught(small_comfy: ComfyServer, name: str) -> None:
+    """Small and random ones; the LoRA is of that model."""
+    graph: Graph = json.loads((REPO / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
+    kinds = {node["class_type"]: key for key, node in graph.items()}
+    policy = graph[kinds["DGPO_NativePolicy"]]
+    policy["inputs"] |= {"rank": 4, "alpha": 8.0, "run": "taught"}
+    needed = {link[0] for link in policy["inputs"].values() if isinstance(link, list)}
+    loaders = {f"m{key}": graph[key] for key in needed}
+    for input_, value in policy["inputs"].items():
+        if isinstance(value, list):
+            policy["inputs"][input_] = [f"m{value[0]}", value[1]]
+    told = {"source": "the text below", "text": "a red fox\na blue bird", "judge": "brightness", "size": 64}
+    taught = {**teach("not_used", **told), **loaders, "policy": policy}
+    taught["1"]["inputs"]["policy"] = ["policy", 0]
+    entry = small_comfy.run(taught)
+    assert re.match(r"\d+ rounds? done\.", said(entry))
+    assert "taught" in os.listdir(small_comfy.base / "output" / "dgpo")
+    assert lora(small_comfy, entry, "2")

@@ -96,6 +96,21 @@ def test_progress_previews_and_time_left_arrive(comfy: ComfyServer) -> None:
     assert len(events.texts) == 3
     assert re.fullmatch(r"iteration 1 of 3 · reward \d\.\d{3} · \d+:\d\d left", events.texts[0])
     assert re.fullmatch(r"iteration 3 of 3 · reward \d\.\d{3} · 0:00 left", events.texts[-1])
+    assert f"{events.texts[-1]} |" in comfy.log()
+
+
+def test_texts_of_progress_go_to_the_page_that_asked(comfy: ComfyServer) -> None:
+    class Texts(Events):
+        texts = 0
+
+        def _take(self, data: str | bytes) -> None:
+            super()._take(data)
+            self.texts += isinstance(data, bytes) and int.from_bytes(data[:4], "big") == TEXT
+
+    mine, others = Texts(comfy.url, "mine"), Texts(comfy.url, "another")
+    comfy.wait(comfy.queue(loop("owned", 2), client_id="mine"))
+    assert mine.texts == 2
+    assert others.texts == 0
 
 
 class FailsThird(Reward):
