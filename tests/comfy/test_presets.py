@@ -66,7 +66,8 @@ def write(page: Browser, name: str, text: str) -> None:
 
 
 def test_the_route_and_the_node_know_the_same(comfy: ComfyServer, presets: dict[str, dict[str, Any]]) -> None:
-    inputs = comfy.object_info()[NODE]["input"]["required"]
+    both = comfy.object_info()[NODE]["input"]
+    inputs = {**both["required"], **both["optional"]}
     preset, settings = inputs["preset"], set(inputs) - {"preset"}
     options = preset[0] if isinstance(preset[0], list) else preset[1]["options"]
     assert options == [AS_BELOW, *presets]

@@ -77,8 +77,10 @@ def build(browser: Browser, prompt: Prompt) -> dict[str, Any]:
 
 def fits_at_full_size(workflow: Mapping[str, Any]) -> bool:
     """Whether all of it can be read on a small screen without zooming."""
-    right = max(group["bounding"][0] + group["bounding"][2] for group in workflow["groups"])
-    bottom = max(group["bounding"][1] + group["bounding"][3] for group in workflow["groups"])
+    boxes = [group["bounding"] for group in workflow["groups"]]
+    if not boxes:
+        return False
+    right, bottom = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
     return right + VIEW["offset"][0] <= SCREEN[0] and bottom + VIEW["offset"][1] <= SCREEN[1]
 
 
