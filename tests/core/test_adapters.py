@@ -130,8 +130,9 @@ def test_the_default_targets_are_every_q_k_v_and_out_projection_of_both_streams(
 
 @pytest.mark.slow
 def test_the_start_depends_on_the_seed_alone() -> None:
-    torch_state, a = torch.get_rng_state(), load_policy(tiny.folder("sd3"), rank=2, seed=5)
-    b, c = load_policy(tiny.folder("sd3"), rank=2, seed=5), load_policy(tiny.folder("sd3"), rank=2, seed=6)
+    folder = tiny.folder("sd3")
+    torch_state, a = torch.get_rng_state(), load_policy(folder, rank=2, seed=5)
+    b, c = load_policy(folder, rank=2, seed=5), load_policy(folder, rank=2, seed=6)
     assert torch.equal(torch.get_rng_state(), torch_state)  # and nobody's random numbers are used up
     key = "transformer_blocks.0.attn.to_q.lora_A.weight"
     assert torch.equal(a.trainable()[key], b.trainable()[key])
