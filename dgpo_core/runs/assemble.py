@@ -44,7 +44,7 @@ def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[i
         offload_blocks=memory.offload_blocks,
         prompt_cache=memory.prompt_cache if keep else "",
         prompt_cache_bytes=int(memory.prompt_cache_gib * 2**30),
-        few_step_lora=DEMO / "few_steps.safetensors" if model.few_step_lora == EMBEDDED else model.few_step_lora,
+        few_step_lora=DEMO / "lora_2steps.safetensors" if model.few_step_lora == EMBEDDED else model.few_step_lora,
     )
     return policy, set_up(policy, config)
 

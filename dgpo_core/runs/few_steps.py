@@ -18,5 +18,5 @@ def few_steps_warning(few: FewSteps | None, rollout: RolloutConfig, evaluation: 
         wrong += [f"evaluation.steps {steps} (now {evaluation.steps})"] if evaluation.steps != steps else []
         wrong += [f"evaluation.cfg 1 (now {evaluation.cfg:g})"] if evaluation.cfg != 1 else []
     said = f"The model draws in few steps ({few.kind}, {steps} steps, by {few.sign})"
-    how = f": it keeps sharp only where it is trained as it draws, so set {', '.join(wrong)}" if wrong else ""
+    how = f": train it as it draws, with {', '.join(wrong)}" if wrong else ""
     return f"{said}{how}. If it is none of that kind, set model.distilled no."

@@ -84,7 +84,7 @@ def test_the_advice_names_what_is_set_otherwise_and_nothing_else() -> None:
     assert "rollout.cfg 1 (now 4.5)" in told
     assert "evaluation" not in told
     assert "model.distilled no" in told
-    assert "set rollout" not in few_steps_warning(few, RolloutConfig(steps=4, cfg=1.0))
+    assert "train it as it draws" not in few_steps_warning(few, RolloutConfig(steps=4, cfg=1.0))
     assert few_steps_warning(None, RolloutConfig()) == ""
 
 
