@@ -80,6 +80,8 @@ def base_name(path: str) -> str:
 def _settings(config: Config) -> dict[str, Any]:
     """The settings that are written, in groups as in a settings file."""
     found: dict[str, Any] = {}
+    # a run on a CPU leaves it open, and the same run resumed does not
+    config = replace(config, model=replace(config.model, quantize=config.model.kept_as))
     for name, value in _flat(to_dict(config)):
         group, _, leaf = name.rpartition(".")
         if _is_written(name, value):
