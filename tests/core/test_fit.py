@@ -38,7 +38,8 @@ def test_a_diffusers_folder_is_counted_by_its_configs(family: str, tmp_path: Pat
     assert (found["height"], found["width"]) == (32, 32)
     assert found["phases"]["update"]["flops"] > 0
     vae = sum(tensor.numel for header in files for tensor in header.tensors.values())
-    assert found["phases"]["decode"]["by_kind"]["VAE"] == 4 * vae  # the quickstart is in float32
+    # the quickstart is in float32; FLUX.2's has a counter of 8 bytes
+    assert found["phases"]["decode"]["by_kind"]["VAE"] == pytest.approx(4 * vae, abs=4)
 
 
 @pytest.mark.parametrize("name", RANDOM_MODELS)
