@@ -21,8 +21,11 @@ META = torch.device("meta")
 _aten = torch.ops.aten
 
 
+_READ = 4096
+
+
 class Answers(TorchDispatchMode):
-    """What tensors without storage are asked for: one, where a number is wanted; on the processor, room and no more.
+    """What tensors without storage are asked for: ones, where numbers are wanted; on the processor, room and no more.
 
     What an operation gives for tensors of some shapes is asked of torch once: it takes longer than all else here.
     """
@@ -44,7 +47,9 @@ class Answers(TorchDispatchMode):
         if func is _aten._to_copy.default and args[0].is_meta:
             device = kwargs.get("device")
             if device is not None and torch.device(device).type != "meta":
-                return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=device)
+                # of a few numbers somebody may read them; of weights nobody does, and they would fill the memory
+                make = torch.ones if args[0].numel() <= _READ else torch.empty
+                return make(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=device)
         if not _makes_new(func):
             return func(*args, **kwargs)
         question = func, _described(args), _described(tuple(kwargs.items()))
