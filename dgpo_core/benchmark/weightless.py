@@ -48,8 +48,10 @@ class Answers(TorchDispatchMode):
             device = kwargs.get("device")
             if device is not None and torch.device(device).type != "meta":
                 # of a few numbers somebody may read them; of weights nobody does, and they would fill the memory
-                make = torch.ones if args[0].numel() <= _READ else torch.empty
-                return make(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=device)
+                dtype = kwargs.get("dtype") or args[0].dtype
+                if args[0].numel() > _READ:
+                    return torch.empty(args[0].shape, dtype=dtype, device=device)
+                return torch.full(args[0].shape, 1 if dtype.is_floating_point else 0, dtype=dtype, device=device)
         if not _makes_new(func):
             return func(*args, **kwargs)
         question = func, _described(args), _described(tuple(kwargs.items()))
