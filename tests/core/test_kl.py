@@ -21,9 +21,10 @@ def target(distance: float, weight: float = 0.01) -> TrainingConfig:
 
 def test_the_weight_follows_the_distance_at_most_by_a_factor_of_two_and_not_below_the_first() -> None:
     t = target(0.2)
-    assert next_weight(t, 0.1, 0.3) == pytest.approx(0.15)
+    assert next_weight(t, 0.1, 0.2) == pytest.approx(0.1)
+    assert next_weight(t, 0.1, 0.3) == pytest.approx(0.1 * 1.5**0.3)
     assert next_weight(t, 0.1, 5.0) == pytest.approx(0.2)
-    assert next_weight(t, 0.1, 0.15) == pytest.approx(0.075)
+    assert next_weight(t, 0.1, 0.15) == pytest.approx(0.1 * 0.75**0.3)
     assert next_weight(t, 0.1, 0.0) == pytest.approx(0.05)
     assert next_weight(t, 0.015, 0.0) == 0.01
     assert next_weight(t, 0.1, None) == 0.1  # nobody asked the base
