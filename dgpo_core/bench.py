@@ -8,10 +8,13 @@ of the picture as a JPEG: it needs no weights and next to no time, so that of a 
 """
 
 import json
+import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,6 +75,9 @@ class BenchConfig:
     """Also time half as many samples per group, and half as many groups, where there are enough to halve."""
     device: str = "auto"
     """Where to run: cpu, cuda, cuda:1, mps; 'auto' takes the first accelerator there is."""
+    busy: bool = False
+    """Also time iterations beside a process that takes a core, in turn with some that have the machine for themselves:
+    how many times as long they take."""
     suite: bool = False
     """All that should be seen on a new GPU instead: the quickstart, and models of real size beside their counts."""
 
@@ -168,7 +174,27 @@ class Bench:
             if P >= 2:
                 half_groups = self.iterations(G, P // 2)["seconds_per_iteration"]
                 linearity["groups"] = whole / half_groups / (P / (P // 2))
+        if self.options.busy:
+            result["busy"] = self.busy(G, P)
         return result
+
+    def busy(self, G: int, P: int) -> dict[str, float]:
+        """Iterations of P groups of G samples, by turns without and with another process that takes a core."""
+        trainer = self.trainer(G, P)
+        trainer.iterate()
+        quiet, busy = [], []
+        for _ in range(self.options.iterations):
+            quiet.append(self.timed(trainer.iterate))
+            with taking_a_core():
+                busy.append(self.timed(trainer.iterate))
+        ratio = statistics.median(b / a for a, b in zip(quiet, busy, strict=True))
+        return {"quiet": statistics.median(quiet), "busy": statistics.median(busy), "ratio": ratio}
+
+    def trainer(self, G: int, P: int) -> Trainer:
+        """A training with P groups of G samples an iteration."""
+        rollout, data = replace(self.config.rollout, group_size=G), replace(self.config.data, groups_per_iteration=P)
+        config = replace(self.config, rollout=rollout, data=data)
+        return Trainer(self.policy, self.prompts, self.rewards, config, size=self.size, world=self.world)
 
     def model(self) -> dict[str, Any]:
         """What is timed: model, number type of its frozen base, image size in pixels."""
@@ -179,9 +205,7 @@ class Bench:
 
     def iterations(self, G: int, P: int) -> dict[str, Any]:
         """Time iterations of P groups of G samples, each next to its bare forwards and backwards."""
-        rollout, data = replace(self.config.rollout, group_size=G), replace(self.config.data, groups_per_iteration=P)
-        config = replace(self.config, rollout=rollout, data=data)
-        trainer = Trainer(self.policy, self.prompts, self.rewards, config, size=self.size, world=self.world)
+        trainer = self.trainer(G, P)
         bare = Bare(trainer, self.sync)
         trainer.iterate()  # the first one warms up, and has no old policy to compare with
         bare.run(1.0)
@@ -201,6 +225,27 @@ class Bench:
             "ratio": statistics.median(a / b for a, b in zip(whole, least, strict=True)),
             "peak_memory_gib": peak_memory(self.policy),
         }
+
+
+BUSY = """
+import os, sys, time
+end = time.monotonic() + 600
+while os.getppid() == int(sys.argv[1]) and time.monotonic() < end:
+    pass
+"""
+"""A process that takes a core for as long as its parent lives, ten minutes at most."""
+
+
+@contextmanager
+def taking_a_core() -> Iterator[None]:
+    """Inside, another process computes without end; it ends with this one, however that ends."""
+    other = subprocess.Popen([sys.executable, "-c", BUSY, str(os.getpid())], start_new_session=True)
+    try:
+        time.sleep(0.1)  # until it does
+        yield
+    finally:
+        other.kill()
+        other.wait()
 
 
 class Bare:

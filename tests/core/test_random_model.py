@@ -3,6 +3,9 @@
 import functools
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,8 +113,23 @@ def test_the_benchmark_runs_on_a_random_model_and_its_numbers_are_finite(name: s
 def test_a_preset_without_prompts_is_timed_on_a_model_from_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tiny.folder("sd3"))
     options = ["--height", "32", "--width", "32", "--groups", "1", "--group_size", "2", "--iterations", "1"]
-    assert main(["--preset", "sd35m-pickscore-safe", "--model", folder, *options, "--device", "cpu"]) == 0
-    assert json.loads(capsys.readouterr().out)["model"]["name"] == folder
+    assert main(["--preset", "sd35m-pickscore-safe", "--model", folder, *options, "--device", "cpu", "--busy"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["name"] == folder
+    assert found["busy"]["ratio"] == pytest.approx(found["busy"]["busy"] / found["busy"]["quiet"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell that a parent has ended; ten minutes do")
+def test_what_takes_a_core_ends_with_the_process_that_started_it() -> None:
+    program = "import subprocess, sys, os, time; from dgpo_core.bench import BUSY\n"
+    program += "print(subprocess.Popen([sys.executable, '-c', BUSY, str(os.getpid())]).pid, flush=True); time.sleep(99)"
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)  # raises where there is none
+    parent.kill()
+    parent.communicate(timeout=60)  # the pipe ends once the child, too, has let go of it
 
 
 def numbers(values: dict[str, Any]) -> Iterator[float]:
