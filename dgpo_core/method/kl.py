@@ -6,7 +6,7 @@ LEAST = 1e-4
 """From where the weight grows where `kl_weight` is 0."""
 
 CALM = 0.3
-"""The distance follows the weight some steps behind: at 1 it swung by ten times around its target, at this it settles."""
+"""The distance follows the weight some steps behind: at 1 it swung by ten times around its target; so it settles."""
 
 FASTEST = 2.0
 """The weight is at most multiplied, or divided, by this in a step."""
