@@ -5,7 +5,6 @@ and noise. Told is the share of held-out images that are right, over CPU seconds
 update; evaluations left out) and over the samples that went through the network and back, which are counted.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -86,18 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(options: CompareConfig) -> None:
     torch.set_num_threads(1)
     loaded = [race for path in options.load for race in results.read(path)]
-    done: list[Race] = []
-    for race in races(options):
-        more = done and len(race.points) > 1  # the same run with one more point
-        done = [*(done[:-1] if more else done), race]
-        point = race.points[-1]
-        print(
-            f"{results.title(race)}, lr {race.lr:g}, seed {race.seed}: {point.success:.3f} after {point.iteration}"
-            f" iterations, {point.cost.seconds:.1f} CPU seconds, {point.cost.passes} passes",
-            flush=True,
-        )
-        if options.json:
-            write_atomic(options.json, json.dumps(results.as_json(done), indent=1) + "\n")
+    done = results.followed(races(options), lambda race: f"{results.title(race)}, lr {race.lr:g}", options.json)
     every = [*loaded, *done]
     if not every:
         raise UserError("There is nothing to compare: name files with --load, or give --iterations.")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgpo_core.benchmark.results import markdown
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
@@ -130,18 +131,15 @@ def table(seen: Sequence[Seen]) -> str:
     """A line for each measurement after a start: changes of edge density and sharpness are relative to it."""
     starts = {(one.way, one.seed): one for one in seen if one.iteration == 0}
     names = ("way", "seed", "iterations", "success", "edge density", "sharpness", "variety")
-    lines = [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
+    rows = []
     for one in sorted(seen, key=lambda one: (list(WAYS).index(one.way), one.seed, one.iteration)):
         start = starts[one.way, one.seed]
         if one is start:
             continue
-        lines.append(
-            f"| {one.way} | {one.seed} | {one.iteration} | {start.success:.3f} to {one.success:.3f}"
-            f" | {start.edge_density:.4f} to {one.edge_density:.4f} ({one.edge_density / start.edge_density - 1:+.1%})"
-            f" | {start.sharpness:.4f} to {one.sharpness:.4f} ({one.sharpness / start.sharpness - 1:+.1%})"
-            f" | {start.diversity:.4f} to {one.diversity:.4f} ({one.diversity / start.diversity - 1:+.1%}) |"
-        )
-    return "\n".join(lines)
+        measured = [(getattr(start, name), getattr(one, name)) for name in ("edge_density", "sharpness", "diversity")]
+        cells = [one.way, str(one.seed), str(one.iteration), f"{start.success:.3f} to {one.success:.3f}"]
+        rows.append([*cells, *(f"{a:.4f} to {b:.4f} ({b / a - 1:+.1%})" for a, b in measured)])
+    return markdown(names, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

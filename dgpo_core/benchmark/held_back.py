@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from dgpo_core.benchmark.results import markdown
 from dgpo_core.benchmark.variants import laid_over, variant
 from dgpo_core.common.files import write_atomic
 from dgpo_core.method.trainer import Trainer
@@ -99,7 +100,7 @@ def runs(options: HeldBackConfig) -> Iterator[Held]:
 def table(done: Sequence[Held]) -> str:
     """Markdown: a line for each run, how far the exploited reward went at each gain, and where all ended."""
     heads = ["", *(f"at +{gain:.2f}" for gain in GAINS), "honest", "exploited", "norm", "distance"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for held in done:
         moved = [held.moved(gain) for gain in GAINS]
         first, last = (
@@ -108,7 +109,7 @@ def table(done: Sequence[Held]) -> str:
         ends = [f"{first[i]:.3f} to {last[i]:.3f}" for i in (0, 1)]
         cells = ["-" if m is None else f"{m:+.3f}" for m in moved]
         lines.append([held.label, *cells, *ends, f"{last[2]:.3f}", f"{last[3]:.3f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(heads, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """The races side by side: as a table, as a picture, as a file."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from dgpo_core.benchmark.methods import METHODS
 from dgpo_core.benchmark.race import Cost, Point, Race
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.files import write_atomic
 from dgpo_core.common.reading import parse_json, read_bytes, shown
 
 MARKS = (0.80, 0.90, 0.95)
@@ -48,8 +50,29 @@ def table(races: Sequence[Race]) -> str:
     heads = ["method", "lr", "seed", *(f"to {mark:.2f}" for mark in MARKS), "best seen", "cost of all"]
     rows = [[title(r), f"{r.lr:g}", str(r.seed), *(_cost(r.first(m)) for m in MARKS)] for r in races]
     ends = [[f"{race.best:.3f}", _cost(race.points[-1].cost)] for race in races]
-    lines = [heads, ["---"] * len(heads), *([*row, *end] for row, end in zip(rows, ends, strict=True))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(heads, [[*row, *end] for row, end in zip(rows, ends, strict=True)])
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *rows])
+
+
+def followed(races: Iterable[Race], name: Callable[[Race], str], file: Path | None) -> list[Race]:
+    """The races as they end, each point told and, where there is a file, kept, as it comes."""
+    done: list[Race] = []
+    for race in races:
+        more = done and len(race.points) > 1  # the same run with one more point
+        done = [*(done[:-1] if more else done), race]
+        point = race.points[-1]
+        print(
+            f"{name(race)}, seed {race.seed}: {point.success:.3f} after {point.iteration} iterations,"
+            f" {point.cost.seconds:.1f} CPU seconds, {point.cost.passes} passes",
+            flush=True,
+        )
+        if file:
+            write_atomic(file, json.dumps(as_json(done), indent=1) + "\n")
+    return done
 
 
 def _cost(cost: Cost | None) -> str:

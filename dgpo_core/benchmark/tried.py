@@ -4,7 +4,6 @@ Each variant of the quickstart is run until it is good enough; told is how many 
 back until then. Variants are joined by "+": `--variants lr_2e-3 groups_of_8+lr_2e-3`.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ import torch
 from dgpo_core.benchmark import results
 from dgpo_core.benchmark.race import Contest, Point, Race
 from dgpo_core.benchmark.variants import VARIANTS, laid_over, variant
-from dgpo_core.common.files import write_atomic
 from dgpo_core.settings.command_line import command, parse
 from dgpo_core.settings.config import Config, Count, CountOrZero
 from dgpo_core.settings.presets import load_preset
@@ -65,7 +63,7 @@ def races(options: TriedConfig) -> Iterator[Race]:
 def table(done: Sequence[Race]) -> str:
     """Markdown: a line for each variant, with the thousands of passes up to each success, seed by seed."""
     heads = ["variant", "seeds", *(f"to {mark:.2f}" for mark in results.MARKS), "mean to 0.95", "best seen"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for name, of in groupby(sorted(done, key=lambda race: (race.method, race.seed)), key=lambda race: race.method):
         runs = list(of)
         costs = [[run.first(mark) for run in runs] for mark in results.MARKS]
@@ -74,7 +72,7 @@ def table(done: Sequence[Race]) -> str:
         mean = f"{statistics.mean(ends):.0f}" if len(ends) == len(runs) else "-"
         best = ", ".join(f"{run.best:.3f}" for run in runs)
         lines.append([variant(name).what, ", ".join(str(run.seed) for run in runs), *cells, mean, best])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return results.markdown(heads, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,18 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _try(options: TriedConfig) -> None:
     torch.set_num_threads(1)
     loaded = [race for path in options.load for race in results.read(path, variant)]
-    done: list[Race] = []
-    for race in races(options):
-        more = done and len(race.points) > 1  # the same run with one more point
-        done = [*(done[:-1] if more else done), race]
-        point = race.points[-1]
-        print(
-            f"{race.method}, seed {race.seed}: {point.success:.3f} after {point.iteration} iterations,"
-            f" {point.cost.seconds:.1f} CPU seconds, {point.cost.passes} passes",
-            flush=True,
-        )
-        if options.json:
-            write_atomic(options.json, json.dumps(results.as_json(done), indent=1) + "\n")
+    done = results.followed(races(options), lambda race: race.method, options.json)
     print(table([*loaded, *done]))
 
 

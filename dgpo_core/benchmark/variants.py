@@ -18,8 +18,7 @@ from dgpo_core.method import advantage as adv
 from dgpo_core.method.ema import ema_
 from dgpo_core.method.rollout import rollout
 from dgpo_core.method.step import Step
-from dgpo_core.policy.base import Policy
-from dgpo_core.rewards import Reward, score_groups
+from dgpo_core.rewards import score_groups
 from dgpo_core.settings.config import Config
 from dgpo_core.settings.values import from_dict
 
@@ -67,6 +66,8 @@ def laid_over(chosen: Variant, preset: Config, seed: int) -> Config:
 class Scored(DGPO):
     """DGPO whose iteration is written out: draw, score, learn."""
 
+    iterations = 0
+
     def draw(self) -> list[Group]:
         """The scored groups of the next prompts."""
         step = self.trainer.step
@@ -74,7 +75,9 @@ class Scored(DGPO):
         self.iterations += 1
         return score_groups(step.draw(mine), self.trainer.rewards)
 
-    iterations = 0
+    def iterate(self) -> None:
+        groups = self.draw()
+        self.trainer.step.learn(groups, range(len(groups)))
 
 
 class TwoHalves(Scored):
@@ -104,17 +107,10 @@ class TwoEpochs(Scored):
 class Ranked(DGPO):
     """Advantages of the ranks within a group; ties share their mean."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        rewards: Mapping[str, Reward],
-        config: Config,
-        size: tuple[int, int],
-    ) -> None:
-        super().__init__(policy, prompts, rewards, config, size)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
         step = self.trainer.step
-        self.trainer.step = RankedStep(policy, step.settings, size=size)
+        self.trainer.step = RankedStep(step.policy, step.settings, size=step.size)
 
 
 class RankedStep(Step):
@@ -162,16 +158,10 @@ class Decay(Scheduled):
 class Muon(DGPO):
     """Muon (Keller Jordan, 2024) instead of AdamW, its update as large as AdamW's (arXiv 2502.16982)."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        rewards: Mapping[str, Reward],
-        config: Config,
-        size: tuple[int, int],
-    ) -> None:
-        super().__init__(policy, prompts, rewards, config, size)
-        step, t = self.trainer.step, config.training
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        step = self.trainer.step
+        t = step.settings.training
         muon = torch.optim.Muon(
             step.parameters.values(), lr=t.lr, weight_decay=t.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
@@ -205,10 +195,6 @@ class Explore(Scored):
         solver = step.policy.solver(r.solver, steps, *step.size)
         with step.policy.using("current"):
             return rollout(step.policy, solver, prompts, seeds, size=step.size, cfg=r.cfg, batch=r.at_once)
-
-    def iterate(self) -> None:
-        groups = self.draw()
-        self.trainer.step.learn(groups, range(len(groups)))
 
 
 def extremes(r: Tensor, size: int) -> list[int]:

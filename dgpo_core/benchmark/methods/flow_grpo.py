@@ -39,7 +39,8 @@ class FlowGRPO(Rival):
         G, shape = self.config.rollout.group_size, self.policy.latent_shape(*self.step.size)
         seeds = [self.seed("rollout", i) for i in range(len(prompts) * G)]
         levels = [*self.policy.prediction.level(self.step.solver.timesteps).tolist(), 0.0]
-        self.cond = Cond.cat([c.expand(G) for c in self.step.encode([prompt.text for prompt in prompts])])
+        conds, _ = self.step.condition(prompts)
+        self.cond = Cond.cat([cond.expand(G) for cond in conds])
         x_T = torch.stack([noise(seed, shape) for seed in seeds])
         window = self.window(len(levels) - 1)
         x0, self.moves = walk(self.policy, self.cond, x_T, levels, window, self.noise_level, self.seed("sde"))

@@ -93,7 +93,7 @@ class Rival(ABC):
 
     def together(self, groups: Sequence[Group]) -> tuple[Tensor, Cond]:
         """All samples and their conditionings, [P G] rows."""
-        conds = self.step.encode([group.prompt.text for group in groups])
+        conds, _ = self.step.condition([group.prompt for group in groups])
         cond = Cond.cat([cond.expand(len(group)) for cond, group in zip(conds, groups, strict=True)])
         return torch.cat([group.latents for group in groups]), cond
 
