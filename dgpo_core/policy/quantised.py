@@ -191,10 +191,17 @@ def quantise(network: nn.Module, kind: str, device: torch.device, keep: Sequence
             setattr(network.get_submodule(within), last, small.train(linear.training))
 
 
-def large_linears(network: nn.Module, keep: Sequence[str] = ()) -> Iterator[tuple[str, nn.Linear]]:
-    """The Linears within lists of blocks, by name, without those whose names end in one of `keep`."""
+def within_blocks(network: nn.Module, keep: Sequence[str] = ()) -> Iterator[tuple[str, nn.Module]]:
+    """The modules within lists of blocks, by name, without those whose names end in one of `keep`."""
     ends = tuple(f".{end}" for end in keep)
     lists = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, nn.ModuleList))
     for name, module in network.named_modules():
-        if type(module) is nn.Linear and name.startswith(lists) and not name.endswith(ends):
+        if name.startswith(lists) and not name.endswith(ends):
+            yield name, module
+
+
+def large_linears(network: nn.Module, keep: Sequence[str] = ()) -> Iterator[tuple[str, nn.Linear]]:
+    """The Linears of `within_blocks`."""
+    for name, module in within_blocks(network, keep):
+        if type(module) is nn.Linear:
             yield name, module

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from dgpo_core.common.errors import UserError
-from dgpo_core.policy.quantised import KINDS, PackedLinear, refuse_unavailable
+from dgpo_core.policy.quantised import KINDS, PackedLinear, refuse_unavailable, within_blocks
 
 from .packed_linear import layer_of
 from .weights import is_gguf, is_linear, is_quantised
@@ -93,10 +93,8 @@ def _packed_layers(model: Any, kind: str) -> Iterator[tuple[str, PackedLinear]]:
 
 def _large_linears(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Those within lists of blocks whose weights are in more than a byte each."""
-    ends = tuple(f".{end}" for end in _KEPT_WHOLE)
-    lists = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, nn.ModuleList))
-    for name, module in network.named_modules():
-        if not (is_linear(module) and name.startswith(lists)) or name.endswith(ends) or is_gguf(module):
+    for name, module in within_blocks(network, _KEPT_WHOLE):
+        if not is_linear(module) or is_gguf(module):
             continue
         weight = module._parameters.get("weight")
         if weight is not None and not is_quantised(weight) and weight.is_floating_point() and weight.element_size() > 1:

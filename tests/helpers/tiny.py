@@ -150,9 +150,6 @@ def flux(folder: Path, cls: type = FluxPipeline, **scheduler: Any) -> Any:
         axes_dims_rope=(4, 4, 8),
         guidance_embeds=True,
     )
-    t5 = T5Config(
-        vocab_size=len(tok), d_model=32, d_ff=32, d_kv=8, num_heads=4, num_layers=1, tie_word_embeddings=False
-    )  # fmt: skip
     dynamic = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 256}
     return cls(
         transformer=transformer,
@@ -160,9 +157,16 @@ def flux(folder: Path, cls: type = FluxPipeline, **scheduler: Any) -> Any:
         vae=_vae(4, shift=0.1),
         text_encoder=_clip(tok),
         tokenizer=tok,
-        text_encoder_2=T5EncoderModel(t5),
+        text_encoder_2=_t5(len(tok)),
         tokenizer_2=tok,
     )
+
+
+def _t5(words: int) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=words, d_model=32, d_ff=32, d_kv=8, num_heads=4, num_layers=1, tie_word_embeddings=False
+    )  # fmt: skip
+    return T5EncoderModel(config)
 
 
 def kontext(folder: Path, **scheduler: Any) -> Any:
@@ -171,6 +175,7 @@ def kontext(folder: Path, **scheduler: Any) -> Any:
 
 
 EDITORS = {"kontext": kontext}
+
 
 def chroma(folder: Path, **scheduler: Any) -> ChromaPipeline:
     """Chroma; CLIP's tokenizer stands in for T5's."""
@@ -189,14 +194,11 @@ def chroma(folder: Path, **scheduler: Any) -> ChromaPipeline:
         approximator_hidden_dim=32,
         approximator_layers=1,
     )
-    t5 = T5Config(
-        vocab_size=len(tok), d_model=32, d_ff=32, d_kv=8, num_heads=4, num_layers=1, tie_word_embeddings=False
-    )  # fmt: skip
     return ChromaPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 1.0, **scheduler}),
         vae=_vae(4, shift=0.1),
-        text_encoder=T5EncoderModel(t5),
+        text_encoder=_t5(len(tok)),
         tokenizer=tok,
     )
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dgpo_core.policy.families import parts as parts_of
-from dgpo_core.policy.families.flow import FlowPolicy, falling_levels
+from dgpo_core.policy.families.flow import FlowPolicy
 from dgpo_core.policy.families.flux import FLUX_DOUBLE, FLUX_SINGLE, position_ids
 from dgpo_core.policy.families.language import by_length, mask_of
 from dgpo_core.policy.families.patches import pack, unpack
-from dgpo_core.policy.lora.names import Place
+from dgpo_core.policy.lora.names import Place, of_blocks
 
 _T5_TOKENS = 512  # diffusers' default max_sequence_length
 
@@ -41,13 +41,8 @@ class Chroma(FlowPolicy):
 
     @classmethod
     def makers_names(cls, network: Any, own: Mapping[str, nn.Module]) -> Iterator[tuple[str, Place]]:
-        for theirs, ours, block in (
-            ("double_blocks", "transformer_blocks", FLUX_DOUBLE),
-            ("single_blocks", "single_transformer_blocks", FLUX_SINGLE),
-        ):
-            for i in range(len(getattr(network, ours))):
-                for name, modules in block.items():
-                    yield f"{theirs}.{i}.{name}", Place(tuple(f"{ours}.{i}.{module}" for module in modules))
+        yield from of_blocks(network, "double_blocks", "transformer_blocks", FLUX_DOUBLE)
+        yield from of_blocks(network, "single_blocks", "single_transformer_blocks", FLUX_SINGLE)
         for i in range(len(network.distilled_guidance_layer.layers)):
             for theirs, ours in (("in_layer", "linear_1"), ("out_layer", "linear_2")):
                 layer = f"distilled_guidance_layer.layers.{i}"
@@ -90,6 +85,3 @@ class Chroma(FlowPolicy):
             order += rows
         back = sorted(range(len(order)), key=order.__getitem__)
         return unpack(torch.cat(parts)[back], height, width)
-
-    def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
-        return falling_levels(self.scheduler_config, steps, latent, patch=2)

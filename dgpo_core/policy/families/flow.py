@@ -24,6 +24,11 @@ class FlowPolicy(DiffusersPolicy):
     def _prediction(self) -> Prediction:
         return Flow(num_train_timesteps=self.scheduler_config.get("num_train_timesteps", 1000))
 
+    def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
+        """What Flux's pipeline and later ones ask of the scheduler: unshifted levels from 1 to 1 / steps, and mu."""
+        sigmas = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()
+        return {"mu": dynamic_mu(self.scheduler_config, latent, self.patch, max_shift=1.15), "sigmas": sigmas}
+
 
 def dynamic_mu(config: Mapping[str, Any], latent: tuple[int, int, int], patch: int, max_shift: float = 1.16) -> float:
     """The exponent of the dynamic shift for a latent (C, h, w): a line in the number of image tokens.
@@ -35,9 +40,3 @@ def dynamic_mu(config: Mapping[str, Any], latent: tuple[int, int, int], patch: i
     base, top = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
     slope = (top - base) / (high - low)
     return tokens * slope + (base - slope * low)
-
-
-def falling_levels(config: Mapping[str, Any], steps: int, latent: tuple[int, int, int], patch: int) -> dict[str, Any]:
-    """What Flux's pipeline and later ones ask of the scheduler: unshifted levels from 1 to 1 / steps, and mu."""
-    sigmas = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist()
-    return {"mu": dynamic_mu(config, latent, patch, max_shift=1.15), "sigmas": sigmas}

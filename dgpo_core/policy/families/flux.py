@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dgpo_core.policy.families import parts as parts_of
-from dgpo_core.policy.families.flow import FlowPolicy, falling_levels
+from dgpo_core.policy.families.flow import FlowPolicy
 from dgpo_core.policy.families.patches import pack, unpack
-from dgpo_core.policy.lora.names import Place
+from dgpo_core.policy.lora.names import Place, of_blocks
 
 _T5_TOKENS = 512  # diffusers' default max_sequence_length
 
@@ -60,13 +60,8 @@ class Flux(FlowPolicy):
 
     @classmethod
     def makers_names(cls, network: Any, own: Mapping[str, nn.Module]) -> Iterator[tuple[str, Place]]:
-        for theirs, ours, block in (
-            ("double_blocks", "transformer_blocks", FLUX_DOUBLE),
-            ("single_blocks", "single_transformer_blocks", FLUX_SINGLE),
-        ):
-            for i in range(len(getattr(network, ours))):
-                for name, modules in block.items():
-                    yield f"{theirs}.{i}.{name}", Place(tuple(f"{ours}.{i}.{module}" for module in modules))
+        yield from of_blocks(network, "double_blocks", "transformer_blocks", FLUX_DOUBLE)
+        yield from of_blocks(network, "single_blocks", "single_transformer_blocks", FLUX_SINGLE)
         yield from ((name, Place((module,))) for name, module in _FLUX.items())
         yield "final_layer.adaLN_modulation.1", Place(("norm_out.linear",), swapped=True)
 
@@ -106,9 +101,6 @@ class Flux(FlowPolicy):
     def _image_ids(self, latents: Tensor, picture: int) -> Tensor:
         rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
         return self._constant(("image_ids", picture, rows, columns), lambda: position_ids(rows, columns, picture))
-
-    def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
-        return falling_levels(self.scheduler_config, steps, latent, patch=2)
 
 
 def position_ids(rows: int, columns: int, picture: int = 0) -> Tensor:

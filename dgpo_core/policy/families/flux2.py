@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgpo_core.policy.families.flow import FlowPolicy, falling_levels
-from dgpo_core.policy.lora.names import Place
+from dgpo_core.policy.families.flow import FlowPolicy
+from dgpo_core.policy.lora.names import Place, of_blocks
 from dgpo_core.policy.vae import Latents
 
 _TOKENS = 512  # diffusers' default max_sequence_length
@@ -89,13 +89,8 @@ class Flux2(FlowPolicy):
 
     @classmethod
     def makers_names(cls, network: Any, own: Mapping[str, nn.Module]) -> Iterator[tuple[str, Place]]:
-        for theirs, ours, block in (
-            ("double_blocks", "transformer_blocks", _DOUBLE),
-            ("single_blocks", "single_transformer_blocks", _SINGLE),
-        ):
-            for i in range(len(getattr(network, ours))):
-                for name, modules in block.items():
-                    yield f"{theirs}.{i}.{name}", Place(tuple(f"{ours}.{i}.{module}" for module in modules))
+        yield from of_blocks(network, "double_blocks", "transformer_blocks", _DOUBLE)
+        yield from of_blocks(network, "single_blocks", "single_transformer_blocks", _SINGLE)
         yield from ((name, Place((module,))) for name, module in _ENDS.items())
         yield "final_layer.adaLN_modulation.1", Place(("norm_out.linear",), swapped=True)
 
@@ -133,7 +128,7 @@ class Flux2(FlowPolicy):
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
     def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
-        options = falling_levels(self.scheduler_config, steps, latent, patch=1)
+        options = super()._solver_options(steps, latent)
         return {**options, "mu": _empirical_mu(latent[1] * latent[2], steps)}
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dgpo_core.policy.families.flow import FlowPolicy, falling_levels
+from dgpo_core.policy.families.flow import FlowPolicy
 from dgpo_core.policy.families.language import mask_of, unless_whole
 from dgpo_core.policy.families.patches import pack, unpack
 from dgpo_core.policy.vae import Latents
@@ -87,6 +86,3 @@ class QwenImage(FlowPolicy):
         towards, alone = pack(super().guide(u, c, scale)), pack(c)
         length = towards.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(towards.dtype).tiny)
         return unpack(towards * (alone.norm(dim=-1, keepdim=True) / length), *c.shape[-2:])
-
-    def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
-        return falling_levels(self.scheduler_config, steps, latent, patch=2)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dgpo_core.policy.families import parts as parts_of
-from dgpo_core.policy.families.flow import FlowPolicy, falling_levels
+from dgpo_core.policy.families.flow import FlowPolicy
 from dgpo_core.policy.families.language import lengths, mask_of
-from dgpo_core.policy.lora.names import Place
+from dgpo_core.policy.lora.names import Place, of_blocks
 
 _TOKENS = 512  # diffusers' default max_sequence_length
 _PATCH = "2-1"  # diffusers names what depends on the patch (2 x 2 of one frame) by it
@@ -44,9 +44,7 @@ class ZImage(FlowPolicy):
     @classmethod
     def makers_names(cls, network: Any, own: Mapping[str, nn.Module]) -> Iterator[tuple[str, Place]]:
         for blocks in ("layers", "noise_refiner", "context_refiner"):
-            for i in range(len(getattr(network, blocks))):
-                for name, modules in _BLOCK.items():
-                    yield f"{blocks}.{i}.{name}", Place(tuple(f"{blocks}.{i}.{module}" for module in modules))
+            yield from of_blocks(network, blocks, blocks, _BLOCK)
         yield from ((name, Place((module,))) for name, module in _ENDS.items())
 
     def _encode(self, text: str) -> dict[str, Tensor]:
@@ -78,6 +76,3 @@ class ZImage(FlowPolicy):
         pictures = list(x.unsqueeze(2))  # it takes each alone, with one frame
         found = self.network(pictures, done, texts, return_dict=False)[0]
         return -torch.stack(list(found)).squeeze(2)
-
-    def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
-        return falling_levels(self.scheduler_config, steps, latent, patch=2)

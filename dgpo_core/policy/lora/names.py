@@ -7,7 +7,7 @@ its file how its makers' names are read off the network itself, so that they hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,16 @@ class Place:
 
 MakersNames = Callable[[Any, Mapping[str, nn.Module]], Iterable[tuple[str, Place]]]
 """From a network and those of its modules that can carry a LoRA, by name: the makers' names, each with its place."""
+
+
+def of_blocks(
+    network: nn.Module, theirs: str, ours: str, block: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, Place]]:
+    """The makers' names in a list of blocks, which are alike. theirs, ours: what they and we call the list; block: in
+    one of them, by their name for a weight, our modules for it."""
+    for i in range(len(getattr(network, ours))):
+        for name, modules in block.items():
+            yield f"{theirs}.{i}.{name}", Place(tuple(f"{ours}.{i}.{module}" for module in modules))
 
 
 def resolve(lora: LoraFile, network: nn.Module, makers_names: MakersNames) -> LoraFile:
