@@ -29,7 +29,7 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
 from dgpo_core.diffusion.solvers import SchedulerSolver
 from dgpo_core.method.trainer import Trainer
-from dgpo_core.method.update import OLD, Reference, References
+from dgpo_core.method.update import Reference, References
 from dgpo_core.policy import Cond, Policy
 from dgpo_core.runs import assemble
 from dgpo_core.settings.command_line import command, parse
@@ -271,13 +271,12 @@ class Bare:
         # whole groups go together where they fit
         useful = round(self.samples * informative)
         references = References.of(self.settings)
-        asked = [references.logit, references.kl, OLD if self.settings.clip > 0 else None]
-        compared = {reference for reference in asked if reference}
+        compared = references.asked(self.settings.clip)
         for size in sizes(useful * self.settings.timesteps, self.micro_batch):
             self.train(size, compared)
         if references.kl:
             for size in sizes((self.samples - useful) * self.settings.timesteps, self.micro_batch):
-                self.train(size, {references.kl})
+                self.train(size, [references.kl])
 
     def inputs(self, size: int) -> tuple[torch.Tensor, torch.Tensor, Cond]:
         """x_t, t and cond of `size` rows."""
@@ -293,13 +292,13 @@ class Bare:
                 self.policy.predict(x, t, cond)
         self.policy.decode(x[:size])
 
-    def train(self, size: int, compared: set[Reference]) -> None:
+    def train(self, size: int, compared: Sequence[Reference]) -> None:
         """The policies that are compared with, and forward and backward of the current one."""
         x, t, cond = self.inputs(size)
         with torch.no_grad():
             for reference in compared:
                 with self.policy.using(reference.adapter):
-                    for _ in range(1 if reference.cfg == 1 else 2):  # a guided one has two branches
+                    for _ in range(reference.forwards):
                         self.policy.predict(x, t, cond)
         with self.policy.using("current"):
             self.policy.predict(x, t, cond).square().mean().backward()

@@ -50,6 +50,11 @@ class Reference:
     adapter: AdapterName | None
     cfg: float
 
+    @property
+    def forwards(self) -> int:
+        """A guided one has two branches."""
+        return 1 if self.cfg == 1.0 else 2
+
 
 @dataclass(frozen=True)
 class References:
@@ -70,6 +75,11 @@ class References:
         logit = base if settings.reference == "frozen" else OLD
         held = settings.kl_weight > 0 or settings.kl_target > 0 or settings.norm_guard > 0
         return References(logit, base if held else None)
+
+    def asked(self, clip: float) -> list[Reference]:
+        """All that a group which prefers something is compared with, each once: the old policy where it is clipped."""
+        wanted = [self.logit, self.kl, OLD if clip > 0 else None]
+        return list(dict.fromkeys(reference for reference in wanted if reference))
 
 
 OLD = Reference("old", 1.0)
@@ -298,9 +308,9 @@ class Update:
     @torch.no_grad()
     def _fixed(self, rows: Rows) -> Fixed:
         """The forwards without gradients, none of them twice: the references, and the old policy for the clip."""
-        asked = [self.references.logit, self.references.kl, OLD if self.settings.clip > 0 else None]
-        needed = [reference for reference in asked if reference and not (reference == OLD and self.old_is_current)]
-        f = {reference: self._predict(reference, rows) for reference in dict.fromkeys(needed)}
+        asked = self.references.asked(self.settings.clip)
+        needed = [reference for reference in asked if not (reference == OLD and self.old_is_current)]
+        f = {reference: self._predict(reference, rows) for reference in needed}
         d = {reference: L.denoising_error(answer, rows.target) for reference, answer in f.items()}
         # without a KL term the distance to the base is still told where the logit asks the base
         f_base = next((answer for reference, answer in f.items() if reference.adapter is None), None)
@@ -313,7 +323,9 @@ class Update:
             c = self.policy.predict(rows.x_t, rows.t, rows.cond)
             if reference.cfg == 1.0:
                 return c
-            uncond = rows.uncond if self.uncond is None or rows.uncond is not None else self.uncond.expand(len(rows))
+            uncond = rows.uncond
+            if uncond is None and self.uncond is not None:
+                uncond = self.uncond.expand(len(rows))
             if uncond is None:
                 raise ValueError("a guided reference needs `uncond`")
             self.check()

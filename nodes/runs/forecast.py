@@ -10,13 +10,13 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dgpo_core.benchmark.advice import GIB, RESERVE, Counted
 from dgpo_core.benchmark.cards import Card, find_card
 from dgpo_core.benchmark.count import Phase
 from dgpo_core.common.errors import UserError
-from dgpo_core.method.update import OLD, References
+from dgpo_core.method.update import References
 from dgpo_core.settings.config import Config
 
 from ..common import host
@@ -29,12 +29,15 @@ from . import sessions
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class Forecast:
     """needs: bytes at the peak. seconds: of a round, without its rewards; 0 where no table has the card. config: the
     settings with what they leave open chosen. missing: what is to be said where it does not fit."""
 
-    def __init__(self, needs: float, seconds: float, config: Config, missing: str = "") -> None:
-        self.needs, self.seconds, self.config, self.missing = needs, seconds, config, missing
+    needs: float
+    seconds: float
+    config: Config
+    missing: str = ""
 
     def sentence(self, whole: float, rounds: int, now: float) -> str:
         """ "needs about 9.8 of 12 GB, 40 s an iteration, done at 21:40".
@@ -125,8 +128,8 @@ def _of(
 def phases(config: Config, counted: OfNetwork) -> Counted:
     """What `choose` asks for, two images one at a time: a round's forwards and backwards, each as it was counted."""
     t, references = config.training, References.of(config.training)
-    asked = {references.logit, references.kl, OLD if t.clip > 0 else None} - {None}
-    forwards = 1 + sum(1 if reference.cfg == 1 else 2 for reference in asked)  # 1: the error of a group that is cut
+    # 1: the error of a group that is cut
+    forwards = 1 + sum(reference.forwards for reference in references.asked(t.clip))
     branches = 2 if config.rollout.cfg > 1 else 1
 
     def phase(activations: int, *parts: tuple[Phase, int]) -> Phase:

@@ -19,7 +19,7 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.pictures import reward_curve
 from dgpo_core.method.advantage import informative
 from dgpo_core.method.step import NOTHING_TO_LEARN
-from dgpo_core.method.update import OLD, References
+from dgpo_core.method.update import References
 from dgpo_core.people import told as people
 from dgpo_core.settings.config import PEOPLE, RewardTerm
 
@@ -190,8 +190,7 @@ def update_steps(groups: Groups, settings: Training) -> int:
     There are a few forwards less while the old policy is the current one.
     """
     t, references, at_once = settings.training, References.of(settings.training), settings.training.at_once
-    compared = {references.logit, references.kl, OLD if t.clip > 0 else None} - {None}
-    anchored = {references.kl} - {None}
+    compared, anchored = references.asked(t.clip), [references.kl] if references.kl else []
     kinds = Counter((bool(informative(combined(group, groups)[None])), len(group)) for group in groups.groups)
     steps = 1
     for (prefers, size), number in kinds.items():
@@ -200,7 +199,7 @@ def update_steps(groups: Groups, settings: Training) -> int:
             continue
         parts = ceil(number * t.timesteps / max(1, at_once // size)) * ceil(size / at_once)
         before = int(prefers and size > at_once)  # the logit of a group that is cut
-        steps += parts * (1 + before + sum(1 if reference.cfg == 1 else 2 for reference in asked))
+        steps += parts * (1 + before + sum(reference.forwards for reference in asked))
     return steps
 
 
