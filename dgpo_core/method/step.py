@@ -251,10 +251,6 @@ class Step:
             )
         return kept
 
-    def encode(self, texts: Sequence[str]) -> list[Cond]:
-        """Conditionings of the prompts; the one of the negative prompt is made with them."""
-        return self.policy.encode([*texts, self.settings.rollout.negative_prompt])[: len(texts)]
-
     def condition(self, prompts: Sequence[Prompt]) -> tuple[list[Cond], Cond]:
         """Conditionings of the prompts and of the negative one, with their sources: see `Policy.condition`."""
         return self.policy.condition(prompts, self.settings.rollout.negative_prompt, self.size)

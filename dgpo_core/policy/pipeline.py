@@ -142,9 +142,10 @@ class DiffusersPolicy(Family, Policy):
         return [conds[text] for text in prompts]
 
     def read_ahead(self, prompts: Iterable[str], check: Check) -> None:
-        cache, ahead = self.cache, list(dict.fromkeys(prompts))
+        cache = self.cache
         if cache is None:
             return
+        ahead = list(dict.fromkeys(prompts))
         kept = 0
         for part in (ahead[i : i + _AHEAD] for i in range(0, len(ahead), _AHEAD)):
             self._read(part, check)

@@ -20,6 +20,7 @@ from dgpo_core.rewards import REWARDS
 from dgpo_core.settings.config import EMBEDDED, PEOPLE, Config, DataConfig, Range, RewardTerm
 from dgpo_core.settings.gates import Gate
 from dgpo_core.settings.presets import preset_names
+from dgpo_core.settings.resuming import base_settled
 from dgpo_core.settings.schema import fixed_type, setting_types
 from dgpo_core.settings.validation import validate
 from dgpo_core.settings.values import from_dict, show_rewards, to_dict
@@ -80,9 +81,7 @@ def base_name(path: str) -> str:
 def _settings(config: Config) -> dict[str, Any]:
     """The settings that are written, in groups as in a settings file."""
     found: dict[str, Any] = {}
-    # a run on a CPU leaves it open, and the same run resumed does not
-    config = replace(config, model=replace(config.model, quantize=config.model.kept_as))
-    for name, value in _flat(to_dict(config)):
+    for name, value in _flat(to_dict(base_settled(config))):
         group, _, leaf = name.rpartition(".")
         if _is_written(name, value):
             (found.setdefault(group, {}) if group else found)[leaf] = value

@@ -10,7 +10,6 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +19,7 @@ from dgpo_core.common.files import TEMPORARY, reason, write_atomic
 from dgpo_core.common.reading import parse_json, read_bytes, require_ordinary
 from dgpo_core.runs.checkpoint import best_checkpoint, checkpoints
 from dgpo_core.settings.config import MOST_ITERATIONS, Config
-from dgpo_core.settings.resuming import differences, filled
+from dgpo_core.settings.resuming import base_settled, differences, filled
 from dgpo_core.settings.yaml_file import load_yaml, to_yaml
 
 if sys.platform == "win32":
@@ -80,9 +79,8 @@ class Run:
         path = Path(config.output, config.name, "config.yaml")
         if not config.resume or not os.path.exists(path):
             return config
-        saved = load_yaml(path)
-        # begun where nothing was chosen, on a CPU: the base stays whole, batches may be chosen now
-        return filled(config, replace(saved, model=replace(saved.model, quantize=saved.model.kept_as)))
+        # batches that nothing was chosen for, as on a CPU, may be chosen now
+        return filled(config, base_settled(load_yaml(path)))
 
     @classmethod
     def open(cls, config: Config) -> "Run":

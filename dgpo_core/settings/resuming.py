@@ -26,7 +26,13 @@ RESUMABLE_GROUPS = ("checkpoint.", "memory.", "model.device", "human.")
 
 def left_open(config: Config) -> list[str]:
     """The dotted names of the settings that are "auto" and may be chosen from a card's memory."""
-    return [name for name in OPEN if dict(_flatten(to_dict(config)))[name] == AUTO]
+    values = dict(_flatten(to_dict(config)))
+    return [name for name in OPEN if values[name] == AUTO]
+
+
+def base_settled(config: Config) -> Config:
+    """With what `model.quantize` stands for where nothing was chosen: a base that was begun whole stays whole."""
+    return replace(config, model=replace(config.model, quantize=config.model.kept_as))
 
 
 def filled(config: Config, others: Config) -> Config:
@@ -55,10 +61,9 @@ def fingerprint(config: Config) -> str:
 
 
 def _training_settings(config: Config) -> dict[str, Any]:
-    config = replace(config, model=replace(config.model, quantize=config.model.kept_as))
     return {
         name: value
-        for name, value in _flatten(to_dict(config))
+        for name, value in _flatten(to_dict(base_settled(config)))
         if name not in RESUMABLE and not name.startswith(RESUMABLE_GROUPS)
     }
 
