@@ -50,7 +50,8 @@ class BenchConfig:
     model: str = ""
     """Another model than the preset's: a diffusers folder or a single .safetensors checkpoint."""
     random: str = ""
-    """A model of real size with random weights instead: sd15, sd35m, sdxl or flux; nothing is downloaded."""
+    """A model of real size with random weights instead: sd15, sd35m, sdxl, flux, zimage, qwenimage, chroma or
+    flux2-klein; nothing is downloaded."""
     height: CountOrZero = 0
     """Image height in pixels; 0 is the preset's."""
     width: CountOrZero = 0
@@ -69,6 +70,12 @@ class BenchConfig:
     """The reward, as in a training; empty: the preset's, or jpeg_size where the preset names no prompts."""
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = ""
     """Number type of the frozen base; empty is the preset's."""
+    quantize: Literal["", "none", "fp8", "int8", "nf4"] = ""
+    """How the frozen base's large layers are kept; empty is the preset's."""
+    compile: bool = False
+    """torch.compile the backbone."""
+    offload_blocks: bool = False
+    """Keep the base's blocks in main memory and bring them to the accelerator in turn."""
     iterations: Count = 5
     """Iterations that are timed, after one that is not; medians are printed."""
     scaling: bool = True
@@ -96,6 +103,7 @@ def settings(options: BenchConfig) -> Config:
         height=options.height or config.model.height,
         width=options.width or config.model.width,
         device=options.device,
+        quantize=options.quantize or config.model.quantize,
     )
     data = replace(config.data, groups_per_iteration=options.groups or config.data.groups_per_iteration)
     rollout = replace(
@@ -111,7 +119,12 @@ def settings(options: BenchConfig) -> Config:
     # the policy stays what it is: one that learns leaves groups without anything to learn, which cost less
     training = replace(config.training, lr=1e-12, micro_batch=options.micro_batch or config.training.at_once)
     recompute = {"on": True, "off": False}.get(options.checkpointing, config.memory.recompute)
-    memory = replace(config.memory, gradient_checkpointing=recompute)
+    memory = replace(
+        config.memory,
+        gradient_checkpointing=recompute,
+        compile=options.compile or config.memory.compile,
+        offload_blocks=options.offload_blocks or config.memory.offload_blocks,
+    )
     config = replace(config, model=model, data=data, rollout=rollout, reward=reward, training=training, memory=memory)
     validate(config)
     return config
@@ -144,6 +157,7 @@ class Bench:
             seed=self.config.seed,
             offload=self.config.memory.move,
             quantize=model.kept_as,
+            offload_blocks=self.config.memory.offload_blocks,
         )
         return policy, assemble.set_up(policy, self.config)
 

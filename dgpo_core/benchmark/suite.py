@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgpo_core.benchmark.presets import PRESETS
 from dgpo_core.common.files import write_atomic
+from dgpo_core.settings.presets import preset_names
 
 SECONDS = 480.0
 """Of the whole suite: what has not begun by then is left out."""
@@ -26,46 +28,68 @@ LONGEST = 150.0
 
 @dataclass(frozen=True)
 class Case:
-    """One model of real size with random weights, timed and counted. images: of its one group, and in one forward."""
+    """One model of real size with random weights, timed and counted under its preset for an evening where it has one.
+
+    images: of its one group, and in one forward. kept: how the base's layers are kept (`model.quantize`).
+    """
 
     model: str
     images: int
     checkpointing: bool
+    kept: str = "none"
+    compiled: bool = False
+    blocks: bool = False
 
     @property
     def name(self) -> str:
         """For the table."""
-        return f"{self.model}, {self.images} images, {'checkpointing' if self.checkpointing else 'without'}"
+        how = [f"{self.model}, {self.images} images", "checkpointing" if self.checkpointing else "without"]
+        how += [self.kept] * (self.kept != "none") + ["compiled"] * self.compiled + ["blocks in turn"] * self.blocks
+        return ", ".join(how)
+
+    @property
+    def preset(self) -> str:
+        """Whose settings it has besides."""
+        return self.model if self.model in preset_names() else PRESETS.get(self.model, self.model)
 
     def timed(self, device: str, json_file: Path) -> list[str]:
         """The command that times it."""
         n, recompute = str(self.images), "on" if self.checkpointing else "off"
+        extra = ["--compile"] * self.compiled + ["--offload_blocks"] * self.blocks
         return [
-            *_module("bench"), "--random", self.model, "--groups", "1", "--group_size", str(max(2, self.images)),
-            "--batch", n, "--micro_batch", n, "--checkpointing", recompute, "--iterations", "2", "--no_scaling",
-            "--device", device, "--json", str(json_file),
+            *_module("bench"), "--random", self.model, "--preset", self.preset, "--groups", "1",
+            "--group_size", str(max(2, self.images)), "--batch", n, "--micro_batch", n, "--checkpointing", recompute,
+            "--quantize", self.kept, *extra, "--iterations", "2", "--no_scaling", "--device", device,
+            "--json", str(json_file),
         ]  # fmt: skip
 
     def counted(self, json_file: Path) -> list[str]:
         """The command that counts it."""
         n = str(self.images)
         recompute = "--memory.gradient_checkpointing" if self.checkpointing else "--memory.no_gradient_checkpointing"
+        extra = ["--memory.compile"] * self.compiled + ["--memory.offload_blocks"] * self.blocks
         return [
-            *_module("fit"), "--random", self.model, "--data.groups_per_iteration", "1",
+            *_module("fit"), "--random", self.model, "--preset", self.preset, "--data.groups_per_iteration", "1",
             "--rollout.group_size", str(max(2, self.images)), "--rollout.batch", n, "--training.micro_batch", n,
-            "--evaluation.batch", n, recompute, "--json", str(json_file),
+            "--evaluation.batch", n, "--model.quantize", self.kept, recompute, *extra, "--json", str(json_file),
         ]  # fmt: skip
 
 
 CASES = (
-    Case("sd15", 4, False),
-    Case("sd35m", 4, False),
+    Case("sd15", 8, False),
     Case("sdxl", 4, False),
-    Case("flux", 1, True),
-    Case("sd15", 4, True),
-    Case("sd35m", 4, True),
+    Case("sd35m", 4, False),
+    Case("zimage", 4, True),
+    Case("flux", 2, True),
     Case("sdxl", 4, True),
-    Case("flux", 1, False),
+    Case("sdxl", 4, True, compiled=True),
+    Case("flux", 2, True, kept="fp8"),
+    Case("flux", 2, True, kept="int8"),
+    Case("flux", 2, True, kept="nf4"),
+    Case("flux", 2, True, blocks=True),
+    Case("sd35m", 4, True),
+    Case("flux", 2, False),
+    Case("zimage", 4, True, kept="fp8"),
 )
 """Sorted by what should be known first."""
 

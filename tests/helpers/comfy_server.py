@@ -30,6 +30,8 @@ from PIL import Image
 
 REPO = Path(__file__).resolve().parents[2]
 START = 300  # seconds until a started server must answer; it takes 10 to 30 on an idle machine
+FLAGS = os.environ.get("COMFYUI_FLAGS", "--cpu").split()
+"""How every ComfyUI of the tests is started; "COMFYUI_FLAGS=" on a machine with a GPU takes that."""
 MODELS = ("checkpoints", "configs", "diffusion_models", "loras", "text_encoders", "vae")
 SETTINGS = {  # no tutorial, template browser or news; navigation that 1.27 can set without an error of its own
     "Comfy.TutorialCompleted": True,
@@ -206,7 +208,7 @@ class ComfyServer:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [find_python(), "-u", "main.py", "--cpu", "--disable-auto-launch", "--disable-api-nodes"]
+        command = [find_python(), "-u", "main.py", *FLAGS, "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--port", str(self.port), "--base-directory", str(self.base)]
         command += ["--database-url", f"sqlite:///{self.base}/user/comfyui.db", *self._arguments]
         with self.log_path.open("ab") as log:
@@ -348,10 +350,10 @@ def _until(done: Callable[[], Any], timeout: float, what: str) -> Any:
     return value
 
 
-def run_script(script: Path, timeout: float, **environment: str) -> Any:
+def run_script(script: Path, timeout: float, *arguments: str, **environment: str) -> Any:
     """What a script that works inside ComfyUI, without its server, prints last: one line of JSON."""
     ran = subprocess.run(
-        [find_python(), str(script), "--cpu"],
+        [find_python(), str(script), *arguments, *FLAGS],
         cwd=find_comfyui(),
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
