@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -79,31 +79,78 @@ class _Clock:
         return {"seconds": round(took, 3)} if self.limited else {}
 
 
+class _Course:
+    """A run of the loop on its way: where it is, and the best state so far."""
+
+    def __init__(self, plan: Plan, progress: host.Progress) -> None:
+        self.plan, self.progress = plan, progress
+        self.handle, self.state = _furthest(plan)
+        self.clock = _Clock(plan)
+        if self.unfinished:
+            plan.judge.require_ready(plan.prompts.prompts)
+        self.log = Log(plan.watching)
+        self.log.recall(self.handle, self.state)
+        self.best = self.log.best(self.handle, self.state) if self.log.history else self.handle
+        self.first, self.started, self.shown = self.handle.step, time.monotonic(), 0.0
+        self.clock.lap()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there are iterations, and there is time, left."""
+        return self.handle.step < self.plan.iterations and self.clock.left(self.state) > 0
+
+    def begin(self) -> None:
+        """Says what it needs and how long it takes."""
+        plan, told = self.plan, ""
+        if self.unfinished:
+            rounds = 0 if self.clock.limited else plan.iterations - self.handle.step
+            told = forecast.tell(self.handle.spec, plan.prompts, plan.sampler, plan.settings, rounds)
+        self._show(text=told)
+
+    def iterate(self, check: Callable[[], None]) -> bool:
+        """One iteration; False where nobody said anything of its groups."""
+        plan = self.plan
+        places, left = plan.prompts.at(self.handle.step), partial(self.clock.left, self.state)
+        scored = plan.judge.groups(self.handle, places, plan.sampler, left, check)
+        if scored is None:
+            return False
+        note = partial(_note, scored.said, self.clock)
+        self.handle, self.state = sessions.learn(self.handle, scored.groups, plan.settings, check, note)
+        if self.log.look(self.handle):
+            self.best = self.handle
+            sessions.keep(self.handle, self.state)
+        self._tell(scored.groups)
+        if self.handle.step % plan.save_every == 0:
+            self.keep()
+        return True
+
+    def keep(self) -> None:
+        """The state goes to disk, and the best one stays there."""
+        sessions.keep(self.handle, self.state)
+        sessions.use(self.best)
+
+    def _tell(self, groups: Groups) -> None:
+        picture, plan = None, self.plan
+        if time.monotonic() - self.shown > PREVIEW_EVERY or not self.unfinished:
+            self.shown, picture = time.monotonic(), preview(groups, self.state, self.log)
+        pace = (time.monotonic() - self.started) / (self.handle.step - self.first)
+        left = self.clock.left(self.state) if self.clock.limited else pace * (plan.iterations - self.handle.step)
+        self._show(picture, status(self.state, plan, left, self.log))
+
+    def _show(self, picture: Image.Image | None = None, text: str = "") -> None:
+        clock = self.clock
+        done = min(clock.used(self.state), self.plan.seconds) if clock.limited else self.handle.step
+        self.progress.at(round(done), picture, text)
+
+
 def run(plan: Plan, progress: host.Progress) -> Done:
     """Iterate until `plan.iterations` are done or its time is over, from the newest state of the same settings that
     was kept.
 
     Where an alarm ends it, the state is the best one before. The log is empty where nothing is watched.
     """
-    handle, state = _furthest(plan)
-    clock = _Clock(plan)
-    if handle.step < plan.iterations and clock.left(state) > 0:
-        plan.judge.require_ready(plan.prompts.prompts)
-    log = Log(plan.watching)
-    log.recall(handle, state)
-    best = log.best(handle, state) if log.history else handle
-    shown, start, first, ending = 0.0, time.monotonic(), handle.step, ""
-    clock.lap()
-
-    def show(picture: Image.Image | None = None, text: str = "") -> None:
-        done = min(clock.used(state), plan.seconds) if clock.limited else handle.step
-        progress.at(round(done), picture, text)
-
-    told = ""
-    if handle.step < plan.iterations and clock.left(state) > 0:
-        rounds = 0 if clock.limited else plan.iterations - handle.step
-        told = forecast.tell(handle.spec, plan.prompts, plan.sampler, plan.settings, rounds)
-    show(text=told)
+    course, ending = _Course(plan, progress), ""
+    course.begin()
     try:
         with FINISHING.training(progress.node) as asked:
 
@@ -112,39 +159,22 @@ def run(plan: Plan, progress: host.Progress) -> Done:
                 if asked.is_set():
                     raise Finished
 
-            while handle.step < plan.iterations and clock.left(state) > 0 and not log.stopped:
-                places, left = plan.prompts.at(handle.step), partial(clock.left, state)
-                scored = plan.judge.groups(handle, places, plan.sampler, left, check)
-                if scored is None:
+            while course.unfinished and not course.log.stopped:
+                if not course.iterate(check):
                     break
-                groups, note = scored.groups, partial(_note, scored.said, clock)
-                handle, state = sessions.learn(handle, groups, plan.settings, check, note)
-                if log.look(handle):
-                    best = handle
-                    sessions.keep(handle, state)
-                last = handle.step == plan.iterations or clock.left(state) <= 0
-                picture = None
-                if time.monotonic() - shown > PREVIEW_EVERY or last:
-                    shown, picture = time.monotonic(), preview(groups, state, log)
-                pace = (time.monotonic() - start) / (handle.step - first)
-                left = clock.left(state) if clock.limited else pace * (plan.iterations - handle.step)
-                show(picture, status(state, plan, left, log))
-                if handle.step % plan.save_every == 0:
-                    sessions.keep(handle, state)
-                    sessions.use(best)
     except Finished:
-        ending = f"Finished at {handle.step}, as you asked: Run goes on."
+        ending = f"Finished at {course.handle.step}, as you asked: Run goes on."
     except BaseException:  # Cancel, which is no Exception in every version of ComfyUI, and errors
-        progress.say(f"Stopped at {handle.step}: Run goes on.")
+        progress.say(f"Stopped at {course.handle.step}: Run goes on.")
         raise
     finally:
         progress.close()
-        if handle.step:
-            sessions.keep(handle, state)
-            sessions.use(best)
+        if course.handle.step:
+            course.keep()
+    handle, state, log = course.handle, course.state, course.log
     if log.stopped:
         handle, state = _before_the_decline(log, handle, state)
-    return Done(handle, state, log, "\n".join(filter(None, [ending, summary(plan, state, first, log)])))
+    return Done(handle, state, log, "\n".join(filter(None, [ending, summary(plan, state, course.first, log)])))
 
 
 def _note(said: Mapping[str, float], clock: _Clock) -> dict[str, float]:
