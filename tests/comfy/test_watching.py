@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from comfy_graphs import PROMPTS, TRAIN, Graph, loop
-from comfy_results import equal, error_of, files, line, lora, steps_done, tensors
-from comfy_server import ComfyServer, images
+from comfy_results import equal, files, line, lora, steps_done, tensors
+from comfy_server import ComfyServer, PromptRefused, images
 from safetensors import safe_open
 
 HELD_OUT, WATCHED, SAID = "held_out", "watched", "said"
@@ -77,7 +78,9 @@ def test_the_alarm_stops_the_loop_at_the_best_state_before(comfy: ComfyServer) -
 
 def test_a_trained_reward_cannot_be_watched_and_watching_needs_prompts(comfy: ComfyServer) -> None:
     graph = shapes(watching("both", 2, {}, Reward={"name": "shapes"}))
-    assert "shapes is trained, so it cannot be watched as well" in error_of(comfy, graph).message
+    with pytest.raises(PromptRefused, match="shapes is trained, so it cannot be measured besides"):
+        comfy.run(graph)
     graph = shapes(watching("none", 2, {}))
     del graph[TRAIN]["inputs"]["held_out"]
-    assert 'connect some to "test prompts" (held_out)' in error_of(comfy, graph).message
+    with pytest.raises(PromptRefused, match="measured on test prompts: connect some to"):
+        comfy.run(graph)

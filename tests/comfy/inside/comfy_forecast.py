@@ -47,6 +47,9 @@ class Shown:
     def at(self, value: int, picture: Any = None, text: str = "") -> None:
         self.texts.append((len(self.forwards), text))
 
+    def close(self) -> None:
+        """Of a console there is none."""
+
 
 def told(whole: float, rounds: int, name: str = "NVIDIA GeForce RTX 4070") -> str:
     host.card = lambda: (name, whole)

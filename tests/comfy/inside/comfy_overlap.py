@@ -26,7 +26,7 @@ from judge_server import serving
 from torch import Tensor
 
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.rewards import make_reward
+from dgpo_core.rewards import Reward, make_reward
 from dgpo_core.rewards.serve import RewardServer
 from dgpo_core.settings.config import LoraConfig, MemoryConfig, ModelConfig, RewardTerm, RolloutConfig
 
@@ -36,7 +36,7 @@ values = importlib.import_module("pack.common.values")
 SIZE, STEPS, LONGEST = 3, 2, 60  # of a group; of a sampler; seconds to wait for what never comes
 
 
-class Noting:
+class Noting(Reward):
     """Brightness that says when it is asked."""
 
     def __init__(self) -> None:
