@@ -25,18 +25,32 @@ atexit.register(shutil.rmtree, os.environ["DGPO_CACHE"], ignore_errors=True)
 pytest_plugins = ("comfy_fixtures",)
 IN_COMFYUI = Path(__file__).parent / "comfy"
 BROWSERS = {"browser", "chromium", "_chromium"}  # fixtures
+QUICK = ("sd15", "sd3")
+"""What every family promises is asked of a UNet and a transformer while one works, of the others with what is slow."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is in tests/comfy and what uses a browser; skips what needs a GPU where there is none."""
+    """Marks what is in tests/comfy, what uses a browser, and what is asked of other families than `QUICK` as of these;
+    skips what needs a GPU where there is none."""
     for item in items:
         if IN_COMFYUI in item.path.parents:
             item.add_marker("comfy")
         if BROWSERS & set(getattr(item, "fixturenames", ())):
             item.add_marker("browser")
+        family = _family(item)
+        if family and family not in QUICK:
+            item.add_marker("slow")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="There is no CUDA device."))
+
+
+def _family(item: pytest.Item) -> str:
+    """That a test is asked of besides those of `QUICK`; empty where it is about particular ones."""
+    asked = [mark.args[1] for mark in item.iter_markers("parametrize") if mark.args and mark.args[0] == "family"]
+    if not asked or not set(QUICK) <= {str(one) for one in asked[0]}:
+        return ""
+    return str(item.callspec.params["family"])  # type: ignore[attr-defined]
 
 
 @pytest.fixture

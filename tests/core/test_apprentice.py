@@ -162,6 +162,7 @@ def test_after_the_last_answer_it_goes_on_alone(tmp_path: Path) -> None:
     assert run.told[-1].startswith("You have answered your 10 groups; the taste goes on alone")
 
 
+@pytest.mark.slow
 def test_a_few_wrong_guesses_before_the_last_answer_do_not_stop_the_run(tmp_path: Path) -> None:
     run = Rounds(tmp_path, answers=44, audit=1.0)
     for k in range(10):

@@ -138,6 +138,7 @@ FORWARDS_AND_BACKWARDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_an_iteration_moves_the_adapter_and_costs_the_forwards_that_were_worked_out(method: str) -> None:
     contest = Contest(method, small(), images=2)

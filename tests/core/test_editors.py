@@ -41,6 +41,7 @@ def folder() -> Path:
     return tiny.folder("kontext")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_kontext_draws_the_picture_that_diffusers_own_pipeline_draws(folder: Path, cfg: float) -> None:
     policy = load_policy(folder, rank=2)
@@ -91,6 +92,7 @@ def test_the_unguided_branch_sees_the_source_of_its_own_row(folder: Path) -> Non
         assert torch.allclose(together[row], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl_cfg", [1.0, 2.0])
 def test_an_editor_trains_saves_and_comes_back(folder: Path, tmp_path: Path, kl_cfg: float) -> None:
     training = {"lr": 3e-2, "clip": 1e-3, "kl_weight": 1e-2, "kl_cfg": kl_cfg}

@@ -79,6 +79,7 @@ def train(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, **changes:
     assert main(write_quick(folder, model, **options)) == 0
 
 
+@pytest.mark.slow
 def test_a_family_from_outside_is_known_by_its_marks_and_trained(
     nice: Path, tmp_path: Path, rewards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_family_from_outside_is_known_by_its_marks_and_trained(
         assert {key.split(".lora")[0].rpartition(".")[2] for key in file.keys()} == {"to_q"}  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_a_solver_from_outside_draws_what_is_trained_on(
     sd3_folder: Path, tmp_path: Path, rewards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +99,7 @@ def test_a_solver_from_outside_draws_what_is_trained_on(
     assert OneMore.taken % 4 == 0  # of the three that the settings say
 
 
+@pytest.mark.slow
 def test_a_reward_from_outside_is_what_is_trained_for(
     sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,9 +113,7 @@ def test_conditions_go_through_the_command_line_yaml_and_metadata() -> None:
     assert read_rewards(show_rewards(TERMS)) == TERMS
     config = replace(Config(), reward=TERMS)
     assert from_dict(to_dict(config)).reward == TERMS
-    assert (
-        read_rewards([{"name": "pickscore", "only_if": "ocr > 0.5"}, {"name": "ocr", "weight": 0}]) == TERMS
-    )
+    assert read_rewards([{"name": "pickscore", "only_if": "ocr > 0.5"}, {"name": "ocr", "weight": 0}]) == TERMS
     assert read_rewards("a?b>1") == (RewardTerm("a", 1.0, {}, "b>1"),)
 
 

@@ -40,6 +40,7 @@ def steered(kl_target: float) -> Config:
     return quick(training={"kl_weight": 0.01, "kl_target": kl_target, "lr": 1e-2})
 
 
+@pytest.mark.slow
 def test_a_training_with_a_target_ends_nearer_to_the_base(policy: DiffusersPolicy) -> None:
     start = snapshot(make_trainer(policy, steered(0.0)))
 

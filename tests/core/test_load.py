@@ -88,6 +88,7 @@ def test_a_checkpoint_without_configs_is_told_where_to_put_them(
         load_policy(path, rank=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize("family", makers_layout.FAMILIES)
 def test_a_network_in_its_makers_layout_is_the_same_model_as_its_folder(

@@ -66,9 +66,7 @@ FUSED = {  # name of the makers: the modules whose rows lie in it, and their num
 
 @pytest.mark.parametrize("style", ["kohya", "generic"])
 @pytest.mark.parametrize(("family", "name"), list(FUSED))
-def test_a_fused_layer_is_taken_apart_by_rows_at_its_scale(
-    family: str, name: str, style: str, tmp_path: Path
-) -> None:
+def test_a_fused_layer_is_taken_apart_by_rows_at_its_scale(family: str, name: str, style: str, tmp_path: Path) -> None:
     rows = FUSED[family, name]
     a, b = pair(sum(rows.values()), 16 if family == "sd3" else 32)
     key = f"lora_unet_{name.replace('.', '_')}" if style == "kohya" else f"diffusion_model.{name}"
@@ -123,9 +121,7 @@ def test_a_convolution_is_continued_from(tmp_path: Path) -> None:
     out, into, *kernel = tiny.shared("sdxl").network.get_submodule(module).weight.shape
     a, b = torch.randn(RANK, into, *kernel), torch.randn(out, RANK, 1, 1)
     name = "lora_unet_input_blocks_3_0_in_layers_2"
-    policy = load_policy(
-        tiny.folder("sdxl"), init_lora=write(tmp_path / "x.safetensors", kohya(name, a, b, alpha=2.0))
-    )
+    policy = load_policy(tiny.folder("sdxl"), init_lora=write(tmp_path / "x.safetensors", kohya(name, a, b, alpha=2.0)))
     state = policy.adapter_state("current")
     assert torch.equal(state[f"{module}.lora_A.weight"], a)
     assert torch.equal(state[f"{module}.lora_B.weight"], b)

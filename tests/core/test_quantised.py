@@ -294,9 +294,7 @@ def test_a_lora_is_measured_on_the_base_that_it_was_trained_on(
 
 
 @pytest.mark.usefixtures("rewards")
-def test_a_resumed_run_keeps_its_kind_of_base(
-    here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resumed_run_keeps_its_kind_of_base(here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = write_quick(here, sd3_folder, iterations=1, evaluation={"every": 0, "final_images": 0})
     assert train.main(argv) == 0
     assert train.main([*argv, "--resume", "--iterations", "2", "--model.quantize", "int8"]) == 2

@@ -27,6 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(RANDOM_MODELS, name, functools.partial(build, **SMALL[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "encoders"),
     [

@@ -70,6 +70,7 @@ def test_it_learns_what_was_preferred_and_says_how_well_on_answers_it_has_not_se
     assert (taste.groups, taste.images, taste.pairs) == (20, 120, 300)
 
 
+@pytest.mark.slow
 def test_of_answers_by_dice_hardly_any_taste_is_above_chance() -> None:
     """The lower end of a 95 % interval is above chance in one case of 40; of 20, more than 2 are rarer than 1 in 50."""
     served = [fit(groups_of(8, seed, chance=True), MeanColour()).agreement.above_chance for seed in range(20)]

@@ -311,9 +311,7 @@ def test_the_old_policy_draws_after_the_on_policy_steps(
     trainer = make_trainer(policy, quick(rollout={"on_policy_steps": 2}))
     drawn = []
     real = step_module.rollout
-    monkeypatch.setattr(
-        step_module, "rollout", lambda *a, **o: drawn.append(policy.adapters.active) or real(*a, **o)
-    )
+    monkeypatch.setattr(step_module, "rollout", lambda *a, **o: drawn.append(policy.adapters.active) or real(*a, **o))
     for _ in range(5):
         trainer.iterate()
     assert drawn == ["current", "current", "current", "old", "old"]  # from more than 2 steps on

@@ -71,6 +71,7 @@ def test_what_is_more_than_settings_moves_the_adapter(name: str) -> None:
     assert not torch.equal(weights(contest.policy, "current"), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("entrant", "steps"), [(TwoHalves, 2), (TwoEpochs, 2), (Explore, 1)])
 def test_so_many_steps_are_taken_of_a_roll_out(entrant: type, steps: int) -> None:
     contest = Contest("x", small("quickstart"), images=2, entrant=entrant)
