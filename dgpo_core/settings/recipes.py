@@ -18,7 +18,7 @@ PRESETS = {
     "chroma": "chroma-pickscore",
     "flux2": "flux2-klein-pickscore",
     "qwenimage": "qwenimage-pickscore",
-    "zimage": "zimage-pickscore",
+    "zimage": "zimage",
 }
 """By kind of model: "embedded", or a family."""
 GROUPS, GROUP_SIZE = 4, 8
