@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dgpo_core.benchmark.advice import GAPS, GIB, SHORT, Counted
-from dgpo_core.benchmark.cards import CARDS, START, Card, busy, find_card
+from dgpo_core.benchmark.cards import CARDS, Card, busy, find_card, waiting
 from dgpo_core.benchmark.count import Phase
 from dgpo_core.benchmark.iteration import count_without_weights
 from dgpo_core.benchmark.models import policy_without_weights
@@ -189,14 +189,12 @@ def _bytes(phase: Phase, rows: int) -> float:
 
 def _seconds(phase: Phase, card: Card, samples: int, rows: int) -> float:
     """Of a phase that was counted for two images, one at a time, for `samples` of them, `rows` at a time."""
-    working, starting = busy(phase.kernels, card), START * sum(phase.kernels.values())
-    return samples / 2 * max(working, starting / rows)
+    return samples / 2 * max(busy(phase.kernels, card), waiting(phase.kernels, card) / rows)
 
 
 def _enough(phase: Phase, card: Card) -> int:
-    """Images at once that keep the card as busy as it can be: the program starts no kernel sooner than `START`."""
-    starting = START * sum(phase.kernels.values())
-    return max(1, math.ceil(starting / max(busy(phase.kernels, card), 1e-9)))
+    """Images at once that keep the card as busy as it can be, however long it waits for kernels and for weights."""
+    return max(1, math.ceil(waiting(phase.kernels, card) / max(busy(phase.kernels, card), 1e-9)))
 
 
 def _even(samples: int, most: int) -> int:

@@ -43,11 +43,12 @@ _FLOPS = {  # torch knows the attention of accelerators
 
 class Kernel(NamedTuple):
     """One operation on a device: FLOPs (a multiplication and an addition are two), bytes read and written, and the bits
-    of the numbers that are multiplied."""
+    of the numbers that are multiplied. crosses: whether it brings bytes over the bus, beside what the device does."""
 
     flops: int
     moved: int
     bits: int
+    crosses: bool = False
 
 
 @dataclass
@@ -230,6 +231,7 @@ class Ledger(TorchDispatchMode):
                 flops=formula(*args, **kwargs, out_val=out) if formula else 0,
                 moved=sum(_bytes(x) for x in (*taken, *given)),
                 bits=8 * (taken or given)[0].element_size(),
+                crosses=bool(kwargs.get("non_blocking")),  # as all that comes from main memory is copied
             )
             for counter in self._counters():
                 counter[kernel] += 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dgpo_core.benchmark.advice import GIB, RESERVE, Change, Counted, make_fit, peak
-from dgpo_core.benchmark.cards import BANDWIDTH, CARDS, SHARE, START, Card, seconds
+from dgpo_core.benchmark.cards import BANDWIDTH, BUS, CARDS, SHARE, START, Card, seconds
 from dgpo_core.benchmark.choose import STAND_IN, choose, others_that_take_less, probe
 from dgpo_core.benchmark.count import KINDS, Phase
 from dgpo_core.benchmark.iteration import count_without_weights
@@ -103,7 +103,10 @@ class Report:
             "settings": {name: to_dict(self.config)[name.split(".")[0]][name.split(".")[1]] for name in OPEN},
         }
         if self.card:
-            assumed = {"share_of_arithmetic": SHARE, "share_of_bandwidth": BANDWIDTH, "seconds_per_kernel": START}
+            assumed = {
+                "share_of_arithmetic": SHARE, "share_of_bandwidth": BANDWIDTH, "share_of_bus": BUS,
+                "seconds_per_kernel": START,
+            }  # fmt: skip
             took = self.seconds(self.counted)
             found |= {"card": self.card.name, "seconds": took, "hours": self.hours(self.counted), "assumed": assumed}
         return found
@@ -181,6 +184,6 @@ def _time_lines(report: Report) -> Iterator[str]:
     yield f"On a card like the {name} an iteration takes about {whole:.0f} s ({parts})."
     yield f"A run of {report.config.iterations} takes {hours:.1f} hours with evaluations; the reward's comes on top."
     yield (
-        f"Assumed: {SHARE:.0%} of its arithmetic, {BANDWIDTH:.0%} of its bandwidth, {START * 1e6:.0f} microseconds to"
-        " start an operation."
+        f"Assumed: {SHARE:.0%} of its arithmetic, {BANDWIDTH:.0%} of its bandwidth, {BUS:.0%} of its bus,"
+        f" {START * 1e6:.0f} microseconds to start an operation."
     )

@@ -109,9 +109,7 @@ class Policy(ABC):
     def encode(self, prompts: Sequence[str]) -> list[Cond]:
         """One Cond with B = 1 per prompt. A text is encoded once per run, and the same whatever texts are beside it."""
 
-    def condition(
-        self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]
-    ) -> tuple[list[Cond], Cond]:
+    def condition(self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]) -> tuple[list[Cond], Cond]:
         """One Cond with B = 1 per prompt, its sources included, and the negative prompt's.
 
         The latter has one row, or, of an editor, a row for each prompt: it sees the sources, too. size: (height, width)

@@ -120,9 +120,7 @@ class DiffusersPolicy(Family, Policy):
         """Further arguments of `make_solver`: mu, sigmas."""
         return {}
 
-    def _constant(
-        self, key: tuple[Any, ...], make: Callable[[], Tensor], dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def _constant(self, key: tuple[Any, ...], make: Callable[[], Tensor], dtype: torch.dtype | None = None) -> Tensor:
         """A tensor that depends on the shapes alone, made once, on the device and in `dtype`, else the network's."""
         if key not in self._constants:
             self._constants[key] = make().to(self.device, dtype or self.dtype)

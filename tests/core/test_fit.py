@@ -117,3 +117,6 @@ def test_work_takes_as_long_as_what_holds_it_up_most() -> None:
     assert seconds({copy: 1}, card) == pytest.approx(10**10 / (0.7 * 1008e9))
     assert seconds({Kernel(10**13, 10**8, 32): 1}, card) > seconds({product: 1}, card)
     assert seconds({Kernel(0, 4, 16): 1000}, card) == pytest.approx(1000 * 35e-6)
+    over_the_bus = Kernel(0, 2 * 10**10, 16, crosses=True)  # read there and written here
+    assert seconds({over_the_bus: 1}, card) == pytest.approx(10**10 / (0.7 * 31.5e9))
+    assert seconds({over_the_bus: 1, product: 4}, card) == pytest.approx(4 * seconds({product: 1}, card))

@@ -49,9 +49,7 @@ class DiffusionNFT(Rival):
         for m, t in enumerate(times):
             at = self.noised(x0, cond, t, m)
             v_old, v_base, v = self.fixed("old", at), self.fixed(None, at), self.predict(at)
-            plus, minus = (
-                adaptive_error(x0_from(at.x_t, side, at.t), x0, x0) for side in implicit(v, v_old, BETA)
-            )
+            plus, minus = (adaptive_error(x0_from(at.x_t, side, at.t), x0, x0) for side in implicit(v, v_old, BETA))
             loss = contrast(good, plus, minus, BETA) + KL * denoising_error(v, v_base)
             (loss.mean() / len(times)).backward()
         self.take_step()
