@@ -302,7 +302,7 @@ def texts(case: Case) -> dict[str, Any]:
     encoded = []
     policy = case.policy()
     encode, kept = policy._encode, native_policy._KEPT
-    policy._encode = lambda text: encoded.append(text) or encode(text)
+    policy._encode = lambda text, *others: encoded.append(text) or encode(text, *others)
     native_policy._KEPT = 2
     first = policy.encode(["red"])[0]
     policy.encode(["red", "blue", "red"])
