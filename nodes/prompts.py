@@ -12,6 +12,7 @@ from dgpo_core.comfy.forms import PROMPT_LIST, SHIPPED, TEXT
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt, load_prompts, read_prompts
 from dgpo_core.common.source import Source
+from dgpo_core.common.wildcards import drawn
 from dgpo_core.runs.assemble import DEMO
 
 from .common import fields, host
@@ -31,7 +32,7 @@ class PromptList(io.ComfyNode):
             description="The prompts to train on: written here, or from a .txt or .jsonl file in the input folder.",
             inputs=fields.inputs(
                 PROMPT_LIST,
-                advanced=("order_seed",),
+                advanced=("order_seed", "wildcards", "wildcard_seed"),
                 **fields.ORDER,
                 source={
                     "options": host.prompt_file_choices(),
@@ -39,30 +40,49 @@ class PromptList(io.ComfyNode):
                 },
                 images="For a model that edits: one picture for all prompts, or one for each, in their order.",
                 text={"multiline": True, "tooltip": "One prompt per line; lines that start with # are not."},
+                wildcard_seed={"min": 0, "max": fields.SEEDS},
             ),
             outputs=[fields.Prompts.Output(display_name="prompts", tooltip="For a sampler or a loop.")],
         )
 
     @classmethod
-    def validate_inputs(cls, source: str | None, text: str | None) -> bool | str:
-        """A missing or broken file, and an empty text, are told before anything runs; None is a linked input."""
+    def validate_inputs(cls, source: str | None, text: str | None, wildcards: int | None = 0) -> bool | str:
+        """Missing or broken files, and an empty text, are told before anything runs; None is a linked input."""
         linked = source == TEXT and text is None
         at_fault = "text" if source == TEXT else "source"
-        return fields.first_error(**{at_fault: (lambda source: read(source, text or ""), None if linked else source)})
+
+        def check(source: str) -> None:
+            with_words(read(source, text or ""), min(wildcards or 0, 1), 0)
+
+        return fields.first_error(**{at_fault: (check, None if linked else source)})
 
     @classmethod
     def execute(
-        cls, source: str, text: str, per_iteration: int, order_seed: int, images: Tensor | None = None
+        cls,
+        source: str,
+        text: str,
+        per_iteration: int,
+        order_seed: int,
+        images: Tensor | None = None,
+        wildcards: int = 0,
+        wildcard_seed: int = 0,
     ) -> io.NodeOutput:
         prompts = read(source, text)
         if images is not None:
             prompts = about(prompts, images)
+        prompts = with_words(prompts, wildcards, wildcard_seed)
         return io.NodeOutput(Prompts(tuple(prompts), per_iteration, order_seed))
 
     @classmethod
     def fingerprint_inputs(cls, source: str | None, text: str | None, **others: int) -> object:
-        """A file that has changed is read again."""
-        return read_again(source, text)
+        """Files that have changed are read again."""
+        found = read_again(source, text)
+        return [found, *host.wildcard_files()] if others.get("wildcards") else found
+
+
+def with_words(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+    """With `count` prompts drawn of each that stands for many; 0: as they are."""
+    return drawn(prompts, count, seed, host.wildcard_folder()) if count else list(prompts)
 
 
 def about(prompts: Sequence[Prompt], images: Tensor) -> list[Prompt]:

@@ -105,8 +105,7 @@ class HumanRanker(io.ComfyNode):
                     max=1_000_000,
                     optional=True,
                     display_name="stop asking after",
-                    tooltip="With the taste: ask about so many prompts; then it goes on alone. "
-                    "0 goes on asking.",
+                    tooltip="With the taste: ask about so many prompts; then it goes on alone. 0 goes on asking.",
                 ),
             ],
             outputs=[

@@ -17,6 +17,8 @@ TEXT = "the text below"
 """The choice of Prompts that is no file."""
 HELD_OUT = "embedded, held out"
 """The choice of Prompts that is the embedded model's prompts which it does not train on."""
+WILDCARDS = "wildcards"
+"""The folder of wildcard files, in ComfyUI's input folder."""
 SHIPPED = {EMBEDDED: "train.jsonl", HELD_OUT: "held_out.jsonl"}
 """The choices of Prompts that are files which ship, in the folder of the embedded model."""
 EMBEDDED_MODEL = f"{EMBEDDED} (shapes world)"
@@ -106,6 +108,7 @@ PROMPT_LIST = Form(
         "per_iteration": Widget("data.groups_per_iteration"),
         "order_seed": Widget("data.order_seed", default=0),
         "images": Link(IMAGE, "", optional=True),
+        **_same("data", "wildcards", "wildcard_seed", default=0, optional=True),
     },
 )
 SAMPLER_SETTINGS = Form(

@@ -20,6 +20,7 @@ from dgpo_core.comfy.forms import (
     TEXT,
     TRAINING_LOOP,
     WATCHING,
+    WILDCARDS,
     Form,
     Link,
     Widget,
@@ -178,7 +179,7 @@ def _watched(flow: Workflow, loop: Node) -> dict[str, Any]:
     return {
         **flow.settings(loop, *WATCHING),
         "watch": [{**term, "weight": 1.0} for term in watch],
-        **_held_out(flow, flow.behind(loop, "held_out")),
+        **_held_out(flow, flow.behind(loop, "held_out"), flow.behind(loop, "prompts")),
     }
 
 
@@ -235,6 +236,8 @@ def _data(flow: Workflow, prompts: Node) -> dict[str, Any]:
     _refuse_images(flow, prompts)
     source = flow.text(prompts, "source")
     settings = flow.settings(prompts)
+    if settings.get("data.wildcards"):
+        settings["data.wildcard_folder"] = f"input/{WILDCARDS}"
     if source == TEXT:
         return {**settings, "data.text": flow.text(prompts, "text"), "data.held_out": ""}
     if source == EMBEDDED:
@@ -251,8 +254,14 @@ def _refuse_images(flow: Workflow, prompts: Node) -> None:
         )
 
 
-def _held_out(flow: Workflow, prompts: Node) -> dict[str, Any]:
+def _held_out(flow: Workflow, prompts: Node, training: Node) -> dict[str, Any]:
     _refuse_images(flow, prompts)
+    ours, theirs = (flow.settings(node, "wildcards", "wildcard_seed") for node in (prompts, training))
+    if ours != theirs:
+        raise UserError(
+            f"In the workflow {flow.path}, the two {prompts.kind} have different wildcards, which only runs in ComfyUI:"
+            " give both the same number and seed to run it headless."
+        )
     source = flow.text(prompts, "source")
     if source == TEXT:
         return {"data.held_out_text": flow.text(prompts, "text"), "data.held_out": ""}

@@ -7,6 +7,7 @@ import torch
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt, load_prompts, read_prompts
+from dgpo_core.common.wildcards import drawn
 from dgpo_core.evaluation.scores import evaluation_weights, watched
 from dgpo_core.method.rollout import Check, nothing
 from dgpo_core.people.ask import FOLDER
@@ -73,19 +74,28 @@ def training_prompts(config: Config, gallery: Gallery | None = None) -> list[Pro
     if gallery:
         return [Prompt(text) for text in gallery.prompts]
     if config.data.text:
-        return read_prompts(config.data.text)
+        return _drawn(read_prompts(config.data.text), config)
     if not config.data.prompts:
         raise UserError("There are no training prompts: give a .txt or .jsonl file with --data.prompts FILE.")
-    return load_prompts(DEMO / "train.jsonl" if config.data.prompts == EMBEDDED else config.data.prompts)
+    return _drawn(
+        load_prompts(DEMO / "train.jsonl" if config.data.prompts == EMBEDDED else config.data.prompts), config
+    )
 
 
 def held_out_prompts(config: Config) -> list[Prompt]:
     """The prompts that the gain is measured on; none where the settings name none."""
     if config.data.held_out_text:
-        return read_prompts(config.data.held_out_text)
+        return _drawn(read_prompts(config.data.held_out_text), config)
     if not config.data.held_out:
         return []
-    return load_prompts(DEMO / "held_out.jsonl" if config.data.held_out == EMBEDDED else config.data.held_out)
+    prompts = load_prompts(DEMO / "held_out.jsonl" if config.data.held_out == EMBEDDED else config.data.held_out)
+    return _drawn(prompts, config)
+
+
+def _drawn(prompts: list[Prompt], config: Config) -> list[Prompt]:
+    """What is drawn of those that stand for many, where the settings ask for that."""
+    data = config.data
+    return drawn(prompts, data.wildcards, data.wildcard_seed, Path(data.wildcard_folder)) if data.wildcards else prompts
 
 
 def asks_a_person(config: Config) -> bool:

@@ -148,6 +148,12 @@ class DataConfig:
     """The prompts for evaluation themselves, one per line; where given, no file is read."""
     order_seed: Annotated[int, Range(-1, MOST_SEED)] = -1
     """Seed of the order in which prompts are taken; -1 takes the run's seed."""
+    wildcards: Annotated[int, Range(0, 1000)] = 0
+    """Texts that are drawn of each prompt with {red|blue} or __colour__ in it, up to 1000; 0 takes these as words."""
+    wildcard_seed: Annotated[int, Range(0, MOST_SEED)] = 0
+    """Seed of what is drawn."""
+    wildcard_folder: str = "wildcards"
+    """Folder of the files that __names__ stand for, such as colour.txt: one choice a line."""
     groups_per_iteration: Annotated[int, Range(1, 1000)] = 8
     """Prompts (= groups, the paper's P) per iteration over all processes, 1 to 1000 (paper 8, '24 is better')."""
 

@@ -18,7 +18,7 @@ from server import PromptServer
 from torch import Tensor
 from tqdm import tqdm
 
-from dgpo_core.comfy.forms import EMBEDDED_MODEL, MODEL_FOLDERS, NO_LORA, SHIPPED, TEXT
+from dgpo_core.comfy.forms import EMBEDDED_MODEL, MODEL_FOLDERS, NO_LORA, SHIPPED, TEXT, WILDCARDS
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import check_folder_name
 from dgpo_core.common.reading import shown
@@ -119,6 +119,16 @@ def prompt_file(choice: str) -> Path:
     if folder not in path.parents:
         raise UserError(f"The prompt file {choice} is outside of ComfyUI's input folder: put it there.")
     return path
+
+
+def wildcard_folder() -> Path:
+    """Where the files are that __names__ in prompts stand for."""
+    return Path(folder_paths.get_input_directory()) / WILDCARDS
+
+
+def wildcard_files() -> list[tuple[str, int]]:
+    """Those that are there, and when each was changed."""
+    return sorted((str(file), file.stat().st_mtime_ns) for file in wildcard_folder().rglob("*.txt"))
 
 
 def input_folder(name: str) -> Path:

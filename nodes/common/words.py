@@ -57,6 +57,12 @@ WORDS: Mapping[str, Word] = {
         "More make a steadier step, and take longer: the prompts, and so the groups of images, of each iteration (P).",
     ),
     "order_seed": Word("prompt order seed", "Another number takes the prompts in another order."),
+    "wildcards": Word(
+        "texts per wildcard prompt",
+        "Prompts with {red|blue} or __colour__ in them become so many, each with words drawn by chance; 0 takes these"
+        " as they are written. __colour__ is a line of wildcards/colour.txt in ComfyUI's input folder.",
+    ),
+    "wildcard_seed": Word("wildcard seed", "Another number draws other words."),
     # Sampler Settings
     "solver": Word(
         "sampler", "How noise becomes an image. Only samplers that add none on the way: ODE solvers, such as dpmpp_2m."

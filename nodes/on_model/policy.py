@@ -127,9 +127,7 @@ class NativePolicy(Policy):
     def encode(self, prompts: Sequence[str]) -> list[Cond]:
         return self._conds([(text, (), (0, 0)) for text in prompts])
 
-    def condition(
-        self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]
-    ) -> tuple[list[Cond], Cond]:
+    def condition(self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]) -> tuple[list[Cond], Cond]:
         if not any(prompt.sources for prompt in prompts):
             return super().condition(prompts, negative, size)
         asked: list[_Asked] = [(prompt.text, prompt.sources, size) for prompt in prompts]

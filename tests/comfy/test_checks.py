@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from comfy_graphs import DRAW, POLICY, PROMPTS, REWARD, SAMPLER, SETTINGS, TRAIN, Graph, loop, visual
+from comfy_graphs import DRAW, POLICY, PROMPTS, REWARD, SAMPLER, SCORE, SETTINGS, TRAIN, Graph, loop, visual
 from comfy_results import files
 from comfy_server import REPO, ComfyServer, PromptRefused
 
@@ -45,6 +45,15 @@ FAULTS: list[tuple[str, str, str, dict[str, Any]]] = [
     (POLICY, "model", "There is no model checkpoints/gone", {"LoadPolicy": {"model": "checkpoints/gone.safetensors"}}),
     (PROMPTS, "text", "", {"Prompts": {"source": "the text below", "text": "# nothing"}}),
     (PROMPTS, "source", "gone.txt", {"Prompts": {"source": "gone.txt"}}),
+    (
+        PROMPTS,
+        "text",
+        "there is no file for the wildcard __gone__",
+        {
+            "Prompts": {"source": "the text below", "text": "a __gone__ circle", "wildcards": 2},
+            "Reward": {"name": "brightness"},
+        },
+    ),
 ]
 
 
@@ -106,3 +115,20 @@ def test_teach_tells_its_own_faults_at_the_widget(comfy: ComfyServer, name: str,
     graph: Graph = json.loads((REPO / "workflows" / "api" / "start_here.json").read_text("utf-8"))
     graph["1"]["inputs"] |= inputs
     assert fault(comfy, graph)[:2] == ("1", name)
+
+
+def test_a_wildcard_draws_what_its_words_draw(comfy: ComfyServer) -> None:
+    folder = comfy.base / "input" / "wildcards"
+    folder.mkdir()
+    (folder / "colour.txt").write_text("red\n", "utf-8")
+
+    def sheet(run: str, text: str, **more: Any) -> bytes:
+        given = {"source": "the text below", "text": text, **more}
+        entry = comfy.run(visual(run, Prompts=given, Reward={"name": "brightness"}))
+        return comfy.view(entry["outputs"][SCORE]["images"][0]).tobytes()
+
+    plain = sheet("words", "a red circle")
+    assert sheet("words", "a __colour__ {circle|circle}", wildcards=3) == plain
+    assert sheet("words", "a __colour__ {circle|circle}") != plain  # taken as words
+    (folder / "colour.txt").write_text("blue\n", "utf-8")
+    assert sheet("words", "a __colour__ {circle|circle}", wildcards=3) == sheet("words", "a blue circle")

@@ -1,0 +1,100 @@
+"""Prompts that stand for many: `{red|blue}`, and `__colour__` for a line of the file colour.txt.
+
+What is drawn is fixed when the prompts are read, so that all that comes after (the order, what is encoded once, what is
+kept on disk, a resumed run) sees prompts as any others.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompt_syntax import is_template
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.reading import read_bytes, shown
+from dgpo_core.common.seeds import derive_seed
+from dgpo_core.common.suggest import suggest
+
+TEMPLATE = "template"
+"""In the metadata of a drawn prompt: the text that it was drawn from."""
+_MOST_PICKS = 1000  # of one text; a file that names itself never ends
+_MOST_BYTES = 4 * 2**20
+_FILE = re.compile(r"(?<!\w)__([^\W_][\w\-/.* ]{0,80}?)__(?!\w)")
+_CHOICE = re.compile(r"(?<!\\)\{([^{}]*?(?<!\\)\|[^{}]*)(?<!\\)\}")  # an innermost one
+_BAR = re.compile(r"(?<!\\)\|")
+_SHARE = re.compile(r"\s*(\d{1,4}(?:\.\d{1,4})?)::(.*)", re.DOTALL)
+_ESCAPED = re.compile(r"\\([{}|])")
+
+
+def drawn(prompts: Sequence[Prompt], count: int, seed: int, folder: Path) -> list[Prompt]:
+    """Of each prompt that stands for many, up to `count` that differ, in its place; the others as they are.
+
+    In `{a|b}` each choice is as likely as the others, `{3::a|b}` takes a three times as often; choices may hold choices
+    and files. `\\{`, `\\|` and `\\}` mean themselves. `folder` holds the files: a choice a line, lines that start with
+    # are none. A pure function of its arguments and of the files. Raises UserError for a file that is not there, and
+    for what never ends.
+    """
+    found: list[Prompt] = []
+    for place, prompt in enumerate(prompts):
+        own = derive_seed(seed, "wildcards", place)
+        found += _of(prompt, count, own, folder) if is_template(prompt.text) else [prompt]
+    return found
+
+
+def _of(prompt: Prompt, count: int, seed: int, folder: Path) -> Iterator[Prompt]:
+    texts = (draw(prompt.text, random.Random(derive_seed(seed, "text", k)), folder, prompt.where) for k in range(count))
+    metadata = {**prompt.metadata, TEMPLATE: prompt.text}
+    return (replace(prompt, text=text, metadata=metadata) for text in dict.fromkeys(texts))
+
+
+def draw(text: str, rng: random.Random, folder: Path, where: str = "") -> str:
+    """One of the texts that `text` stands for. where: what it is from, for messages."""
+    at = shown(where, 1000) or "the prompt"
+    for _ in range(_MOST_PICKS):
+        if found := _FILE.search(text):
+            picked = rng.choice(_lines(folder, found[1].strip(), at))
+        elif found := _CHOICE.search(text):
+            picked = _picked(_BAR.split(found[1]), rng)
+        else:
+            return _settled(text, at)
+        text = f"{text[: found.start()]}{picked}{text[found.end() :]}"
+    raise UserError(
+        f"At {at}, a wildcard names itself, so that its text has no end: look at its file in {shown(folder)}."
+    )
+
+
+def _settled(text: str, at: str) -> str:
+    """With nothing left to choose: the marks that mean themselves, and no gaps where a choice was empty."""
+    text = " ".join(_ESCAPED.sub(r"\1", text).split())
+    if not text:
+        raise UserError(f"At {at}, the choices may all be empty, and so the prompt: put a word beside them.")
+    return text
+
+
+def _picked(choices: Sequence[str], rng: random.Random) -> str:
+    shares = [_SHARE.fullmatch(choice) for choice in choices]
+    texts = [share[2] if share else choice for share, choice in zip(shares, choices, strict=True)]
+    (picked,) = rng.choices(texts, [float(share[1]) if share else 1.0 for share in shares])
+    return picked
+
+
+def _lines(folder: Path, name: str, at: str) -> list[str]:
+    """The choices in a file. Raises UserError where there is none, or none in it."""
+    if PurePosixPath(name).is_absolute() or ".." in PureWindowsPath(name).parts:
+        raise UserError(f"At {at}, the wildcard __{shown(name)}__ is outside of the folder {shown(folder)}.")
+    path = folder / f"{name}.txt"
+    if not path.is_file() or folder.resolve() not in path.resolve().parents:
+        known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.txt"))
+        raise UserError(
+            f"At {at}, there is no file for the wildcard __{name}__ in {shown(folder)}{suggest(name, known)}"
+        )
+    try:
+        lines = read_bytes(path, "The wildcard file", _MOST_BYTES).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"The wildcard file {shown(path)} is not UTF-8 text: save it as UTF-8.") from None
+    choices = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not choices:
+        raise UserError(f"The wildcard file {shown(path)} has no line to choose: write one choice a line.")
+    return choices

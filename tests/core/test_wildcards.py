@@ -1,0 +1,105 @@
+"""Prompts that stand for many: what is drawn of them, from which files, and what is refused."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.wildcards import draw, drawn
+from dgpo_core.runs import assemble
+from dgpo_core.settings.config import Config, DataConfig
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two colours, one of which is more than one; and animals in a folder of their own."""
+    (tmp_path / "animals").mkdir()
+    (tmp_path / "colour.txt").write_text("red\n# no colour\n\n{light|dark} blue\n", encoding="utf-8")
+    (tmp_path / "animals" / "cats.txt").write_text("\ufeffa __colour__ cat\n", encoding="utf-8")
+    return tmp_path
+
+
+def all_of(text: str, folder: Path, times: int = 200) -> set[str]:
+    return {draw(text, random.Random(seed), folder) for seed in range(times)}
+
+
+def test_each_choice_is_drawn_and_choices_may_hold_choices_and_files(folder: Path) -> None:
+    assert all_of("a {red|blue} {cat|{big|small} dog}", folder) == {
+        f"a {colour} {animal}" for colour in ("red", "blue") for animal in ("cat", "big dog", "small dog")
+    }
+    assert all_of("__animals/cats__ asleep", folder) == {
+        f"a {colour} cat asleep" for colour in ("red", "light blue", "dark blue")
+    }
+
+
+def test_a_choice_with_a_share_is_drawn_as_often_as_it_says(folder: Path) -> None:
+    seen = Counter(draw("{3::cat|dog}", random.Random(seed), folder) for seed in range(2000))
+    assert seen["cat"] / 2000 == pytest.approx(0.75, abs=0.03)  # three standard errors
+
+
+def test_an_empty_choice_leaves_no_gap(folder: Path) -> None:
+    assert all_of("a {big |}cat", folder) == {"a big cat", "a cat"}
+    assert all_of("a {big|} cat", folder) == {"a big cat", "a cat"}
+
+
+def test_marks_mean_themselves_behind_a_backslash_and_where_nothing_is_to_choose(folder: Path) -> None:
+    assert draw(r"a sign that says \{yes\|no\}", random.Random(0), folder) == "a sign that says {yes|no}"
+    assert (
+        draw("a {cat}, {a:b} and snake__case__word", random.Random(0), folder) == "a {cat}, {a:b} and snake__case__word"
+    )
+
+
+def test_what_is_drawn_depends_on_the_seed_and_the_place_alone(folder: Path) -> None:
+    prompts = [Prompt("a {red|blue|green|black} {cat|dog|fox|owl}"), Prompt("a lamp"), Prompt("{1|2|3|4|5|6} eggs")]
+    found = drawn(prompts, 3, 7, folder)
+    assert drawn(prompts, 3, 7, folder) == found
+    assert drawn([*prompts[:2], Prompt("more")], 3, 7, folder)[:4] == found[:4]
+    assert drawn(prompts, 3, 8, folder) != found
+    assert Prompt("a lamp") in found
+
+
+def test_texts_differ_and_keep_where_they_are_from(folder: Path) -> None:
+    prompt = Prompt("a {red|blue} cat", {"tag": "x"}, "file:3")
+    found = drawn([prompt], 50, 0, folder)
+    assert sorted(one.text for one in found) == ["a blue cat", "a red cat"]
+    assert all(one.metadata == {"tag": "x", "template": "a {red|blue} cat"} and one.where == "file:3" for one in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a __color__ cat", "no file for the wildcard __color__ in .*did you mean colour?"),
+        ("a __animals/../../x__ cat", "is outside of the folder"),
+        ("__round__", "names itself"),
+        ("{|}", "may all be empty"),
+        ("__empty__", "has no line to choose"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_with_the_line(text: str, says: str, folder: Path) -> None:
+    (folder / "round.txt").write_text("a __round__\n", encoding="utf-8")
+    (folder / "empty.txt").write_text("# nothing\n", encoding="utf-8")
+    with pytest.raises(UserError, match=says) as error:
+        drawn([Prompt(text, where="mine.txt:4")], 1, 0, folder)
+    assert "mine.txt:4" in str(error.value) or text == "__empty__"
+
+
+def test_a_file_that_a_link_leads_out_to_is_not_read(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "secret.txt"
+    outside.write_text("secret\n", encoding="utf-8")
+    (folder / "secret.txt").symlink_to(outside)
+    with pytest.raises(UserError, match="no file for the wildcard __secret__"):
+        draw("__secret__", random.Random(0), folder)
+
+
+def test_a_run_draws_where_it_is_asked_to_and_else_takes_words(folder: Path) -> None:
+    data = DataConfig(text="a __colour__ cat\na lamp", held_out_text="a {red|blue} fox", wildcard_folder=str(folder))
+    config = replace(Config(), data=data)
+    assert [p.text for p in assemble.training_prompts(config)] == ["a __colour__ cat", "a lamp"]
+    asked = replace(config, data=replace(data, wildcards=20))
+    training = {p.text for p in assemble.training_prompts(asked)}
+    assert training == {"a red cat", "a light blue cat", "a dark blue cat", "a lamp"}
+    assert {p.text for p in assemble.held_out_prompts(asked)} == {"a red fox", "a blue fox"}
