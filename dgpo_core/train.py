@@ -258,8 +258,7 @@ def _samples(session: Session, run: Run | None, adapter: AdapterName | None) -> 
     """The same prompts and seeds at every call, as one labelled picture in samples/."""
     if run:
         step = session.trainer.iteration
-        sheet = session.evaluator.samples(step, adapter, session.shown)
-        write_atomic(run.samples / f"iteration_{step:06d}.png", sheet)
+        run.write_samples(step, session.evaluator.samples(step, adapter, session.shown))
 
 
 def _checkpoint(session: Session, run: Run) -> None:

@@ -13,7 +13,7 @@ from dgpo_core.comfy.workflow import load_workflow
 from dgpo_core.common.errors import UserError
 from dgpo_core.rewards import trust
 from dgpo_core.settings.command_line import arguments_of, named_options, read_arguments
-from dgpo_core.settings.config import DEMO_REWARDS, EMBEDDED, HUMAN, RATINGS, Config, RewardTerm
+from dgpo_core.settings.config import DEMO_REWARDS, EMBEDDED, HUMAN, NO_TRACKER, RATINGS, Config, RewardTerm
 from dgpo_core.settings.presets import apply_mode, load_preset, preset_names
 from dgpo_core.settings.validation import for_groups, validate
 from dgpo_core.settings.values import from_dict
@@ -55,6 +55,8 @@ def parse_args(
     )
     given = read_arguments(CommandLine, argv, prog, description, defaults)
     config = for_groups(given.settings)
+    if chosen.resumed and "track" not in named_options(argv):
+        config = replace(config, track=NO_TRACKER)  # where data go is nothing that a folder decides
     if not given.trust_code:
         _check_trust(config, chosen, argv, prog)
     if implied:

@@ -18,6 +18,7 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import TEMPORARY, reason, write_atomic
 from dgpo_core.common.reading import parse_json, read_bytes, require_ordinary
 from dgpo_core.runs.checkpoint import best_checkpoint, checkpoints
+from dgpo_core.runs.tracking import Tracking, require
 from dgpo_core.settings.config import MOST_ITERATIONS, Config
 from dgpo_core.settings.resuming import base_settled, differences, filled
 from dgpo_core.settings.yaml_file import load_yaml, to_yaml
@@ -43,6 +44,7 @@ class Run:
         self._lock = lock
         self._metrics: int | None = None
         self._history: list[dict[str, Any]] | None = None
+        self._tracking: Tracking | None = None
 
     config_path = property(lambda self: self.folder / "config.yaml")
     metrics_path = property(lambda self: self.folder / "metrics.jsonl")
@@ -63,6 +65,7 @@ class Run:
     def check(config: Config) -> None:
         """Raises the UserError that `open` would, before a model is loaded; writes nothing."""
         folder = Path(config.output, config.name)
+        require(config.track)
         if not config.resume:
             _refuse_occupied(folder)
         elif not os.path.isdir(folder):
@@ -112,6 +115,7 @@ class Run:
         for name in FOLDERS:
             _make_folder(self.folder / name)
         write_atomic(self.config_path, to_yaml(config))
+        self._tracking = Tracking.start(config, self.folder)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -135,6 +139,14 @@ class Run:
             raise UserError(f"Cannot write {self.metrics_path}: the disk is full.")
         if self._history is not None:
             self._history.append(_in_short(written_as))
+        if self._tracking:
+            self._tracking.metrics(record)
+
+    def write_samples(self, step: int, sheet: bytes) -> None:
+        """The pictures [PNG] of an iteration, in samples/."""
+        write_atomic(self.samples / f"iteration_{step:06d}.png", sheet)
+        if self._tracking:
+            self._tracking.picture("samples", sheet, step)
 
     def history(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl in short: evaluations as they are, of iterations number and reward alone.
@@ -168,6 +180,8 @@ class Run:
     def close(self) -> None:
         """Lets another process have the folder; may be called again."""
         self._close_metrics()
+        if self._tracking:
+            self._tracking.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

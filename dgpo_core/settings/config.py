@@ -24,6 +24,9 @@ NEUTRAL = (*STATISTICS, "jpeg_size", "brightness")
 AUTO: Final = "auto"
 """Left open: chosen from the card's free memory before a run; what the properties below say, where none is known."""
 
+NO_TRACKER: Final = "none"
+"""Metrics stay in the run folder alone."""
+
 HUMAN, RATINGS = "human", "ratings"
 TASTE = "taste"
 """The reward that a file of somebody's taste gives, written taste=FILE."""
@@ -366,6 +369,9 @@ class Config:
     """Iterations (= optimiser steps) in all, 1 to a million; a resumed run may raise it."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder of this name."""
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = NO_TRACKER
+    """Also send metrics, and pictures where it takes any, to this tracker, whose package must be installed; --resume
+    wants it named again."""
     reward: tuple[RewardTerm, ...] = (RewardTerm("shapes_graded"),)
     """Rewards: NAME=WEIGHT,... such as pickscore=1.0,clip_score=0.5; 'human' asks you; 'pickscore=1?ocr>0.5,ocr=0'
     counts where OCR is above 0.5; taste=FILE is a taste made of your answers; path/to/file.py:Name=1 a class of your

@@ -9,7 +9,7 @@ from typing import Any
 from dgpo_core.settings.config import AUTO, Config
 from dgpo_core.settings.values import from_dict, to_dict
 
-PERSONAL = ("name", "output", "resume")
+PERSONAL = ("name", "output", "resume", "track")
 """Where a run lives and how it was started: no part of what it computes."""
 
 BATCHES = ("rollout.batch", "training.micro_batch", "evaluation.batch")
