@@ -21,6 +21,7 @@ from dgpo_core.settings.config import EMBEDDED, Config
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "Laxhar/noobai-XL-Vpred-1.0": "sdxl",
     "stabilityai/stable-diffusion-3.5-medium": "sd35m",
     "black-forest-labs/FLUX.1-dev": "flux",
     "black-forest-labs/FLUX.2-klein-base-4B": "flux2-klein",

@@ -39,6 +39,7 @@ PRESETS = [
     "sd15",
     "sd35m",
     "sdxl",
+    "sdxl-vpred",
     "zimage",
 ]
 
