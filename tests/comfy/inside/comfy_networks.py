@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.ldm.flux.layers
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
@@ -17,6 +18,7 @@ import diffusers
 import makers_layout
 import tiny
 import torch
+from comfy.ldm.chroma.model import ChromaParams
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -174,6 +176,8 @@ def native_chroma(network: Any) -> Native:
         "mlp_ratio": 4.0, "qkv_bias": True, "in_dim": 64, "out_dim": 32, "hidden_dim": 32, "n_layers": 2,
         "txt_ids_dims": [], "vec_in_dim": None,
     }  # fmt: skip
+    known = {"image_model", *ChromaParams.__dataclass_fields__}  # an older ComfyUI has fewer
+    config = {key: value for key, value in config.items() if key in known}
 
     def call(model: Any, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         return model(x, t / 1000, cond["tokens"], guidance=torch.zeros(len(x)))
@@ -182,8 +186,10 @@ def native_chroma(network: Any) -> Native:
 
 
 def _of_makers(family: str, network: Any) -> dict[str, Tensor]:
-    """Under the makers' names, but for norms, whose scales ComfyUI calls weights."""
+    """Under the makers' names, but for norms, whose scales newer ComfyUIs call weights."""
     state = makers_layout.named(family, _copy(network))
+    if hasattr(comfy.ldm.flux.layers, "RMSNorm"):
+        return state
     return {re.sub(r"\.scale$", ".weight", key): value for key, value in state.items()}
 
 
