@@ -155,7 +155,15 @@ def _output(cls: type, before: list[Group], after: list[Group], terms: tuple[Rew
         scores = [r for both in zip(*rows, strict=True) for r in both]
         said = f"{'+'.join(counting)}: {means[0]:.3f} before, {means[1]:.3f} after"
     sheet = host.to_image(grid(pairs, said, scores))
-    return io.NodeOutput(sheet, said, ui=ui.PreviewImage(sheet, cls=cls))
+    shown = ui.PreviewImage(sheet, cls=cls).as_dict()
+    return io.NodeOutput(sheet, said, ui={**shown, **_for_the_slider(cls, before, after)})
+
+
+def _for_the_slider(cls: type, before: list[Group], after: list[Group]) -> dict[str, Any]:
+    """The single pictures, in the same order on both sides, and what each is; see web/compare.js."""
+    sides = {"before": before, "after": after}
+    found = {name: ui.PreviewImage(host.images_of(side), cls=cls).as_dict()["images"] for name, side in sides.items()}
+    return {**found, "captions": [f"{group.prompt.text} (seed {seed})" for group in after for seed in group.seeds]}
 
 
 NODES = [BeforeAfter]
