@@ -13,9 +13,9 @@ from comfy_graphs import Graph
 from comfy_server import REPO, ComfyServer
 
 PARTS = ".dgpo-compare"
-STATE = """() => { const root = document.querySelector('.dgpo-compare')
-    return { caption: root.querySelector('.turn span').textContent, cut: root.querySelectorAll('img')[1].style.clipPath,
-        height: root.querySelector('.pictures').offsetHeight, loaded: [...root.querySelectorAll('img')].map(({ naturalWidth }) => naturalWidth) } }"""
+STATE = """() => { const root = document.querySelector('.dgpo-compare'), pictures = [...root.querySelectorAll('img')]
+    return { caption: root.querySelector('.turn span').textContent, cut: pictures[1].style.clipPath,
+        height: root.querySelector('.pictures').offsetHeight, loaded: pictures.map(one => one.naturalWidth) } }"""
 SLIDE = """value => { const range = document.querySelector('.dgpo-compare input')
     range.value = value; range.dispatchEvent(new Event('input')) }"""
 
@@ -38,7 +38,6 @@ def graph() -> Graph:
 
 def compared(browser: Browser, comfy: ComfyServer) -> dict[str, Any]:
     """What the slider shows once the graph has run."""
-    browser.load_api(graph())
     (prompt,) = browser.queue()
     comfy.wait(prompt)
     browser.page.wait_for_selector(f"{PARTS} .turn span", state="attached", timeout=60_000)
@@ -53,9 +52,10 @@ def test_a_slider_goes_from_before_to_after_and_from_pair_to_pair(
     if renderer == "newer":
         browser.set_setting("Comfy.VueNodes.Enabled", True)
     try:
+        browser.load_api(graph())
+        if renderer == "newer" and not browser.page.get_by_role("combobox", name="sampler").count():
+            pytest.skip("This front end draws nodes on the canvas only.")  # 1.27 has the setting, but shows nothing
         found = compared(browser, comfy)
-        if renderer == "newer" and not browser.page.locator("[data-node-id]").count():
-            pytest.skip("This front end draws nodes on the canvas only.")
         assert found["caption"].startswith("1 of 4: ")
         assert found["caption"].endswith("(seed 5)")
         assert found["loaded"] == [64, 64]
