@@ -1,5 +1,6 @@
 """The pack in a real ComfyUI: it loads, every node explains itself, and the front end shows it without an error."""
 
+import re
 from typing import Any
 
 import pytest
@@ -138,6 +139,29 @@ def test_every_node_can_be_put_into_the_graph(browser: Browser, nodes: dict[str,
     assert browser.red_nodes() == []
     assert browser.dialogs() == []
     assert browser.errors() == []
+
+
+SOCKETS = """types => types.map(type => [
+    LGraphCanvas.link_type_colors[type], app.canvas.default_connection_color_byType[type],
+    getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`).trim()])"""
+
+
+def test_the_packs_own_types_have_colours_of_their_own_in_every_theme(
+    browser: Browser, nodes: dict[str, dict[str, Any]]
+) -> None:
+    types = sorted({type_ for node in nodes.values() for type_ in node["output"] if type_.startswith("DGPO_")})
+    assert len(types) >= 6
+    found = browser.evaluate(SOCKETS, types)
+    assert all(len(set(places)) == 1 for places in found)  # on links, sockets, and nodes that are not on the canvas
+    colours = [colour for colour, *_ in found]
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
+    assert len(set(colours)) == len(types)
+    try:
+        browser.set_dark(False)
+        browser.page.wait_for_timeout(1000)
+        assert browser.evaluate(SOCKETS, types) == found
+    finally:
+        browser.set_dark(True)
 
 
 def test_an_unknown_node_is_noticed(browser: Browser) -> None:
