@@ -59,7 +59,8 @@ def test_an_artist_meets_few_inputs_at_first(nodes: dict[str, dict[str, Any]]) -
     def first(id_: str) -> list[str]:
         return [name for name, spec in nodes[id_]["input"]["required"].items() if not spec[1].get("advanced")]
 
-    if first("DGPO_TrainingSettings") == list(FORMS["DGPO_TrainingSettings"].inputs):
+    specs = [spec for node in nodes.values() for kind in KINDS for spec in node["input"].get(kind, {}).values()]
+    if not any(spec[1].get("advanced") for spec in specs):
         pytest.skip("This ComfyUI knows no advanced inputs.")
     assert first("DGPO_TrainingSettings") == ["preset", "combine", "kl_weight", "t_min", "micro_batch", "lr"]
     assert first("DGPO_LoadPolicy") == ["model", "run", "run_seed", "rank", "alpha", "start_from"]
