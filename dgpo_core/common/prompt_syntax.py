@@ -46,11 +46,11 @@ class Syntax:
 
 
 _QUOTES = re.compile(r'"[^"\n]{0,500}"|“[^”\n]{0,500}”')
-_PYTHON = (
+PYTHON_NAMES = (
     "init|main|name|call|new|del|str|repr|file|all|doc|dict|class|len|iter|next|enter|exit|getitem|setitem|version"
 )
 _LORA = "lora|lyco|locon|hypernet|hypernetwork|ti|embedding"
-_WILDCARD = re.compile(rf"(?<!\w)__(?!(?:{_PYTHON})__)[^\W_][\w\-/*.]{{0,80}}?__(?!\w)")
+_WILDCARD = re.compile(rf"(?<!\w)__(?!(?:{PYTHON_NAMES})__)[^\W_][\w\-/*.]{{0,80}}?__(?!\w)")
 _ALTERNATIVES = re.compile(r"\{[^{}|]{0,2000}\|[^{}]{0,2000}\}")
 
 SYNTAXES: tuple[Syntax, ...] = (

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from dgpo_core.common.errors import UserError
-from dgpo_core.common.prompt_syntax import is_template
+from dgpo_core.common.prompt_syntax import PYTHON_NAMES, is_template
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import read_bytes, shown
 from dgpo_core.common.seeds import derive_seed
@@ -21,7 +21,7 @@ TEMPLATE = "template"
 """In the metadata of a drawn prompt: the text that it was drawn from."""
 _MOST_PICKS = 1000  # of one text; a file that names itself never ends
 _MOST_BYTES = 4 * 2**20
-_FILE = re.compile(r"(?<!\w)__([^\W_][\w\-/.* ]{0,80}?)__(?!\w)")
+_FILE = re.compile(rf"(?<!\w)__((?!(?:{PYTHON_NAMES})__)[^\W_][\w\-/.*]{{0,80}}?)__(?!\w)")
 _CHOICE = re.compile(r"(?<!\\)\{([^{}]*?(?<!\\)\|[^{}]*)(?<!\\)\}")  # an innermost one
 _BAR = re.compile(r"(?<!\\)\|")
 _SHARE = re.compile(r"\s*(\d{1,4}(?:\.\d{1,4})?)::(.*)", re.DOTALL)
@@ -54,9 +54,9 @@ def draw(text: str, rng: random.Random, folder: Path, where: str = "") -> str:
     at = shown(where, 1000) or "the prompt"
     for _ in range(_MOST_PICKS):
         if found := _FILE.search(text):
-            picked = rng.choice(_lines(folder, found[1].strip(), at))
+            picked = rng.choice(_lines(folder, found[1], at))
         elif found := _CHOICE.search(text):
-            picked = _picked(_BAR.split(found[1]), rng)
+            picked = _picked(_BAR.split(found[1]), rng, at)
         else:
             return _settled(text, at)
         text = f"{text[: found.start()]}{picked}{text[found.end() :]}"
@@ -73,10 +73,14 @@ def _settled(text: str, at: str) -> str:
     return text
 
 
-def _picked(choices: Sequence[str], rng: random.Random) -> str:
+def _picked(choices: Sequence[str], rng: random.Random, at: str) -> str:
     shares = [_SHARE.fullmatch(choice) for choice in choices]
     texts = [share[2] if share else choice for share, choice in zip(shares, choices, strict=True)]
-    (picked,) = rng.choices(texts, [float(share[1]) if share else 1.0 for share in shares])
+    weights = [float(share[1]) if share else 1.0 for share in shares]
+    if not any(weights):
+        none = shown("{" + "|".join(choices) + "}", 60)
+        raise UserError(f"At {at}, no choice in {none} is ever drawn: give one a share above 0.")
+    (picked,) = rng.choices(texts, weights)
     return picked
 
 
@@ -87,9 +91,8 @@ def _lines(folder: Path, name: str, at: str) -> list[str]:
     path = folder / f"{name}.txt"
     if not path.is_file() or folder.resolve() not in path.resolve().parents:
         known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.txt"))
-        raise UserError(
-            f"At {at}, there is no file for the wildcard __{name}__ in {shown(folder)}{suggest(name, known)}"
-        )
+        instead = suggest(name, known) if known else ": put it there, one choice a line."
+        raise UserError(f"At {at}, there is no file for the wildcard __{name}__ in {shown(folder)}{instead}")
     try:
         lines = read_bytes(path, "The wildcard file", _MOST_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:

@@ -48,9 +48,8 @@ def test_an_empty_choice_leaves_no_gap(folder: Path) -> None:
 
 def test_marks_mean_themselves_behind_a_backslash_and_where_nothing_is_to_choose(folder: Path) -> None:
     assert draw(r"a sign that says \{yes\|no\}", random.Random(0), folder) == "a sign that says {yes|no}"
-    assert (
-        draw("a {cat}, {a:b} and snake__case__word", random.Random(0), folder) == "a {cat}, {a:b} and snake__case__word"
-    )
+    for words in ("a {cat}, {a:b} and snake__case__word", "a screen with __init__.py"):
+        assert draw(words, random.Random(0), folder) == words
 
 
 def test_what_is_drawn_depends_on_the_seed_and_the_place_alone(folder: Path) -> None:
@@ -76,6 +75,7 @@ def test_texts_differ_and_keep_where_they_are_from(folder: Path) -> None:
         ("a __animals/../../x__ cat", "is outside of the folder"),
         ("__round__", "names itself"),
         ("{|}", "may all be empty"),
+        ("a {0::red|0::blue} cat", "no choice in .0::red.0::blue. is ever drawn"),
         ("__empty__", "has no line to choose"),
     ],
 )
