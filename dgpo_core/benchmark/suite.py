@@ -50,7 +50,7 @@ class Case:
     @property
     def preset(self) -> str:
         """Whose settings it has besides."""
-        return self.model if self.model in preset_names() else PRESETS.get(self.model, self.model)
+        return self.model if self.model in preset_names() else PRESETS.get(self.model, "quickstart")
 
     def timed(self, device: str, json_file: Path) -> list[str]:
         """The command that times it."""
