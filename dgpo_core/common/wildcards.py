@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompt_syntax import PYTHON_NAMES, is_template
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.common.reading import read_bytes, shown
+from dgpo_core.common.reading import read_text, shown
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.common.suggest import suggest
 
@@ -93,10 +93,7 @@ def _lines(folder: Path, name: str, at: str) -> list[str]:
         known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.txt"))
         instead = suggest(name, known) if known else ": put it there, one choice a line."
         raise UserError(f"At {at}, there is no file for the wildcard __{name}__ in {shown(folder)}{instead}")
-    try:
-        lines = read_bytes(path, "The wildcard file", _MOST_BYTES).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"The wildcard file {shown(path)} is not UTF-8 text: save it as UTF-8.") from None
+    lines = read_text(path, "The wildcard file", _MOST_BYTES).splitlines()
     choices = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not choices:
         raise UserError(f"The wildcard file {shown(path)} has no line to choose: write one choice a line.")
