@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from comfy_browser import Browser
-from comfy_graphs import Graph
-from comfy_server import REPO, ComfyServer
+from comfy_graphs import POLICY, PROMPTS, SAMPLER, Graph, visual
+from comfy_server import ComfyServer
 
 PARTS = ".dgpo-compare"
 STATE = """() => { const root = document.querySelector('.dgpo-compare'), pictures = [...root.querySelectorAll('img')]
@@ -22,13 +22,9 @@ SLIDE = """value => { const range = document.querySelector('.dgpo-compare input'
 
 def graph() -> Graph:
     """Two images of each of two prompts, before and after a training that has not begun."""
-    quickstart: Graph = json.loads((REPO / "workflows" / "api" / "quickstart.json").read_text("utf-8"))
-    kinds = ("DGPO_LoadPolicy", "DGPO_Prompts", "DGPO_SamplerSettings")
-    policy, prompts, settings = (
-        next(key for key, node in quickstart.items() if node["class_type"] == kind) for kind in kinds
-    )
-    found = {key: quickstart[key] for key in (policy, prompts, settings)}
-    links: dict[str, Any] = {"policy": [policy, 0], "prompts": [prompts, 0], "settings": [settings, 0]}
+    whole = visual("compare")
+    found = {key: whole[key] for key in (POLICY, PROMPTS, SAMPLER)}
+    links: dict[str, Any] = {"policy": [POLICY, 0], "prompts": [PROMPTS, 0], "settings": [SAMPLER, 0]}
     found["compare"] = {
         "class_type": "DGPO_BeforeAfter",
         "inputs": {**links, "first": 2, "images": 2, "first_seed": 5},
