@@ -114,7 +114,11 @@ def choose(config: Config, room: float, count: Probe, card: Card = STAND_IN) -> 
     kinds = KINDS if config.model.quantize == AUTO else (config.model.kept_as,)
     found: list[_Way] = []
     for kind in (kind for kind in kinds if kind != "nf4" or kind in kinds[:1] or _has_nf4()):
-        found = [_way(tried, room, count, card) for tried in _ways(config, kind)]
+        found = []
+        for tried in _ways(config, kind):
+            found.append(_way(tried, room, count, card))
+            if found[-1].needs > room:
+                break  # the next takes more
         fitting = [way for way in found if way.needs <= room]
         if fitting:
             best = min(fitting, key=lambda way: way.seconds)
@@ -128,9 +132,10 @@ def _has_nf4() -> bool:
 
 
 def _ways(config: Config, kind: Kept) -> Iterator[Config]:
+    """What is left open in how a base kept so is gone back through, that which takes least memory first."""
     memory = replace(config.memory, offload=config.memory.move)
     again = config.memory.gradient_checkpointing
-    for recompute in (False, True) if again == AUTO else (again,):
+    for recompute in (True, False) if again == AUTO else (again,):
         how = replace(memory, gradient_checkpointing=recompute)
         yield replace(config, model=replace(config.model, quantize=kind), memory=how)
 

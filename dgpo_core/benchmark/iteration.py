@@ -55,6 +55,8 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
         trainer = Trainer(
             policy, prompts, {reward.name: Differing()}, config, size=size, world=World(str(policy.device))
         )
+        for parameter in trainer.step.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)  # as from the first update on
         for _ in range(STEADY - 1):
             with ledger.phase("update"):
                 trainer.iterate()

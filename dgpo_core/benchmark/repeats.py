@@ -18,8 +18,6 @@ from dgpo_core.benchmark.weightless import standing_in
 from dgpo_core.policy.base import Cond
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
-_GONE_THROUGH = 2  # what the first backward leaves behind for good (gradients) is no cost of those that follow
-
 
 class Repeats:
     """Stands in for `predict` and `decode` of a policy without storage, and for the backward through the former.
@@ -57,7 +55,7 @@ class Repeats:
         costs = self._costs.setdefault(kind, [])
         if graded:
             self._kind = kind
-        if len(costs) < (_GONE_THROUGH if graded else 1):
+        if not costs:
             with self.ledger.span() as cost:
                 answer = self._predict(x_t, t, cond)
             costs.append(cost)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Answers(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[Any, Sequence[_Form | None] | _Form | None] = {}
+        self._known: dict[Any, tuple[_Form | None, ...] | list[_Form | None] | _Form | None] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -52,17 +52,25 @@ class Answers(TorchDispatchMode):
                 if args[0].numel() > _READ:
                     return torch.empty(args[0].shape, dtype=dtype, device=device)
                 return torch.full(args[0].shape, 1 if dtype.is_floating_point else 0, dtype=dtype, device=device)
-        if not _makes_new(func):
+        gives = _gives(func)
+        if gives == "other":
             return func(*args, **kwargs)
+        if gives == "changed":
+            if not all(tensor.is_meta for tensor in (args[0] if isinstance(args[0], list) else [args[0]])):
+                return func(*args, **kwargs)
+            return args[0] if func._schema.returns else None
         question = func, _described(args), _described(tuple(kwargs.items()))
         known = self._known.get(question)
         if known is not None:
-            return known.make() if isinstance(known, _Form) else tuple(form and form.make() for form in known)
+            if isinstance(known, _Form):
+                return known.make()
+            made = [form and form.make() for form in known]
+            return tuple(made) if isinstance(known, tuple) else made
         out = func(*args, **kwargs)
-        tensors = out if isinstance(out, tuple) else (out,)
+        tensors = (out,) if isinstance(out, Tensor) else out
         forms = [_Form.of(tensor) for tensor in tensors]
         if all(form is None or form.fits(tensor) for form, tensor in zip(forms, tensors, strict=True)):
-            self._known[question] = forms if isinstance(out, tuple) else forms[0]
+            self._known[question] = forms[0] if isinstance(out, Tensor) else type(out)(forms)
         return out
 
 
@@ -86,12 +94,14 @@ class _Form(NamedTuple):
 
 
 @functools.cache
-def _makes_new(func: Any) -> bool:
-    """Whether an operation gives new tensors, which are all that it does."""
+def _gives(func: Any) -> Literal["new", "changed", "other"]:
+    """What an operation does: it gives new tensors, or changes the numbers of its first argument, and nothing else."""
     schema = func._schema
     returns = [str(r.type) for r in schema.returns]
-    plain = all(kind in ("Tensor", "Optional[Tensor]") for kind in returns)
-    return bool(returns) and plain and not schema.is_mutable and all(r.alias_info is None for r in schema.returns)
+    if returns and not schema.is_mutable and all(r.alias_info is None for r in schema.returns):
+        return "new" if all(kind in ("Tensor", "Optional[Tensor]", "List[Tensor]") for kind in returns) else "other"
+    written = [place for place, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    return "changed" if written == [0] and torch.Tag.inplace_view not in func.tags else "other"
 
 
 def _described(value: Any) -> Any:

@@ -5,8 +5,9 @@ A switch sets two attributes per layer and copies nothing.
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -39,9 +40,11 @@ class PeftAdapters(Adapters):
 
         check_settings(rank, alpha, dropout, targets)
         model.requires_grad_(False)
-        for name in NAMES:
-            _add(model, name, rank, alpha, targets)
+        first, *others = NAMES
+        _add(model, first, rank, alpha, targets)
         self._layers = {key: m for key, m in model.named_modules() if isinstance(m, LoraLayer)}
+        for name in others:
+            _add_another(model, self._layers.values(), first, name)
         for layer in self._layers.values():
             _make_lean(layer)
         states = {name: self._collect(name) for name in NAMES}
@@ -67,7 +70,7 @@ class PeftAdapters(Adapters):
         """The adapter's parameters as float32 leaves; only those of "current" require a gradient."""
         state: dict[str, Parameter] = {}
         for key, layer in self._layers.items():
-            device = layer.get_base_layer().weight.device  # peft leaves the second adapter of a "meta" layer elsewhere
+            device = layer.get_base_layer().weight.device
             for part in ("lora_A", "lora_B"):
                 linear = getattr(layer, part)[name].to(device, torch.float32)
                 linear.requires_grad_(name == "current")
@@ -119,3 +122,13 @@ def _add(model: Any, name: str, rank: int, alpha: float, targets: Sequence[str])
             model.add_adapter(config, adapter_name=name)
     except ValueError as error:  # peft: "Target modules ... not found in the base model"
         raise UserError(f"No layer of the model can carry a LoRA on the targets {', '.join(targets)}.") from error
+
+
+def _add_another(model: Any, layers: Iterable[nn.Module], first: str, name: str) -> None:
+    """One adapter more, as the first. peft's own way compares every module with every layer that has an adapter, which
+    takes seconds; here is copied what a layer keeps for each adapter by its name."""
+    model.peft_config[name] = copy.copy(model.peft_config[first])
+    for layer in layers:
+        for kept in (*vars(layer).values(), *layer.children()):
+            if isinstance(kept, dict | nn.ModuleDict | nn.ParameterDict) and first in kept:
+                kept[name] = copy.deepcopy(kept[first])
