@@ -32,6 +32,11 @@ def test_dropout_is_repeated_by_the_seed_and_by_checkpointing(found: dict[str, A
     assert case["off"]
 
 
+def test_weights_of_words_count_as_in_clip_text_encode(found: dict[str, Any]) -> None:
+    assert found["weighted"]["same"]
+    assert found["weighted"]["effect"] > 1000 * TOLERANCE
+
+
 @families
 def test_a_saved_lora_is_gone_on_from(found: dict[str, Any], family: str) -> None:
     case = found["starting"][family]

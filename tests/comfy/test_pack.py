@@ -165,6 +165,22 @@ def test_the_packs_own_types_have_colours_of_their_own_in_every_theme(
         browser.set_dark(True)
 
 
+TITLES = """([policy, prompts, other]) => {
+    const made = [policy, prompts, other].map((name) => LiteGraph.createNode(name));
+    const shown = made.map((node) => [node.renderingColor, node.renderingBgColor]);
+    const saved = made.map((node) => node.serialize().color ?? null);
+    for (const node of [made[0], made[2]]) node.color = "#112233";
+    return { shown, saved, chosen: [made[0], made[2]].map((node) => node.renderingColor) };
+}"""
+
+
+def test_the_packs_nodes_have_the_colour_of_what_they_give_and_save_none(browser: Browser) -> None:
+    found = browser.evaluate(TITLES, ["DGPO_LoadPolicy", "DGPO_Prompts", "KSampler"])
+    assert len({tuple(colours) for colours in found["shown"]}) == 3
+    assert found["saved"] == [None] * 3
+    assert len(set(found["chosen"])) == 1  # what somebody chose goes before
+
+
 def test_an_unknown_node_is_noticed(browser: Browser) -> None:
     browser.load_workflow({"version": 0.4, "last_node_id": 1, "last_link_id": 0, "nodes": [UNKNOWN], "links": []})
     assert browser.missing_nodes() == ["NoSuchNode"]

@@ -20,7 +20,9 @@ from comfy_native_models import SIDE
 # isort: split
 import comfy.cldm.cldm
 import comfy.controlnet
+import comfy.model_patcher
 import comfy.ops
+import comfy.sd1_clip
 import comfy_lora
 import folder_paths
 import torch
@@ -38,6 +40,42 @@ from dgpo_core.settings.config import RolloutConfig
 
 values = importlib.import_module("pack.common.values")
 Given = list[list[Any]]
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+class Reading:
+    """ComfyUI's own tokenizer and a small CLIP of its own class, with random weights."""
+
+    layer_idx = None
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+        more = {"hidden_act": "quick_gelu", "vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407}
+        self.tokenizer = comfy.sd1_clip.SD1Tokenizer()
+        self.encoder = comfy.sd1_clip.SDClipModel(device="cpu", textmodel_json_config={**sizes, **more})
+        for parameter in self.encoder.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        self.patcher = comfy.model_patcher.ModelPatcher(self.encoder, CPU, CPU)
+
+    def tokenize(self, text: str) -> Any:
+        return self.tokenizer.tokenize_with_weights(text)
+
+    def encode_from_tokens_scheduled(self, tokens: Any) -> Given:
+        texts, pooled = self.encoder.encode_token_weights(tokens["l"])
+        return [[texts, {"pooled_output": pooled}]]
+
+
+@torch.inference_mode()
+def weighted() -> dict[str, float]:
+    """A text with a weight against CLIPTextEncode's, and how far it is from the text without."""
+    clip = Reading()
+    texts = importlib.import_module("pack.on_model.texts").by_clip(clip)
+    ((ours, _),), ((plain, _),) = texts.encode("a (red:1.4) lamp"), texts.encode("a red lamp")
+    (((theirs, _),),) = core.CLIPTextEncode().encode(clip, "a (red:1.4) lamp")
+    return {"same": bool(torch.equal(ours, theirs)), "effect": difference(ours, plain)}
 
 
 # --- dropout ---------------------------------------------------------------------------------------------------------
@@ -347,6 +385,7 @@ def main() -> None:
         found["conditioning"] = {family: conditioning(cases[family]) for family in ("sdxl", "sd3")}
         found["sentences"] = sentences(cases["sd3"])
         found["ranges"] = {family: ranges(cases[family]) for family in ("sd15", "flux")}
+        found["weighted"] = weighted()
         found["controlled"] = controlled(cases["sd15"])
         found["model"] = {family: model(case) for family, case in cases.items()}
         found["patches"] = settings_of_patches(cases["sd15"])
