@@ -4,14 +4,14 @@ import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompt_syntax import is_infotext_line
 from dgpo_core.common.reading import parse_json, read_bytes, shown
 from dgpo_core.common.seeds import derive_seed
-from dgpo_core.common.source import Source
+from dgpo_core.common.source import Source, below
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,7 @@ def _source_names(record: dict[str, Any], where: str) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise UserError(f'{where}: "image" must be the path of a picture, "images" a list of paths.')
-        if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
-            raise UserError(
-                f"{where}: the picture {shown(name)} must be beside the prompt file or in a folder below it: move it"
-                " there, and give its path from the prompt file."
-            )
-    return names
+    return [below(name, where, "prompt file") for name in names]
 
 
 Item = TypeVar("Item")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import torch
@@ -74,6 +74,19 @@ class Source:
             )
 
 
+def below(name: str, where: str, file: str) -> str:
+    """A picture's path as a file gives it: beside that file, or in a folder below it. Raises UserError for another.
+
+    file: what kind of file, such as "prompt file".
+    """
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+        raise UserError(
+            f"{where}: the picture {shown(name)} must be beside the {file} or in a folder below it: move it there, and"
+            f" give its path from the {file}."
+        )
+    return name
+
+
 @functools.lru_cache(maxsize=64)  # of 1024 x 1024 pixels, 12 MB each
 def _read(source: Source) -> Tensor:
     assert source.file
@@ -89,7 +102,7 @@ def _tensor(picture: Image.Image) -> Tensor:
 
 def _unreadable(path: Path, error: Exception) -> str:
     if not path.exists():
-        return f"there is no picture {shown(path)}: paths are relative to the prompt file."
+        return f"there is no picture {shown(path)}: paths are relative to the file that names it."
     return f"the picture {shown(path)} cannot be read ({shown(str(error).rstrip('.'))})."
 
 

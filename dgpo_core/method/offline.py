@@ -49,7 +49,8 @@ class RatedGroups:
         self._cache.move_to_end(group)
         scores = {RATINGS: torch.tensor(group.scores, dtype=torch.float32)}
         latents, n = self._cache[group].to(policy.device), len(group.files)
-        return Group(Prompt(group.prompt), tuple(range(n)), latents, torch.empty(n, 3, 0, 0), scores)
+        prompt = Prompt(group.prompt, sources=group.sources)
+        return Group(prompt, tuple(range(n)), latents, torch.empty(n, 3, 0, 0), scores)
 
     def _forget(self) -> None:
         """The latents that were not used for longest, while there are too many; the newest stay in any case."""

@@ -19,9 +19,11 @@ from pathlib import Path
 from dgpo_core.comfy.png import prompt_of
 from dgpo_core.common.errors import NoPrompt, UserError
 from dgpo_core.common.pixels import Unreadable
+from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import shown
+from dgpo_core.common.source import Source, below
 from dgpo_core.people.picture_file import read_picture
-from dgpo_core.people.preference_file import is_preference_file, read_preferences
+from dgpo_core.people.preference_file import Preference, is_preference_file, read_preferences
 from dgpo_core.people.preferences import Told, told_apart
 from dgpo_core.people.ratings import IMAGES, Rated, read_ratings, unread
 
@@ -44,7 +46,8 @@ def cropped(shape: tuple[int, int], size: tuple[int, int]) -> float:
 class RatedGroup:
     """Image files of one prompt, with a score each; higher is better. shapes: (height, width) of each in pixels.
 
-    told: the pairs (i, j, p) that were judged, as `told_apart` has them, where that was said of pairs.
+    told: the pairs (i, j, p) that were judged, as `told_apart` has them, where that was said of pairs. sources: the
+    pictures that they are edits of.
     """
 
     prompt: str
@@ -52,6 +55,7 @@ class RatedGroup:
     scores: tuple[float, ...]
     shapes: tuple[tuple[int, int], ...] = field(default=(), compare=False)
     told: tuple[Told, ...] = field(default=(), compare=False)
+    sources: tuple[Source, ...] = ()
 
     def only(self, kept: Sequence[int]) -> "RatedGroup":
         """With these of its images."""
@@ -72,14 +76,18 @@ class Gallery:
     notes: tuple[str, ...]
 
     @property
-    def prompts(self) -> list[str]:
-        """Every prompt once, in the order of the groups."""
-        return list(dict.fromkeys(group.prompt for group in self.groups))
+    def prompts(self) -> list[Prompt]:
+        """Every prompt, with its sources, once, in the order of the groups."""
+        found = {(group.prompt, group.sources): next((s.where for s in group.sources), "") for group in self.groups}
+        return [Prompt(text, {}, where, sources) for (text, sources), where in found.items()]
 
     @property
     def digest(self) -> str:
         """The same for the same groups, wherever the folder is."""
-        rows = [(group.prompt, [path.name for path in group.files], group.scores) for group in self.groups]
+        rows = [
+            (group.prompt, [path.name for path in group.files], group.scores, *([s.key] for s in group.sources))
+            for group in self.groups
+        ]
         return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
     def fitting(self, size: tuple[int, int]) -> "Gallery":
@@ -138,7 +146,8 @@ def read_gallery(folder: str | Path) -> Gallery:
     found.notes += [*_some(ratings.notes), *unread(files)]
     in_groups = _read_preferences(files, folder, found)
     images = {path for path in files if path.suffix.lower() in IMAGES} - ratings.not_pictures
-    found.unrated = len(images - ratings.rated.keys() - in_groups)
+    before = {said.source for said in ratings.rated.values()}
+    found.unrated = len(images - ratings.rated.keys() - in_groups - before)
     rated = {path: said for path, said in ratings.rated.items() if path not in ratings.not_pictures}
     _group(rated, folder, found)
     notes = _notes(found)
@@ -197,18 +206,20 @@ def _usable(path: Path, folder: Path, prompt: str, found: _Found) -> tuple[str, 
 
 
 def _group(rated: dict[Path, Rated], folder: Path, found: _Found) -> None:
-    """Images of one prompt, in the order of their names."""
-    by_prompt: defaultdict[str, list[tuple[Path, float, tuple[int, int]]]] = defaultdict(list)
+    """Images of one prompt and source, in the order of their names."""
+    alike: defaultdict[Prompt, list[tuple[Path, float, tuple[int, int]]]] = defaultdict(list)
     for path, said in sorted(rated.items(), key=lambda item: item[0]):
         prompt, shape = _usable(path, folder, said.prompt, found)
         if prompt:
-            by_prompt[prompt].append((path, said.rating, shape))
-    for prompt, images in by_prompt.items():
-        _add(RatedGroup(prompt, *zip(*images, strict=True)), found)
+            sources = (Source.of_file(said.source, said.where),) if said.source else ()
+            alike[Prompt(prompt, sources=sources)].append((path, said.rating, shape))
+    for asked, images in alike.items():
+        paths, scores, shapes = zip(*images, strict=True)
+        _add(RatedGroup(asked.text, paths, scores, shapes, sources=asked.sources), found)
 
 
 def _read_preferences(files: Sequence[Path], folder: Path, found: _Found) -> set[Path]:
-    """Adds the groups of the preference files; returns every image that they name."""
+    """Adds the groups of the preference files; returns every picture that they name."""
     named: set[Path] = set()
     for path in files:
         if path.suffix.lower() != ".jsonl":
@@ -220,7 +231,7 @@ def _read_preferences(files: Sequence[Path], folder: Path, found: _Found) -> set
             continue
         for preference in read_preferences(path):
             images = [path.parent / name for name in preference.images]
-            named.update(images)
+            named.update(images, (path.parent / name for name in preference.sources))
             if preference.by:
                 found.by_taste += 1
                 continue
@@ -238,9 +249,18 @@ def _read_preferences(files: Sequence[Path], folder: Path, found: _Found) -> set
                 )
             pairs = tuple(told_apart(preference.answer, len(images))) if "pairs" in preference.answer else ()
             shapes = tuple(shape for _, shape, *_ in told)
-            group = RatedGroup(next(iter(prompts), ""), tuple(images), tuple(scores), shapes, pairs)
+            before = _sources(preference, path)
+            group = RatedGroup(next(iter(prompts), ""), tuple(images), tuple(scores), shapes, pairs, before)
             _add(group.only(kept), found)
     return named
+
+
+def _sources(preference: Preference, path: Path) -> tuple[Source, ...]:
+    """Of the group of a line. Raises UserError for what is no picture, or outside of the file's folder."""
+    where = shown(path, 1000)
+    return tuple(
+        Source.of_file(path.parent / below(name, where, "preference file"), where) for name in preference.sources
+    )
 
 
 def _add(group: RatedGroup, found: _Found) -> None:

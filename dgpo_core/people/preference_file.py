@@ -9,7 +9,8 @@
 
     {"prompt": "two squares", "images": ["n-0.png", "n-1.png"], "ratings": [0.4, -0.4], "by": "taste", "version": 3}
 
-images: files, relative to the folder that the preference file is in. ranking (and worst), pairs, thumbs, ratings, skip:
+images: files, relative to the folder that the preference file is in; where they are edits, "sources" are the pictures
+that they are made of, likewise. ranking (and worst), pairs, thumbs, ratings, skip:
 one of them, as `preferences` has it. prompt: may be left out where the images hold it (`comfy_png`). version: 2, or
 none. It matters to a ranking that leaves images out: in lines without a version they count as middling, as they always
 did (`preferences.middling_scores`), not as worse than all that are ranked. by: "taste" where nobody was asked, because
@@ -47,6 +48,7 @@ class Preference:
     """What was said about one group. answer: as `preferences` describes it; key: the question's, "" for none.
 
     by: TASTE where no person said it. agreed: the share of a person's pairs that a taste had ordered alike beforehand.
+    sources: the pictures that the images are edits of.
     """
 
     prompt: str
@@ -55,6 +57,7 @@ class Preference:
     key: str = ""
     by: str = ""
     agreed: float | None = None
+    sources: tuple[str, ...] = ()
 
     def scores(self) -> list[float] | None:
         """The images' scores; None where nothing was said that tells one from another."""
@@ -63,6 +66,8 @@ class Preference:
     def line(self) -> str:
         """As the file holds it."""
         record = {"prompt": self.prompt, "images": list(self.images), **self.answer, "version": VERSION}
+        if self.sources:
+            record["sources"] = list(self.sources)
         if self.by:
             record |= {"by": self.by, "version": TASTE_VERSION}
         if self.agreed is not None:
@@ -81,6 +86,9 @@ class Preference:
             raise UserError('"images" must be a list of the names of the group\'s files.')
         if not isinstance(prompt, str) or not isinstance(key, str):
             raise UserError('"prompt" must be a text.')
+        sources = record.get("sources", [])
+        if not isinstance(sources, list) or not all(isinstance(name, str) and name for name in sources):
+            raise UserError('"sources" must be a list of the names of the pictures that the images are edits of.')
         version = record.get("version", 1)
         by, agreed = record.get("by", ""), record.get("agreed")
         if type(version) is not int or not 1 <= version <= (TASTE_VERSION if by else VERSION):
@@ -93,7 +101,7 @@ class Preference:
         scores_from(answer, len(images))
         if version == 1:
             answer = _first_version(answer, len(images))
-        return Preference(prompt.strip(), tuple(images), answer, key, by, agreed)
+        return Preference(prompt.strip(), tuple(images), answer, key, by, agreed, tuple(sources))
 
 
 def _first_version(answer: dict[str, Any], size: int) -> dict[str, Any]:

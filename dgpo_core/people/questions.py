@@ -38,6 +38,16 @@ class AskedGroup:
     images: tuple[Mapping[str, str], ...]
     sources: tuple[Mapping[str, str], ...] = ()
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the images' files."""
+        return tuple(image["filename"] for image in self.images)
+
+    @property
+    def source_files(self) -> tuple[str, ...]:
+        """Those of the sources."""
+        return tuple(source["filename"] for source in self.sources)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -103,7 +113,7 @@ class Answer:
     def preferences(self, groups: Sequence[AskedGroup], keys: Sequence[str]) -> list[Preference]:
         """As a preference file holds it; `keys` are the questions', one for each group."""
         rows = zip(groups, self.groups, keys, strict=True)
-        return [Preference(g.prompt, tuple(i["filename"] for i in g.images), said, key) for g, said, key in rows]
+        return [Preference(g.prompt, g.files, said, key, sources=g.source_files) for g, said, key in rows]
 
     @staticmethod
     def nothing(groups: int) -> "Answer":

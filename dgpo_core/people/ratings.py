@@ -1,8 +1,9 @@
 """Ratings of single images, in all the forms that a folder can hold at once:
 
-    a.json or a.png.json    beside a.png: {"rating": 4, "prompt": "a red circle"}
+    a.json or a.png.json    beside a.png: {"rating": 4, "prompt": "a red circle"}; where a.png is an edit of another
+                            picture, with {"source": "before.png"}
     ratings.json            {"a.png": 4, "b.png": {"rating": 2, "prompt": "two squares"}}
-    *.csv                   with a first line that names the columns file, rating and, if you like, prompt
+    *.csv                   with a first line that names the columns file, rating and, if you like, prompt and source
     a.png.xmp or a.xmp      stars of digiKam, darktable, Lightroom and the like; they may be in the image itself, too
     metadata.json           stars of Eagle, in a folder NAME.info with its image
 
@@ -22,6 +23,7 @@ from typing import Any
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.pixels import Unreadable
 from dgpo_core.common.reading import read_bytes, read_json, read_text, shown
+from dgpo_core.common.source import below
 from dgpo_core.people.picture_file import hints_at_rating, read_picture, xmp_rating
 from dgpo_core.people.preferences import MOST_RATING, is_rating
 
@@ -43,16 +45,21 @@ _DELIMITERS = (",", ";", "\t")
 
 @dataclass(frozen=True)
 class Rated:
-    """What was said about one image. prompt "": ask the image. where: file, and line; nearness: as above."""
+    """What was said about one image. prompt "": ask the image. where: file, and line; nearness: as above.
+
+    source: the picture that it is an edit of.
+    """
 
     rating: float
     prompt: str
     where: str
     nearness: int
+    source: Path | None = None
 
     def agrees(self, other: "Rated") -> bool:
-        """Whether both give one rating, and no two prompts."""
-        return self.rating == other.rating and (self.prompt == other.prompt or not (self.prompt and other.prompt))
+        """Whether both give one rating and one source, and no two prompts."""
+        same = self.rating == other.rating and self.source == other.source
+        return same and (self.prompt == other.prompt or not (self.prompt and other.prompt))
 
 
 @dataclass
@@ -82,7 +89,8 @@ class Ratings:
             )
         elif old.nearness == new.nearness and not old.agrees(new):
             values = f"{old.rating:g} in {old.where} and {new.rating:g} in {new.where}"
-            what = "is rated" if old.rating != new.rating else "has two prompts, rated"
+            what = "has two prompts, rated" if old.rating == new.rating else "is rated"
+            what = "is an edit of two pictures, rated" if old.source != new.source else what
             self._disputed[image] = f"Left out: {shown(image, 1000)} {what} {values}"
 
     def settle(self) -> None:
@@ -145,8 +153,9 @@ def _read_csv(path: Path, found: Ratings) -> None:
             raise UserError(f"{where}: there is no file's name.")
         if rating:
             value = _number(rating, decimal_comma=delimiter != ",")
-            _add({"rating": rating if value is None else value, "prompt": row.get("prompt", "")}, path.parent / name,
-                 where, TABLE, found)  # fmt: skip
+            said = {name: row.get(name, "") for name in ("prompt", "source")}
+            record = {**said, "rating": rating if value is None else value}
+            _add(record, path.parent / name, path.parent, where, TABLE, found)
 
 
 def _table_text(path: Path) -> tuple[str, str]:
@@ -171,7 +180,7 @@ def _columns(line: str, delimiter: str) -> list[str]:
 def _rows(path: Path, lines: Sequence[str], delimiter: str, skipped: int) -> Iterator[tuple[str, dict[str, str]]]:
     """Each row by its columns, and where it stands. Raises UserError for one that does not fit the first line."""
     names = _columns(lines[0], delimiter)
-    twice = next((name for name in ("file", "rating", "prompt") if names.count(name) > 1), None)
+    twice = next((name for name in ("file", "rating", "prompt", "source") if names.count(name) > 1), None)
     if twice:
         raise UserError(f"{shown(path, 1000)}:{skipped + 1}: there are two columns {twice}.")
     rows = csv.reader(io.StringIO("".join(lines)), delimiter=delimiter, skipinitialspace=True)
@@ -203,14 +212,17 @@ def _read_ratings_json(path: Path, found: Ratings) -> None:
         raise UserError(f'{shown(path, 1000)} must be an object such as {{"a.png": 4, "b.png": 2}}.')
     for name, value in said.items():
         record = value if isinstance(value, dict) else {"rating": value}
-        _add(record, path.parent / name, f"{shown(path, 1000)}: {shown(name)}", TABLE, found)
+        _add(record, path.parent / name, path.parent, f"{shown(path, 1000)}: {shown(name)}", TABLE, found)
 
 
-def _add(record: Any, image: Path, where: str, nearness: int, found: Ratings) -> None:
-    """The rating in an object; none where it has none, as in a workflow that lies beside its picture."""
+def _add(record: Any, image: Path, folder: Path, where: str, nearness: int, found: Ratings) -> None:
+    """The rating in an object; none where it has none, as in a workflow that lies beside its picture.
+
+    folder: of the file that says so.
+    """
     if not isinstance(record, Mapping) or record.get("rating") is None:
         return
-    rating, prompt = record["rating"], record.get("prompt", "")
+    rating, prompt, source = record["rating"], record.get("prompt", ""), record.get("source") or ""
     if nearness == BESIDE and isinstance(rating, str) and rating.isalpha():
         found.notes.append(f"Left out: {where} has the rating {shown(rating, 30)!r}, which is no number")
         return
@@ -220,7 +232,10 @@ def _add(record: Any, image: Path, where: str, nearness: int, found: Ratings) ->
         )
     if not isinstance(prompt, str):
         raise UserError(f"{where}: the prompt must be a text.")
-    found.add(image, Rated(float(rating), prompt.strip(), where, nearness))
+    if not isinstance(source, str):
+        raise UserError(f'{where}: "source" must be the path of a picture.')
+    before = folder / below(source.strip(), where, "ratings") if source.strip() else None
+    found.add(image, Rated(float(rating), prompt.strip(), where, nearness, before))
 
 
 def _told(value: Any) -> str:
@@ -233,7 +248,7 @@ def _told(value: Any) -> str:
 def _read_beside(image: Path, there: set[Path], found: Ratings) -> None:
     for path in (image.with_suffix(".json"), image.with_name(f"{image.name}.json")):
         if path in there and path.name not in ("ratings.json", "metadata.json"):
-            _add(read_json(path, "The file"), image, shown(path, 1000), BESIDE, found)
+            _add(read_json(path, "The file"), image, path.parent, shown(path, 1000), BESIDE, found)
     for path in (image.with_suffix(".xmp"), image.with_name(f"{image.name}.xmp")):
         if path in there:
             _add_stars(xmp_rating(_xmp(path, found)), image, path, found)

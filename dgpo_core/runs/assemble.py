@@ -72,7 +72,7 @@ def rated_groups(config: Config) -> Gallery | None:
 def training_prompts(config: Config, gallery: Gallery | None = None) -> list[Prompt]:
     """The prompts that are trained on."""
     if gallery:
-        return [Prompt(text) for text in gallery.prompts]
+        return gallery.prompts
     if config.data.text:
         return _drawn(read_prompts(config.data.text), config)
     if not config.data.prompts:

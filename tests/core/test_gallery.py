@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from comfy_server import ComfyServer
+from PIL import Image
 from rated_folder import comfy_graph, groups, paint
 
 from dgpo_core.comfy.png import NoPrompt, prompt_of
@@ -82,7 +83,7 @@ def test_subfolders_count_and_prompts_part_the_groups(folder: Path) -> None:
     (folder / "all.csv").write_text("file,rating\n2024/a.png,1\n2024/b.png,2\n2025/a.png,3\n")
     (folder / "2025" / "b.json").write_text('{"rating": 4, "prompt": "a fox"}')
     assert groups(folder) == [("a fox", ["a.png", "b.jpg"], [1.0, 4.0]), ("an owl", ["b.png", "a.png"], [2.0, 3.0])]
-    assert read_gallery(folder).prompts == ["a fox", "an owl"]
+    assert [prompt.text for prompt in read_gallery(folder).prompts] == ["a fox", "an owl"]
 
 
 def test_a_file_beside_the_image_goes_before_one_for_the_folder(folder: Path) -> None:
@@ -91,6 +92,64 @@ def test_a_file_beside_the_image_goes_before_one_for_the_folder(folder: Path) ->
     (folder / "all.csv").write_text("file,rating,prompt\na.png,1,an owl\nb.png,2,\n")
     (folder / "a.json").write_text('{"rating": 5}')
     assert groups(folder) == [("a fox", ["a.png", "b.png"], [5.0, 2.0])]
+
+
+# --- edits -----------------------------------------------------------------------------------------------------------
+
+EDITS = [("make it red", "day.png", ["a.png", "b.png"]), ("make it red", "night.png", ["c.png", "d.png"])]
+
+
+def edited(folder: Path) -> list[tuple[str, str, list[str]]]:
+    """Prompt, source and file names of each group."""
+    found = read_gallery(folder).groups
+    return [(g.prompt, g.sources[0].file.name, [path.name for path in g.files]) for g in found if g.sources[0].file]
+
+
+def before(folder: Path) -> None:
+    """Two sources, and four pictures made of them."""
+    for name, colour in (("day", "white"), ("night", "black"), *((name, "red") for name in "abcd")):
+        Image.new("RGB", (8, 8), colour).save(folder / f"{name}.png")
+
+
+def test_edits_of_one_source_are_a_group_in_every_form(folder: Path) -> None:
+    before(folder)
+    rows = [(f"{name}.png", i, "make it red", "day.png" if name in "ab" else "night.png")
+            for i, name in enumerate("abcd")]  # fmt: skip
+    table = folder / "all.csv"
+    table.write_text("file,rating,prompt,source\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows))
+    assert edited(folder) == EDITS
+    assert read_gallery(folder).notes == ()  # the sources are no pictures without a rating
+    table.unlink()
+    said = {name: {"rating": rating, "prompt": prompt, "source": source} for name, rating, prompt, source in rows}
+    (folder / "ratings.json").write_text(json.dumps(said))
+    assert edited(folder) == EDITS
+    (folder / "ratings.json").unlink()
+    for name, record in said.items():
+        (folder / name).with_suffix(".json").write_text(json.dumps(record))
+    assert edited(folder) == EDITS
+    assert len(read_gallery(folder).prompts) == 2
+
+
+def test_the_answers_about_edits_name_their_sources(folder: Path) -> None:
+    before(folder)
+    line = {"prompt": "make it red", "images": ["a.png", "b.png"], "ranking": [[1]], "version": 2}
+    (folder / "p.jsonl").write_text(json.dumps({**line, "sources": ["day.png"]}))
+    assert edited(folder) == EDITS[:1]
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("gone.png", r"all\.csv:2: there is no picture .*gone\.png: paths are relative to the file that names it"),
+        ("../x.png", r"all\.csv:2: the picture \.\./x\.png must be beside the ratings or in a folder below"),
+        ("all.csv", r"all\.csv:2: the picture .*all\.csv cannot be read"),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_told_with_its_line(folder: Path, source: str, sentence: str) -> None:
+    before(folder)
+    (folder / "all.csv").write_text(f"file,rating,prompt,source\na.png,1,make it red,{source}\nb.png,2,red,\n")
+    with pytest.raises(UserError, match=sentence):
+        read_gallery(folder)
 
 
 # --- what is left out ------------------------------------------------------------------------------------------------

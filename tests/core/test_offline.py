@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import rated_folder
+import tiny
 import torch
 from engine import SIZE, accumulate, make_tasks, quick, weights, write_quick
 from PIL import Image
@@ -17,6 +18,7 @@ from torch import Tensor
 from dgpo_core import evaluate, train
 from dgpo_core.common.errors import UserError
 from dgpo_core.method.offline import RatedGroups, read_images
+from dgpo_core.method.trainer import Trainer
 from dgpo_core.people.gallery import RatedGroup, read_gallery
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
@@ -51,6 +53,22 @@ def test_every_group_comes_once_per_round_in_an_order_of_the_seed(folder: Path) 
     assert len({tuple(one) for one in rounds}) == 3
     assert [group.prompt for group in rated(folder, 5).at(2)] == rounds[2]  # without what came before
     assert [group.prompt for group in rated(folder, 5, seed=1).at(0)] != rounds[0]
+
+
+def test_edits_are_trained_with_the_pictures_that_they_are_made_of(tmp_path: Path) -> None:
+    for i, name in enumerate(("before", "a", "b")):
+        Image.effect_noise((tiny.SIZE, tiny.SIZE), 20 + 40 * i).convert("RGB").save(tmp_path / f"{name}.png")
+    rows = "".join(f"{name}.png,{i},red,before.png\n" for i, name in enumerate("ab"))
+    (tmp_path / "all.csv").write_text("file,rating,prompt,source\n" + rows)
+    size, policy = (tiny.SIZE, tiny.SIZE), tiny.shared("kontext")
+    prompts = read_gallery(tmp_path).prompts
+    policy.check_sources(prompts, size)
+    trainer = Trainer(policy, prompts, {}, quick(reward="ratings", training={"lr": 1e-3}), size=size)
+    group = rated(tmp_path).load(read_gallery(tmp_path).groups[0], policy, size)
+    assert torch.equal(group.sources[0], prompts[0].sources[0].image())
+    assert trainer.iterate_rated(rated(tmp_path)).metrics["grad_norm"] > 0
+    with pytest.raises(UserError, match=r"all\.csv:2: .* brings 1 picture, but .* sd3 draws from text"):
+        tiny.shared("sd3").check_sources(prompts, size)
 
 
 def test_an_iteration_takes_no_group_twice(folder: Path) -> None:

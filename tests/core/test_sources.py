@@ -1,8 +1,10 @@
 """Pictures that prompts bring: how they are read, what is wrong with them, and where they are shown."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from dgpo_core.common.pictures import grid
 from dgpo_core.common.prompts import Prompt, load_prompts
 from dgpo_core.common.source import Source
 from dgpo_core.people.ask import ask
-from dgpo_core.people.questions import Questions
+from dgpo_core.people.gallery import read_gallery
+from dgpo_core.people.questions import OPENED, Questions
 from dgpo_core.rewards import Reward, guard, make_reward, score_groups
 
 RED = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 8, 8).contiguous()
@@ -147,6 +150,21 @@ def test_the_sheet_of_pictures_shows_the_source_before_its_group() -> None:
     tile = (sheet.width - plain.width) - 6
     assert sheet.getpixel((6 + tile // 2, sheet.height // 2)) == (255, 0, 0)
     assert sheet.getpixel((6 + tile + 6 + tile // 2, sheet.height // 2)) == (0, 0, 0)
+
+
+def test_what_people_say_of_edits_is_a_folder_to_train_on(tmp_path: Path) -> None:
+    made = group((Source.of_pixels(RED),), torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]))
+    answering: list[Questions] = []
+
+    def notify(event: str, data: Mapping[str, Any]) -> None:
+        if event == OPENED:
+            answering[0].answer(data["token"], {"groups": [{"ranking": [[1]]}]})
+
+    answering.append(Questions(notify))
+    ask(answering[0], [made], ["k"], tmp_path, {}, mode="rank", pairs=0, timeout_s=0, check=lambda: None)
+    (found,) = read_gallery(tmp_path).groups
+    assert [path.name for path in found.files] == ["k-0.png", "k-1.png"]
+    assert torch.equal(found.sources[0].image(), RED)
 
 
 def test_the_person_who_ranks_is_shown_the_source(tmp_path: Path) -> None:
