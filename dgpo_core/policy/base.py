@@ -129,7 +129,10 @@ class Policy(ABC):
                     f' {shown(prompt.text, 60)!r} brings none: add "image" to it in a .jsonl file.'
                 )
             if count > most:
-                takes, instead = "draws from text alone", 'take one that edits (FLUX.1 Kontext), or leave "image" out'
+                takes, instead = (
+                    "draws from text alone",
+                    'take one that edits (FLUX.1 Kontext, FLUX.2), or leave "image" out',
+                )
                 if most:
                     takes, instead = f"takes at most {most}", "leave the others out"
                 raise UserError(

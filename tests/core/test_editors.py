@@ -7,11 +7,12 @@ import bright
 import pytest
 import tiny
 import torch
-from diffusers import FluxKontextPipeline
+from diffusers import Flux2KleinPipeline, FluxKontextPipeline
 from engine import quick
 from torch import Tensor
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.pictures import to_pil
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.seeds import noise
 from dgpo_core.common.source import Source
@@ -113,6 +114,51 @@ def test_an_editor_trains_saves_and_comes_back(folder: Path, tmp_path: Path, kl_
     assert (drawn(policy) - base).abs().max() > 1e-4
     # alpha / rank is multiplied into B when a file is written: one rounding of float32 apart
     assert torch.allclose(drawn(again), drawn(policy), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_flux2_edits_as_diffusers_own_pipeline_does(count: int) -> None:
+    size = (64, 64)  # of less its pipeline takes no pictures
+    sources = tuple(Source.of_pixels(picture(seed, *size)) for seed in range(count))
+    policy = load_policy(tiny.folder("flux2"), rank=2)
+    with policy.using(None):
+        ours, plain = (
+            rollout(policy, policy.solver("euler", 3, *size), [Prompt("red", sources=of)], [[5]], size=size, cfg=2.0)[0]
+            for of in (sources, ())
+        )
+    pipe = Flux2KleinPipeline.from_pretrained(tiny.folder("flux2"))
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        image=[to_pil(source.image()) for source in sources],
+        prompt="red",
+        guidance_scale=2.0,
+        height=size[0],
+        width=size[1],
+        num_inference_steps=3,
+        max_sequence_length=pipe.tokenizer.model_max_length,
+        latents=noise(5, policy.latent_shape(*size))[None],
+        output_type="pt",
+    ).images
+    assert torch.allclose(ours.images, theirs, atol=1e-5)
+    assert not torch.allclose(ours.images, plain.images, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_flux2_trains_on_edits() -> None:
+    policy = load_policy(tiny.folder("flux2"), rank=2, alpha=4.0, seed=1)
+    config = quick(rollout={"solver": "euler", "cfg": 2.0}, training={"lr": 3e-2, "kl_weight": 1e-2})
+    trainer = Trainer(policy, EDITS, {"bright": bright.Bright()}, config, size=SIZE)
+    assert trainer.iterate().metrics["grad_norm"] > 0
+
+
+def test_flux2_refuses_prompts_that_bring_different_numbers_of_pictures() -> None:
+    policy = tiny.shared("flux2")
+    policy.check_sources([Prompt("red")], SIZE)
+    with pytest.raises(
+        UserError, match=r"^p\.jsonl:3: the prompt 'blue' brings 0 of the pictures .* first one 1: a mod"
+    ):
+        policy.check_sources([edit("red", 1), Prompt("blue", {}, "p.jsonl:3")], SIZE)
 
 
 def test_an_editor_refuses_a_prompt_without_a_source_and_one_with_two() -> None:

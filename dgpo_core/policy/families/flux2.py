@@ -1,19 +1,25 @@
-"""FLUX.2 klein and dev: flow, prompts read by a language model at three depths, latents of 2 x 2 patches."""
+"""FLUX.2 klein and dev: flow, prompts read by a language model at three depths, latents of 2 x 2 patches; they edit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.reading import shown
+from dgpo_core.policy.base import Cond
 from dgpo_core.policy.families.flow import FlowPolicy
+from dgpo_core.policy.families.sources import SourceLatents, beside
 from dgpo_core.policy.lora.names import Place, of_blocks
 from dgpo_core.policy.vae import Latents
 
 _TOKENS = 512  # diffusers' default max_sequence_length
 _MOST_SINGLE_BLOCKS = 48  # of dev
+_APART = 10  # of two pictures, as diffusers' own pipeline has it
 
 _DOUBLE = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn.proj": ("attn.to_out.0",),
@@ -61,17 +67,22 @@ class _OfPatches(Latents):
 
 
 class Flux2(FlowPolicy):
-    """FLUX.2 klein (4B: Apache-2.0; 9B: FLUX non-commercial) and dev (FLUX non-commercial), as text-to-image models.
+    """FLUX.2 klein (4B: Apache-2.0; 9B: FLUX non-commercial) and dev (FLUX non-commercial).
 
     klein is distilled to 4 steps without guidance, klein-base is not. dev takes `guidance` as an input. A latent
     [B,128,h,w] is four of the VAE's in one, so that a place is 16 pixels wide; it is drawn, and trained, as the VAE's
     batch norm leaves it. A prompt always has 512 tokens: what fills it up is attended to, as it was in its training.
+
+    A prompt may bring up to four pictures, and all prompts of a training as many; their latents are further tokens,
+    each picture's at a time of its own. They have the proportions of what is drawn, and are scaled to its size.
+    (diffusers' own pipeline takes them at their own.)
     """
 
     family = "flux2"
     latents_class = _OfPatches
     pipeline_classes = ("Flux2KleinPipeline", "Flux2Pipeline")
     built_as_named = True
+    sources = (0, 4)
     architecture = "flux-2"
     base_version = "flux2"
     marks = ("double_stream_modulation_img.lin.weight",)
@@ -87,6 +98,10 @@ class Flux2(FlowPolicy):
     parts = {"text_encoder": (), "vae": ()}  # noqa: RUF012 - as in the base class
     example = "black-forest-labs/FLUX.2-klein-base-4B"
 
+    def __init__(self, pipe: Any, **options: Any) -> None:
+        super().__init__(pipe, **options)
+        self._source_latents = SourceLatents(self)
+
     @classmethod
     def makers_names(cls, network: Any, own: Mapping[str, nn.Module]) -> Iterator[tuple[str, Place]]:
         yield from of_blocks(network, "double_blocks", "transformer_blocks", _DOUBLE)
@@ -99,6 +114,24 @@ class Flux2(FlowPolicy):
         side: int = self.pipe.default_sample_size * self.pipe.vae_scale_factor
         return side, side
 
+    def check_sources(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
+        super().check_sources(prompts, size)
+        other = next((prompt for prompt in prompts if len(prompt.sources) != len(prompts[0].sources)), None)
+        if other is not None:
+            raise UserError(
+                f"{shown(other.where, 1000) or 'A prompt'}: the prompt {shown(other.text, 60)!r} brings"
+                f" {len(other.sources)} of the pictures to edit, and the first one {len(prompts[0].sources)}: a model"
+                " of the family flux2 is trained on prompts that all bring as many."
+            )
+
+    def condition(self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]) -> tuple[list[Cond], Cond]:
+        conds, uncond = super().condition(prompts, negative, size)
+        if not any(prompt.sources for prompt in prompts):
+            return conds, uncond
+        of = self._source_latents.of
+        each = [torch.stack([of(source, size) for source in prompt.sources], 1) for prompt in prompts]  # [1,n,C,h,w]
+        return beside(conds, uncond, each)
+
     def _encode(self, text: str) -> dict[str, Tensor]:
         tokens, _ = self.pipe.encode_prompt(
             text,
@@ -109,15 +142,20 @@ class Flux2(FlowPolicy):
 
     def _forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         height, width = x.shape[-2:]
-        length = cond["tokens"].shape[1]
+        length, pictures = cond["tokens"].shape[1], x[:, None]
+        if "source" in cond:
+            pictures = torch.cat([pictures, cond["source"].to(x.dtype)], 1)
+        count = pictures.shape[1]
         # whole numbers: bfloat16 has not all of them above 256, and a prompt's places go on to 511
-        image_ids = self._constant(("image_ids", height, width), lambda: _grid(1, height, width, 1), torch.int64)
+        image_ids = self._constant(
+            ("image_ids", count, height, width), lambda: _places(count, height, width), torch.int64
+        )
         text_ids = self._constant(("text_ids", length), lambda: _grid(1, 1, 1, length), torch.int64)
         guidance = None
         if self.network.config.guidance_embeds:
             guidance = torch.full((len(x),), self.guidance, device=x.device, dtype=torch.float32)
         tokens = self.network(
-            hidden_states=x.flatten(2).transpose(1, 2),
+            hidden_states=pictures.transpose(1, 2).flatten(2).transpose(1, 2),
             timestep=t / self.prediction.num_train_timesteps,
             guidance=guidance,
             encoder_hidden_states=cond["tokens"],
@@ -125,7 +163,7 @@ class Flux2(FlowPolicy):
             img_ids=image_ids,
             return_dict=False,
         )[0]
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        return tokens[:, : height * width].transpose(1, 2).unflatten(2, (height, width))
 
     def _solver_options(self, steps: int, latent: tuple[int, int, int]) -> dict[str, Any]:
         options = super()._solver_options(steps, latent)
@@ -135,6 +173,11 @@ class Flux2(FlowPolicy):
 def _grid(*lengths: int) -> Tensor:
     """The four coordinates of every token, [product of lengths, 4]: time, row, column, place in the text."""
     return torch.cartesian_prod(*(torch.arange(length) for length in lengths))
+
+
+def _places(count: int, height: int, width: int) -> Tensor:
+    """Of the noisy latent's tokens, and of each source's, which are ten apart in time: [count * height * width, 4]."""
+    return _grid(count, height, width, 1) * torch.tensor([_APART, 1, 1, 1])
 
 
 def _empirical_mu(tokens: int, steps: int) -> float:

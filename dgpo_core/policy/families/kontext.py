@@ -11,7 +11,7 @@ from dgpo_core.common.prompts import Prompt
 from dgpo_core.policy.base import Cond
 from dgpo_core.policy.families.flux import Flux
 from dgpo_core.policy.families.patches import unpack
-from dgpo_core.policy.families.sources import SourceLatents
+from dgpo_core.policy.families.sources import SourceLatents, beside
 
 
 class Kontext(Flux):
@@ -41,10 +41,7 @@ class Kontext(Flux):
 
     def condition(self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]) -> tuple[list[Cond], Cond]:
         conds, uncond = super().condition(prompts, negative, size)
-        latents = [self._source_latents.of(prompt.sources[0], size) for prompt in prompts]
-        edits = [Cond({**cond.tensors, "source": z}) for cond, z in zip(conds, latents, strict=True)]
-        without = [Cond({**uncond.tensors, "source": z}) for z in latents]
-        return edits, Cond.cat(without) if without else uncond
+        return beside(conds, uncond, [self._source_latents.of(prompt.sources[0], size) for prompt in prompts])
 
     def _forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         return unpack(self._velocity(x, t, cond, cond["source"]), *x.shape[-2:])

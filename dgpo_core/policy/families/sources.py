@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from dgpo_core.common.source import Source
+from dgpo_core.policy.base import Cond
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
 MOST_BYTES = 2**28
@@ -32,3 +34,10 @@ class SourceLatents:
         while len(self._kept) > 1 and sum(latents.nbytes for latents in self._kept.values()) > MOST_BYTES:
             self._kept.popitem(last=False)
         return self._kept[key].to(policy.device, policy.dtype)
+
+
+def beside(conds: Sequence[Cond], uncond: Cond, sources: Sequence[Tensor]) -> tuple[list[Cond], Cond]:
+    """Every prompt's conditioning with its sources, and the negative one with those of each prompt."""
+    edits = [Cond({**cond.tensors, "source": z}) for cond, z in zip(conds, sources, strict=True)]
+    without = [Cond({**uncond.tensors, "source": z}) for z in sources]
+    return edits, Cond.cat(without) if without else uncond
