@@ -18,6 +18,7 @@ PRESETS = {
     "chroma": "chroma-pickscore",
     "flux2": "flux2-klein-pickscore",
     "qwenimage": "qwenimage-pickscore",
+    "qwen-image-edit": "qwenimage-pickscore",
     "zimage": "zimage",
 }
 """By kind of model: "embedded", or a family."""

@@ -7,7 +7,8 @@ import bright
 import pytest
 import tiny
 import torch
-from diffusers import Flux2KleinPipeline, FluxKontextPipeline
+from diffusers import Flux2KleinPipeline, FluxKontextPipeline, QwenImageEditPlusPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from engine import quick
 from torch import Tensor
 
@@ -150,6 +151,49 @@ def test_flux2_trains_on_edits() -> None:
     config = quick(rollout={"solver": "euler", "cfg": 2.0}, training={"lr": 3e-2, "kl_weight": 1e-2})
     trainer = Trainer(policy, EDITS, {"bright": bright.Bright()}, config, size=SIZE)
     assert trainer.iterate().metrics["grad_norm"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_qwen_image_edits_as_diffusers_own_pipeline_does(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, prompt = tiny.folder("qwen-image-edit"), Prompt("red", sources=tuple(e.sources[0] for e in EDITS[:count]))
+    policy = load_policy(folder, rank=2)
+    policy.check_sources([prompt], SIZE)
+    with policy.using(None):
+        (ours,) = rollout(
+            policy, policy.solver("euler", 3, *SIZE), [prompt], [[5]], size=SIZE, cfg=2.0, negative_prompt="blue"
+        )
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", SIZE[0] * SIZE[1])  # else about a megapixel
+    pipe = QwenImageEditPlusPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    first = noise(5, policy.latent_shape(*SIZE))[None]
+    theirs = pipe(
+        image=[to_pil(source.image()) for source in prompt.sources],
+        prompt="red",
+        negative_prompt="blue",
+        true_cfg_scale=2.0,
+        height=SIZE[0],
+        width=SIZE[1],
+        num_inference_steps=3,
+        latents=pack(first),
+        output_type="pt",
+    ).images
+    assert torch.allclose(ours.images, theirs, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_qwen_image_edit_trains_and_sees_each_prompts_own_picture(tmp_path: Path) -> None:
+    policy = load_policy(tiny.folder("qwen-image-edit"), rank=2, alpha=4.0, seed=1)
+    first, other = policy.condition([EDITS[0], replace(EDITS[0], sources=EDITS[1].sources)], "", SIZE)[0]
+    assert not torch.allclose(first.tensors["tokens"], other.tensors["tokens"])  # its text encoder looks at them
+    config = quick(rollout={"solver": "euler", "cfg": 2.0}, training={"lr": 3e-2, "kl_weight": 1e-2})
+    trainer = Trainer(policy, EDITS, {"bright": bright.Bright()}, config, size=SIZE)
+    assert trainer.iterate().metrics["grad_norm"] > 0
+    path = tmp_path / "lora.safetensors"
+    policy.save_lora(path)
+    load_policy(tiny.folder("qwenimage"), init_lora=path)  # the network is Qwen-Image's
+    with pytest.raises(UserError, match="edits pictures, and the prompt 'red' brings none"):
+        policy.check_sources([Prompt("red")], SIZE)
 
 
 def test_flux2_refuses_prompts_that_bring_different_numbers_of_pictures() -> None:

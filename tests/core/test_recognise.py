@@ -131,6 +131,13 @@ def test_kontext_has_the_tensors_of_flux_and_is_known_by_its_name_or_header(
     assert family_class("flux", "kontext", "It") is FAMILIES["kontext"]
 
 
+def test_qwen_image_edit_has_the_tensors_of_qwen_image_and_is_known_by_its_name(tmp_path: Path) -> None:
+    (mark,) = FAMILIES["qwenimage"].marks
+    for name, family in (("qwen_image_edit_2509_bf16", "qwen-image-edit"), ("qwen_image_bf16", "qwenimage")):
+        save_file({mark: torch.zeros(4, 4)}, tmp_path / f"{name}.safetensors")
+        assert recognise(read_header(tmp_path / f"{name}.safetensors")) == family
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_known_by_each_of_its_marks(family: str, tmp_path: Path) -> None:
     for mark in FAMILIES[family].marks:

@@ -131,7 +131,7 @@ def _of_batch_norm(policy: DiffusersPolicy) -> tuple[Tensor, Tensor]:
 def decoded(policy: DiffusersPolicy, z: Tensor) -> Tensor:
     """Pictures in -1..1, not clamped, of latents as they are drawn: what its pipeline does at its end."""
     vae, config = policy.pipe.vae, policy.pipe.vae.config
-    if policy.family == "qwenimage":
+    if policy.family in ("qwenimage", "qwen-image-edit"):
         mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (config.latents_mean, config.latents_std))
         return vae.decode((z * std + mean).unsqueeze(2)).sample[:, :, 0]
     if policy.family == "flux2":
@@ -143,7 +143,7 @@ def decoded(policy: DiffusersPolicy, z: Tensor) -> Tensor:
 def encoded(policy: DiffusersPolicy, images: Tensor) -> Tensor:
     """Latents as they are drawn of pictures in -1..1."""
     vae, config = policy.pipe.vae, policy.pipe.vae.config
-    if policy.family == "qwenimage":
+    if policy.family in ("qwenimage", "qwen-image-edit"):
         mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (config.latents_mean, config.latents_std))
         return (vae.encode(images.unsqueeze(2)).latent_dist.mode()[:, :, 0] - mean) / std
     if policy.family == "flux2":

@@ -25,7 +25,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny_language import flux2, qwenimage, zimage
+from tiny_language import flux2, qwenimage, qwenimage_edit, zimage
 from tiny_parts import MAX_TOKENS, SIZE, tokenizer  # noqa: F401 - and for the tests
 from tiny_parts import clip as _clip
 from tiny_parts import vae as _vae
@@ -174,7 +174,7 @@ def kontext(folder: Path, **scheduler: Any) -> Any:
     return flux(folder, FluxKontextPipeline, **scheduler)
 
 
-EDITORS = {"kontext": kontext}
+EDITORS = {"kontext": kontext, "qwen-image-edit": qwenimage_edit}
 
 
 def chroma(folder: Path, **scheduler: Any) -> ChromaPipeline:
@@ -215,7 +215,7 @@ BUILDERS = {
 }
 
 
-UNUSED = {"qwenimage": ("transformer_blocks.1.attn.to_add_out",)}
+UNUSED = dict.fromkeys(("qwenimage", "qwen-image-edit"), ("transformer_blocks.1.attn.to_add_out",))
 """By family, modules of its last block that nothing of the picture depends on, so that they get no gradient."""
 
 

@@ -12,13 +12,22 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from tiny_parts import talking, tokenizer, vae
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen3Config, Qwen3Model
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 
 def qwen3(words: int, layers: int = 2) -> Qwen3Model:
@@ -97,6 +106,29 @@ def qwenimage(folder: Path, **scheduler: Any) -> QwenImagePipeline:
         text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=sight)),
         tokenizer=tok,
     )
+
+
+SEEN = {
+    "<|vision_start|>": "vision_start_token_id",
+    "<|image_pad|>": "image_token_id",
+    "<|video_pad|>": "video_token_id",
+    "<|vision_end|>": "vision_end_token_id",
+}
+"""What stands for a picture in a prompt of Qwen2.5-VL, and how its config calls it."""
+
+
+def qwenimage_edit(folder: Path, **scheduler: Any) -> QwenImageEditPlusPipeline:
+    """Qwen-Image-Edit-2509: Qwen-Image's parts, and a processor that shows pictures to Qwen2.5-VL."""
+    made = qwenimage(folder, **scheduler)
+    tok, config = made.tokenizer, made.text_encoder.config
+    tok.add_special_tokens({"additional_special_tokens": list(SEEN)})
+    made.text_encoder.resize_token_embeddings(len(tok), mean_resizing=False)
+    for token, name in SEEN.items():
+        setattr(config, name, tok.convert_tokens_to_ids(token))
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(), tokenizer=tok, video_processor=Qwen2VLVideoProcessor()
+    )
+    return QwenImageEditPlusPipeline(**made.components, processor=processor)
 
 
 def flux2(folder: Path, **scheduler: Any) -> Flux2KleinPipeline:

@@ -9,6 +9,7 @@ from dgpo_core.policy.families.chroma import Chroma
 from dgpo_core.policy.families.flux import Flux
 from dgpo_core.policy.families.flux2 import Flux2
 from dgpo_core.policy.families.kontext import Kontext
+from dgpo_core.policy.families.qwenedit import QwenImageEdit
 from dgpo_core.policy.families.qwenimage import QwenImage
 from dgpo_core.policy.families.sd3 import SD3
 from dgpo_core.policy.families.sd15 import SD15
@@ -21,6 +22,7 @@ FAMILIES: dict[str, type[DiffusersPolicy]] = {
     "flux2": Flux2,
     "flux": Flux,
     "kontext": Kontext,
+    "qwen-image-edit": QwenImageEdit,
     "qwenimage": QwenImage,
     "zimage": ZImage,
     "sd3": SD3,

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.common.reading import shown
 from dgpo_core.policy.base import Cond
 from dgpo_core.policy.families.flow import FlowPolicy
-from dgpo_core.policy.families.sources import SourceLatents, beside
+from dgpo_core.policy.families.sources import SourceLatents, beside, require_as_many
 from dgpo_core.policy.lora.names import Place, of_blocks
 from dgpo_core.policy.vae import Latents
 
@@ -116,13 +114,7 @@ class Flux2(FlowPolicy):
 
     def check_sources(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
         super().check_sources(prompts, size)
-        other = next((prompt for prompt in prompts if len(prompt.sources) != len(prompts[0].sources)), None)
-        if other is not None:
-            raise UserError(
-                f"{shown(other.where, 1000) or 'A prompt'}: the prompt {shown(other.text, 60)!r} brings"
-                f" {len(other.sources)} of the pictures to edit, and the first one {len(prompts[0].sources)}: a model"
-                " of the family flux2 is trained on prompts that all bring as many."
-            )
+        require_as_many(prompts, self.family)
 
     def condition(self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]) -> tuple[list[Cond], Cond]:
         conds, uncond = super().condition(prompts, negative, size)

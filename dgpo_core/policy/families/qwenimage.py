@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class _OfFrames(Latents):
 
 
 class QwenImage(FlowPolicy):
-    """Qwen-Image and Qwen-Image-2512 (Apache-2.0). Not those that edit.
+    """Qwen-Image and Qwen-Image-2512 (Apache-2.0). Those that edit are in `qwenedit`.
 
     A prompt has as many tokens as it has; in a batch the shorter ones are filled up, and `mask` says by how much. Its
     makers name the network's modules as diffusers does.
@@ -43,10 +44,14 @@ class QwenImage(FlowPolicy):
 
     family = "qwenimage"
     latents_class = _OfFrames
-    pipeline_classes = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline")
+    pipeline_classes: ClassVar[tuple[str, ...]] = (
+        "QwenImagePipeline",
+        "QwenImageImg2ImgPipeline",
+        "QwenImageInpaintPipeline",
+    )
     architecture = "qwen-image"
     base_version = "qwen_image"
-    marks = ("transformer_blocks.0.img_mod.1.weight",)
+    marks: ClassVar[tuple[str, ...]] = ("transformer_blocks.0.img_mod.1.weight",)
     bare_names = True
     input_layer = "img_in.weight"
     packing = 4
@@ -71,15 +76,17 @@ class QwenImage(FlowPolicy):
 
     def _forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         height, width = x.shape[-2:]
+        pictures = [x, *(cond["source"].to(x.dtype).unbind(1) if "source" in cond else ())]
+        tokens = torch.cat([pack(picture) for picture in pictures], 1)
         packed = self.network(
-            hidden_states=pack(x),
+            hidden_states=tokens,
             timestep=t / self.prediction.num_train_timesteps,
             encoder_hidden_states=cond["tokens"],
             encoder_hidden_states_mask=unless_whole(cond["mask"]),
-            img_shapes=[[(1, height // 2, width // 2)]] * len(x),
+            img_shapes=[[(1, height // 2, width // 2)] * len(pictures)] * len(x),
             return_dict=False,
         )[0]
-        return unpack(packed, height, width)
+        return unpack(packed[:, : tokens.shape[1] // len(pictures)], height, width)
 
     def guide(self, u: Tensor, c: Tensor, scale: float) -> Tensor:
         """As its pipeline has it: what is guided keeps, patch by patch, the length of the prediction c."""

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from dgpo_core.common.errors import UserError
+from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.reading import shown
 from dgpo_core.common.source import Source
 from dgpo_core.policy.base import Cond
 from dgpo_core.policy.pipeline import DiffusersPolicy
@@ -34,6 +37,17 @@ class SourceLatents:
         while len(self._kept) > 1 and sum(latents.nbytes for latents in self._kept.values()) > MOST_BYTES:
             self._kept.popitem(last=False)
         return self._kept[key].to(policy.device, policy.dtype)
+
+
+def require_as_many(prompts: Sequence[Prompt], family: str) -> None:
+    """Raises UserError for a prompt that brings another number of pictures than the first one."""
+    other = next((prompt for prompt in prompts if len(prompt.sources) != len(prompts[0].sources)), None)
+    if other is not None:
+        raise UserError(
+            f"{shown(other.where, 1000) or 'A prompt'}: the prompt {shown(other.text, 60)!r} brings"
+            f" {len(other.sources)} of the pictures to edit, and the first one {len(prompts[0].sources)}: a model of"
+            f" the family {family} is trained on prompts that all bring as many."
+        )
 
 
 def beside(conds: Sequence[Cond], uncond: Cond, sources: Sequence[Tensor]) -> tuple[list[Cond], Cond]:

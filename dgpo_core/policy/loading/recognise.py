@@ -90,7 +90,7 @@ _UNLIKE: tuple[Kind, ...] = (  # looked for before the families, which some of t
     Kind("OmniGen 2", ("time_caption_embed.*",), _NATIVE),
     Kind("Qwen-Image 2.1", ("txt_in.text_norm.weight",), _NATIVE),
     Kind("Qwen-Image-Layered", ("time_text_embed.addition_t_embedding.weight",), "take Qwen-Image"),
-    Kind("Qwen-Image-Edit, which edits images", ("__index_timestep_zero__",), "take Qwen-Image"),
+    Kind("Qwen-Image-Edit-2511", ("__index_timestep_zero__",), "take its diffusers folder"),
     Kind("Mage or Lens", ("txt_norm.*",), _NATIVE, unless=("transformer_blocks.0.img_mod.1.weight",)),
     Kind("Wan", ("head.modulation",), _NATIVE),
     Kind("Cosmos", ("x_embedder.proj.1.weight", "blocks.block0.*"), _NATIVE),
@@ -144,7 +144,7 @@ def recognise(header: Header) -> str:
     for mark, (name, instead) in _ARCHITECTURES.items():
         if mark in architecture:
             raise _refused(header, name, instead)
-    told = f"{header.path.name} {architecture}".lower()
+    told = f"{header.path.name} {architecture}".lower().replace("_", "-")
     family = next((f for f, cls in FAMILIES.items() if cls.looks_like == family and f in told), family)
     refuse_channels(FAMILIES[family], _channels(FAMILIES[family], header), f"The model {shown(header.path)}")
     return family
