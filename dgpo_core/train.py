@@ -267,7 +267,7 @@ def _checkpoint(session: Session, run: Run) -> None:
 
 
 def _save_state(session: Session, path: Path) -> None:
-    tensors, info = session.trainer.step.state()
+    tensors, info = session.trainer.state()
     info |= {"seconds": session.elapsed(), "fingerprint": fingerprint(session.config)}
     info["ratings"] = session.ratings
     save_checkpoint(path, tensors, info)
@@ -286,7 +286,7 @@ def _resume(session: Session, run: Run | None) -> int:
                 f"The ratings in {session.config.groups} are not those that the run began with: start a new run, which"
                 " can go on from this one's LoRA with --lora.init."
             )
-        session.trainer.step.load_state(tensors, info)
+        session.trainer.load_state(tensors, info)
         seconds = info.get("seconds")
         session.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
     step, evaluator = session.trainer.iteration, session.evaluator
@@ -371,7 +371,7 @@ def _load(session: Session, path: Path) -> bool:
     """Go back to a checkpoint of this run, if it is whole."""
     try:
         tensors, info = load_checkpoint(path, fingerprint(session.config))
-        session.trainer.step.load_state(tensors, info)
+        session.trainer.load_state(tensors, info)
     except UserError:
         return False
     return True

@@ -134,9 +134,13 @@ class PromptStream(Generic[Item]):
 
     def at(self, iteration: int) -> list[Item]:
         """The `per_iteration` prompts of `iteration`, counted from 0."""
-        first, count = iteration * self.per_iteration, len(self.prompts)
-        places = [divmod(position, count) for position in range(first, first + self.per_iteration)]
-        return [self.prompts[_order(count, self.seed, epoch)[place]] for epoch, place in places]
+        first = iteration * self.per_iteration
+        return [self.prompts[self.number(turn)] for turn in range(first, first + self.per_iteration)]
+
+    def number(self, turn: int) -> int:
+        """Which of `prompts` has this turn, counted from 0."""
+        epoch, place = divmod(turn, len(self.prompts))
+        return _order(len(self.prompts), self.seed, epoch)[place]
 
 
 @functools.lru_cache(maxsize=4)  # of a million prompts, 8 MB each

@@ -15,12 +15,16 @@ from dgpo_core.settings.gates import Gate
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one iteration did: its groups (this process's), its numbers for the log, seconds by phase, warnings."""
+    """What one iteration did: its groups (this process's), its numbers for the log, seconds by phase, warnings.
+
+    informative: of each group, whether its rewards differ.
+    """
 
     groups: list[Group]
     metrics: Mapping[str, float]
     seconds: Mapping[str, float]
     warnings: Sequence[str] = ()
+    informative: Sequence[bool] = ()
 
     def without(self, skipped: Sequence[str]) -> "Iteration":
         """The same, with a count and a warning of groups that were left out, one problem for each."""

@@ -149,7 +149,7 @@ class Step:
             metrics["kl_weight"] = self.kl_weight
             self.kl_weight = next_weight(self.settings.training, self.kl_weight, metrics.get("kl"))
         warnings = [NOTHING_TO_LEARN] if metrics["informative"] == 0 else []
-        return Iteration(list(groups), metrics, watch.seconds, warnings)
+        return Iteration(list(groups), metrics, watch.seconds, warnings, informative)
 
     def _advantages(self, groups: Sequence[Group]) -> tuple[list[Tensor], list[Tensor]]:
         """Combined rewards r and advantages A of this process's groups, [G] each; G may differ from group to group."""

@@ -1,6 +1,10 @@
 """DGPO, one iteration at a time: rollout, reward, advantage, update (arXiv 2510.08425)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
 
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
@@ -10,6 +14,7 @@ from dgpo_core.method.iteration import Iteration, Stopwatch
 from dgpo_core.method.offline import RatedGroups
 from dgpo_core.method.rollout import Check, nothing
 from dgpo_core.method.step import Step, StepSettings
+from dgpo_core.method.turns import Turns
 from dgpo_core.policy.base import Policy
 from dgpo_core.rewards import Reward, Scoring, guard
 from dgpo_core.settings.config import Config
@@ -43,6 +48,7 @@ class Trainer:
         self.world = self.step.world
         order_seed = config.seed if config.data.order_seed < 0 else config.data.order_seed
         self.stream = PromptStream(prompts, config.data.groups_per_iteration, order_seed)
+        self.turns = Turns(self.stream, config.data.pass_over)
         self.empty_in_a_row = 0  # iterations without a group that could be scored
 
     @property
@@ -54,16 +60,23 @@ class Trainer:
         """The negative prompt, and what this process will be asked to draw from here on, each prompt once, in order."""
         yield self.config.rollout.negative_prompt
         seen: set[str] = set()
-        for iteration in range(self.iteration, self.config.iterations):
-            for _, prompt in self.world.share(list(enumerate(self.stream.at(iteration)))):
-                if prompt.text not in seen:
-                    seen.add(prompt.text)
-                    yield prompt.text
+        left = range(self.iteration, self.config.iterations)
+        if self.turns.pass_over:
+            coming: Iterator[Prompt] = self.turns.ahead(len(left))
+        else:
+            shares = (self.world.share(self.stream.at(iteration)) for iteration in left)
+            coming = chain.from_iterable(shares)
+        for prompt in coming:
+            if prompt.text not in seen:
+                seen.add(prompt.text)
+                yield prompt.text
 
     def iterate(self) -> Iteration:
         """One iteration: draw groups, score them, compare them, take one optimiser step."""
         watch = Stopwatch(self.policy.device)
-        mine = self.world.share(list(enumerate(self.stream.at(self.iteration))))
+        drawn = self.turns.next() if self.turns.pass_over else None
+        prompts = [self.stream.prompts[i] for i in drawn.numbers] if drawn else self.stream.at(self.iteration)
+        mine = self.world.share(list(enumerate(prompts)))
         with watch.phase("encode"):
             self.step.condition([prompt for _, prompt in mine])
         with self._scoring() as scoring:
@@ -72,9 +85,15 @@ class Trainer:
             with watch.phase("reward"):
                 scored, skipped = self._usable(mine, scoring.results(groups))
         if skipped and not self.world.any(bool(scored)):
+            if drawn:
+                self.turns.take(drawn, {})
             return self._without_any(skipped, watch)
         self.empty_in_a_row = 0
-        done = self.step.learn([group for _, group in scored], [place for place, _ in scored], watch)
+        places = [place for place, _ in scored]
+        done = self.step.learn([group for _, group in scored], places, watch)
+        if drawn:
+            taught = self.world.gather(list(zip(places, done.informative, strict=True)))
+            self.turns.take(drawn, {drawn.numbers[place]: flag for place, flag in taught})
         return done.without(skipped) if skipped else done
 
     def _without_any(self, skipped: Sequence[str], watch: Stopwatch) -> Iteration:
@@ -113,3 +132,16 @@ class Trainer:
         if self.config.on_bad_score == "stop":
             return scored, []
         return scored, self.world.gather([str(error) for error in outcomes if isinstance(error, UserError)])
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a run needs to go on, as flat tensors and JSON."""
+        tensors, info = self.step.state()
+        return tensors, info | ({"turns": self.turns.state()} if self.turns.pass_over else {})
+
+    def load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+        """The inverse of `state`. Raises UserError as `Step.load_state`."""
+        self.step.load_state(tensors, info)
+        if self.turns.pass_over:
+            self.turns.load_state(info.get("turns"))

@@ -88,7 +88,7 @@ class ModelConfig:
     path: str = EMBEDDED
     """A diffusers folder, a hub id, or a .safetensors or .gguf file; 'embedded' is the demo model in the package."""
     family: str = "auto"
-    """Architecture: sd15, sdxl, sd3, flux, kontext; 'auto' reads it from the model."""
+    """Architecture: sd15, sdxl, sd3, flux, kontext, qwen-image-edit and others; 'auto' reads it from the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the frozen base; 'auto' is bfloat16 on a GPU and float32 on a CPU. The LoRA's own
     numbers are float32 always; its products are computed in the base's type."""
@@ -159,6 +159,9 @@ class DataConfig:
     """Folder of the files that __names__ stand for, such as colour.txt: one choice a line."""
     groups_per_iteration: Annotated[int, Range(1, 1000)] = 8
     """Prompts (= groups, the paper's P) per iteration over all processes, 1 to 1000 (paper 8, '24 is better')."""
+    pass_over: Annotated[int, Range(0, 1000)] = 0
+    """How often a prompt whose last group had equal rewards (all right, all wrong), which teaches nothing, is passed
+    over when its turn comes, 0 to 1000; for few prompts and many iterations."""
 
 
 @dataclass(frozen=True)
