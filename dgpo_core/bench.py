@@ -23,6 +23,7 @@ from typing import Any, Literal, cast
 import torch
 
 from dgpo_core.benchmark import suite
+from dgpo_core.benchmark.iteration import with_pictures
 from dgpo_core.benchmark.presets import PRESETS
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
@@ -140,6 +141,7 @@ class Bench:
         self.rewards = assemble.training_rewards(self.config, self.world.device)
         load = self.random_model if options.random else partial(assemble.load_model, self.config, self.world.device)
         self.policy, self.size = load()
+        self.prompts = with_pictures(self.prompts, self.policy, self.size)
 
     def random_model(self) -> tuple[Policy, tuple[int, int]]:
         """What `assemble.load_model` gives, with random weights."""
@@ -273,8 +275,7 @@ class Bare:
         self.samples = config.rollout.group_size * config.data.groups_per_iteration
         self.rollout_batch = min(config.rollout.at_once or self.samples, self.samples)
         self.micro_batch = min(config.training.at_once, self.samples)
-        (cond,) = self.policy.encode([trainer.stream.prompts[0].text])
-        self.cond = cond
+        (self.cond,), _ = self.policy.condition(trainer.stream.prompts[:1], "", trainer.step.size)
         self.shape = self.policy.latent_shape(*trainer.step.size)
 
     def run(self, informative: float) -> None:

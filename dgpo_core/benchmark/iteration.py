@@ -16,11 +16,12 @@ from dgpo_core.benchmark.repeats import Repeats
 from dgpo_core.benchmark.weightless import META, Answers, attention_of, cuda_workspace, standing_in
 from dgpo_core.common.distributed import World
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.source import Source
 from dgpo_core.evaluation.held_out import Drawing
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy import pipeline
 from dgpo_core.policy.adapters import NAMES
-from dgpo_core.policy.base import Cond
+from dgpo_core.policy.base import Cond, Policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import Reward
 from dgpo_core.settings.config import Config, RewardTerm
@@ -39,6 +40,15 @@ class Differing(Reward):
         return torch.arange(len(images)).float()
 
 
+def with_pictures(prompts: Sequence[Prompt], policy: Policy, size: tuple[int, int]) -> list[Prompt]:
+    """The prompts, each with as many black pictures as the policy needs to edit."""
+    black = torch.zeros(3, *size)
+    return [
+        replace(prompt, sources=tuple(Source.of_pixels(black + i / 255) for i in range(policy.sources[0])))
+        for prompt in prompts
+    ]
+
+
 def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, int], ledger: Ledger) -> dict[str, Phase]:
     """What an iteration in the midst of a run takes, by `PHASES`; the policy is trained by it.
 
@@ -46,7 +56,7 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
     """
     reward = RewardTerm("any")
     config = replace(config, reward=(reward,), training=replace(config.training, lr=1e-12))
-    prompts = [Prompt(f"no {i}") for i in range(config.data.groups_per_iteration)]
+    prompts = with_pictures([Prompt(f"no {i}") for i in range(config.data.groups_per_iteration)], policy, size)
     with _by_phase(policy, ledger), ledger:
         if policy.offload:  # they have been loaded there; a policy without storage is made on the device in whole
             policy.text_encoders_to("cpu")

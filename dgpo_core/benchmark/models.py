@@ -24,6 +24,7 @@ PUBLISHED = {
     "Laxhar/noobai-XL-Vpred-1.0": "sdxl",
     "stabilityai/stable-diffusion-3.5-medium": "sd35m",
     "black-forest-labs/FLUX.1-dev": "flux",
+    "black-forest-labs/FLUX.1-Kontext-dev": "kontext",
     "black-forest-labs/FLUX.2-klein-base-4B": "flux2-klein",
     "black-forest-labs/FLUX.2-klein-4B": "flux2-klein",
     "lodestones/Chroma1-Base": "chroma",

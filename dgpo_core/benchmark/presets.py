@@ -5,6 +5,7 @@ PRESETS = {
     "sd35m": "sd35m-pickscore-curve",
     "sdxl": "sdxl-pickscore",
     "flux": "flux-pickscore",
+    "kontext": "flux-pickscore",
     "chroma": "chroma-pickscore",
     "flux2-klein": "flux2-klein-pickscore",
     "qwenimage": "qwenimage-pickscore",

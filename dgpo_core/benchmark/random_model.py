@@ -18,6 +18,7 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -194,9 +195,11 @@ def sdxl(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> St
     )
 
 
-def flux(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> FluxPipeline:
+def flux(
+    dtype: torch.dtype, device: torch.device | str, pipeline: Callable[..., Any] = FluxPipeline, **overrides: Any
+) -> Any:
     """FLUX.1-dev: a transformer of 11.9 billion parameters, with embedded guidance."""
-    return FluxPipeline(
+    return pipeline(
         transformer=parts.backbone(FluxTransformer2DModel, _FLUX | overrides, dtype, device),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
         vae=parts.vae(dtype, 16, device, scale=0.3611, shift=0.1159),
@@ -205,6 +208,11 @@ def flux(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> Fl
         text_encoder_2=parts.t5(dtype, device),
         tokenizer_2=parts.tokenizer(512),
     )
+
+
+def kontext(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> FluxKontextPipeline:
+    """FLUX.1-Kontext-dev: FLUX.1-dev's parts."""
+    return flux(dtype, device, FluxKontextPipeline, **overrides)
 
 
 def chroma(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> ChromaPipeline:
@@ -224,6 +232,7 @@ RANDOM_MODELS: dict[str, Callable[..., Any]] = {
     "sd35m": sd35m,
     "sdxl": sdxl,
     "flux": flux,
+    "kontext": kontext,
     "chroma": chroma,
     "flux2-klein": flux2_klein,
     "qwenimage": qwenimage,

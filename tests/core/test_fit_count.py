@@ -26,7 +26,7 @@ SETTINGS = engine.quick(
 
 def policy(family: str, device: str, dtype: torch.dtype, checkpointing: bool, dropout: float = 0.0) -> DiffusersPolicy:
     with quiet(), tempfile.TemporaryDirectory() as folder:
-        pipe = tiny.BUILDERS[family](Path(folder))
+        pipe = tiny.build(family, Path(folder))
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
                 part.to(device=device, dtype=dtype)
@@ -53,7 +53,7 @@ KEPT, RECOMPUTED = False, True
 # Each family in both number types and both ways, and those that are quickest to run in all four pairs
 PAIRS = [
     pytest.param(family, dtype, way, id=f"{family}-{str(dtype)[6:]}-{'recomputed' if way else 'kept'}")
-    for family in tiny.BUILDERS
+    for family in (*tiny.BUILDERS, "kontext")
     if family not in LOOSE
     for dtype in (torch.float32, torch.bfloat16)
     for way in (KEPT, RECOMPUTED)
