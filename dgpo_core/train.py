@@ -21,7 +21,7 @@ from dgpo_core.common.errors import Interrupted, UserError
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.pictures import reward_curve
 from dgpo_core.common.prompt_syntax import syntax_warning
-from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.prompts import Prompt, digest_of
 from dgpo_core.common.terminal import say
 from dgpo_core.evaluation.evaluator import Evaluator, Watch, read_evaluations, side_by_side
 from dgpo_core.evaluation.held_out import HeldOut
@@ -269,7 +269,7 @@ def _checkpoint(session: Session, run: Run) -> None:
 def _save_state(session: Session, path: Path) -> None:
     tensors, info = session.trainer.state()
     info |= {"seconds": session.elapsed(), "fingerprint": fingerprint(session.config)}
-    info["ratings"] = session.ratings
+    info |= {"ratings": session.ratings, "prompts": digest_of(session.trainer.stream.prompts)}
     save_checkpoint(path, tensors, info)
 
 
@@ -287,6 +287,8 @@ def _resume(session: Session, run: Run | None) -> int:
                 " can go on from this one's LoRA with --lora.init."
             )
         session.trainer.load_state(tensors, info)
+        if run and info.get("prompts", "") not in ("", digest_of(session.trainer.stream.prompts)):
+            say("Warning: the training prompts are not those that the run began with; it goes on with the new ones.")
         seconds = info.get("seconds")
         session.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
     step, evaluator = session.trainer.iteration, session.evaluator

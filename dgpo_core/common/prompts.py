@@ -1,6 +1,8 @@
 """Prompt files, and which prompts an iteration trains on."""
 
 import functools
+import hashlib
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +62,13 @@ def _read_lines(lines: Sequence[str], read: Callable[[str, str], Prompt | None],
     for prompt in written:
         refuse_foreign(prompt)
     return written
+
+
+def digest_of(prompts: Sequence[Prompt]) -> str:
+    """The same for the same prompts in the same order, with their metadata and pictures, wherever they are from."""
+    rows = [[prompt.text, prompt.metadata, [source.key for source in prompt.sources]] for prompt in prompts]
+    content = json.dumps(rows, sort_keys=True, default=str).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def refuse_foreign(prompt: Prompt) -> None:

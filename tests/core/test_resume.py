@@ -101,6 +101,16 @@ def test_ctrl_c_ends_with_a_checkpoint_and_exit_code_130(whole: Path, sd3_folder
     assert without_seconds(tmp_path) == without_seconds(whole)
 
 
+def test_prompts_that_have_changed_are_told(whole: Path, tmp_path: Path) -> None:
+    folder, warning = tmp_path / "copy", "Warning: the training prompts are not those that the run began with"
+    shutil.copytree(whole, folder)
+    assert train_in(folder, ["--config", "quick.yaml", "--resume"]) == 0, told(folder)
+    assert warning not in told(folder)
+    (folder / "prompts.txt").write_text("red\nblue\n")
+    assert train_in(folder, ["--config", "quick.yaml", "--resume", "--iterations", "7"]) == 0, told(folder)
+    assert warning in told(folder)
+
+
 def test_a_finished_run_may_be_resumed_and_is_the_same(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(whole, folder)
