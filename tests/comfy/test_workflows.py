@@ -101,6 +101,8 @@ def test_the_quickstart_raises_the_reward(comfy: ComfyServer) -> None:
 @pytest.mark.parametrize("name", NATIVE)
 def test_the_native_workflow_trains_and_its_lora_fits(small_comfy: ComfyServer, name: str) -> None:
     graph = workflow(name)
+    if name == "native_zimage" and "z_image_bf16.safetensors" not in _networks(small_comfy):
+        pytest.skip("this ComfyUI has no Z-Image")
     (loader,) = (key for key, node in graph.items() if node["class_type"] == "DGPO_LoRALoader")
     graph["said"] = {"class_type": "PreviewAny", "inputs": {"source": [loader, 2]}}
     entry = small_comfy.run(graph)
@@ -128,3 +130,8 @@ def test_the_lora_changes_what_the_checkpoint_draws(comfy: ComfyServer) -> None:
 
 def _saved(comfy: ComfyServer, output: dict[str, Any]) -> Path:
     return comfy.base / "output" / "loras" / output["text"][0]
+
+
+def _networks(comfy: ComfyServer) -> list[str]:
+    """The small models' files that are no whole checkpoints."""
+    return [path.name for path in (comfy.base / "models" / "diffusion_models").iterdir()]

@@ -16,12 +16,14 @@ import comfy_lora  # noqa: F401 - it finds ComfyUI
 import small_models
 
 # isort: split
+import comfy.ldm.wan.vae
 import comfy.model_detection
 import comfy.sd
 import comfy.supported_models as supported
 import comfy.taesd.taesd
 import comfy_networks
 import diffusers
+import makers_layout
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -49,6 +51,15 @@ FLUX = {
     "num_attention_heads": 1, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
     "axes_dims_rope": (16, 56, 56), "guidance_embeds": True,
 }  # fmt: skip
+CHROMA = {  # of as many blocks as ComfyUI takes for granted
+    "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128, "num_attention_heads": 1,
+    "joint_attention_dim": 4096, "axes_dims_rope": (16, 56, 56), "approximator_hidden_dim": 32,
+}  # fmt: skip
+QWENIMAGE = {
+    "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 1, "attention_head_dim": 128,
+    "num_attention_heads": 1, "joint_attention_dim": small_models.QWEN["hidden_size"], "axes_dims_rope": (16, 56, 56),
+}  # fmt: skip
+ZIMAGE = {**comfy_networks.ZIMAGE, "in_channels": 16, "cap_feat_dim": small_models.QWEN["hidden_size"]}
 
 
 def random(module: nn.Module) -> nn.Module:
@@ -95,6 +106,26 @@ def native(network: nn.Module) -> dict[str, Tensor]:
     return comfy.model_detection.convert_diffusers_mmdit(dict(random(network).state_dict()), "")
 
 
+def newer(root: Path) -> None:
+    """Chroma (whose text encoder and VAE are Flux's), Qwen-Image and, in a ComfyUI that knows it, Z-Image."""
+    makers(root, "chroma", "Chroma1-HD", diffusers.ChromaTransformer2DModel(**CHROMA))
+    makers(root, "qwenimage", "qwen_image_fp8_e4m3fn", diffusers.QwenImageTransformer2DModel(**QWENIMAGE))
+    clip = text_encoder(supported.QwenImage({}).clip_target())
+    write(root / "text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors", clip.qwen25_7b.transformer.state_dict())
+    films = comfy.ldm.wan.vae.WanVAE(z_dim=16, temperal_downsample=[False, True, True])
+    write(root / "vae/qwen_image_vae.safetensors", random(films).state_dict())
+    if hasattr(supported, "ZImage"):
+        makers(root, "zimage", "z_image_bf16", diffusers.ZImageTransformer2DModel(**ZIMAGE))
+        clip = text_encoder(supported.ZImage({}).clip_target())
+        write(root / "text_encoders/qwen_3_4b.safetensors", clip.qwen3_4b.transformer.state_dict())
+
+
+def makers(root: Path, family: str, name: str, network: nn.Module) -> None:
+    """A diffusers transformer as the file that its makers publish."""
+    state = makers_layout.named(family, dict(random(network).state_dict()))
+    write(root / f"diffusion_models/{name}.safetensors", state)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     root = Path(os.environ["MODELS"])
@@ -114,6 +145,7 @@ def main() -> None:
     write(root / "text_encoders/clip_l.safetensors", clip.clip_l.transformer.state_dict())
     write(root / "text_encoders/t5xxl_fp16.safetensors", clip.t5xxl.transformer.state_dict())
     write(root / "vae/ae.safetensors", vae(16))
+    newer(root)
     print(json.dumps(sorted(str(path.relative_to(root)) for path in root.rglob("*.safetensors"))))
 
 
