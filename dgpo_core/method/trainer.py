@@ -52,7 +52,7 @@ class Trainer:
 
     def texts(self) -> Iterator[str]:
         """The negative prompt, and what this process will be asked to draw from here on, each prompt once, in order."""
-        yield self.config.rollout.negative_prompt
+        yield self.policy.negative_text(self.config.rollout.negative_prompt)
         seen: set[str] = set()
         for iteration in range(self.iteration, self.config.iterations):
             for _, prompt in self.world.share(list(enumerate(self.stream.at(iteration)))):
