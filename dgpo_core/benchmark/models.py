@@ -32,6 +32,8 @@ PUBLISHED = {
     "Qwen/Qwen-Image-2512": "qwenimage",
     "Tongyi-MAI/Z-Image-Turbo": "zimage",
     "Tongyi-MAI/Z-Image": "zimage",
+    "Efficient-Large-Model/Sana_1600M_1024px_diffusers": "sana",
+    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": "sana",
 }
 """Models of the hub whose architecture is known here."""
 

@@ -9,5 +9,6 @@ PRESETS = {
     "flux2-klein": "flux2-klein-pickscore",
     "qwenimage": "qwenimage-pickscore",
     "zimage": "zimage-pickscore",
+    "sana": "sana-pickscore",
 }
 """The preset that a random model is timed and counted with where none is given."""

@@ -59,9 +59,10 @@ def place_of(device: torch.device | str) -> torch.device:
     return torch.device("meta" if torch.device(device).type == "meta" else "cpu")
 
 
-def tokenizer(length: int) -> Any:
-    """A tokenizer that knows letters and two words and pads to `length` tokens; CLIP's kind stands in for T5's."""
-    made = make_tokenizer(["a picture"])
+def tokenizer(length: int, text: str = "") -> Any:
+    """A tokenizer that knows letters, two words and those of `text`, and pads to `length` tokens; CLIP's kind stands in
+    for T5's."""
+    made = make_tokenizer(["a picture", text])
     made.model_max_length = length
     return made
 

@@ -19,7 +19,7 @@ PRESETS = {
     "flux2": "flux2-klein-pickscore",
     "qwenimage": "qwenimage-pickscore",
     "zimage": "zimage",
-    "sana": "sd35m",
+    "sana": "sana-pickscore",
 }
 """By kind of model: "embedded", or a family."""
 GROUPS, GROUP_SIZE = 4, 8

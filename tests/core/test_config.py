@@ -33,6 +33,7 @@ PRESETS = [
     "chroma-pickscore",
     "flux2-klein-pickscore",
     "qwenimage-pickscore",
+    "sana-pickscore",
     "zimage-pickscore",
     "zimage-turbo-pickscore",
     "flux",

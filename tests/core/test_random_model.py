@@ -38,6 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("qwenimage", {"text_encoder": 8_292_166_656}),
         ("chroma", {"text_encoder": 4_762_310_656}),
         ("flux2-klein", {"text_encoder": 4_022_468_096}),
+        ("sana", {"text_encoder": 2_614_341_888}),
     ],
 )
 def test_without_storage_the_text_encoders_are_whole_too(name: str, encoders: dict[str, int]) -> None:
@@ -61,6 +62,7 @@ def parameters(module: nn.Module) -> int:
         ("qwenimage", 20_430_401_088, 126_892_531),
         ("chroma", 8_899_983_424, 83_819_683),
         ("flux2-klein", 3_875_544_576, 84_046_115),
+        ("sana", 1_604_462_752, 312_250_275),
     ],
 )
 def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: str, backbone: int, vae: int) -> None:
@@ -82,6 +84,7 @@ def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: st
         ("qwenimage", (1, 27, 3584), {"mask": (1, 27)}),
         ("chroma", (1, 13, 4096), {"mask": (1, 13)}),
         ("flux2-klein", (1, 512, 7680), {}),  # with what fills it up
+        ("sana", (1, 8, 2304), {"mask": (1, 8)}),  # without the instruction
     ],
 )
 @pytest.mark.usefixtures("small")

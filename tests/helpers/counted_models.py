@@ -58,5 +58,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "n_kv_heads": 4,
         "axes_dims": [4, 2, 2],
     },
+    "sana": {
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "attention_head_dim": 8,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 16,
+        "cross_attention_dim": 32,
+    },
 }
 """Changes of each backbone's config that leave a forward of milliseconds."""

@@ -81,7 +81,7 @@ class Sana(FlowPolicy):
         tokenizer, encoder = self.pipe.tokenizer, self.pipe.text_encoder
         asked, most = text.removeprefix(_NEGATIVE).lower().strip(), _TOKENS
         if not text.startswith(_NEGATIVE):
-            before = _instruction(type(self.pipe))
+            before = instruction(type(self.pipe))
             asked, most = before + asked, len(tokenizer.encode(before)) + _TOKENS - 2
         found = tokenizer([asked], max_length=most, truncation=True, return_tensors="pt").to(encoder.device)
         hidden = encoder(input_ids=found.input_ids, attention_mask=found.attention_mask)[0]
@@ -102,7 +102,7 @@ class Sana(FlowPolicy):
         return {}  # its pipeline leaves the levels to the scheduler
 
 
-def _instruction(pipeline: type) -> str:
+def instruction(pipeline: type) -> str:
     """What is put before a prompt: a default of the pipeline's call, found nowhere else."""
     lines: list[str] = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
     return "\n".join(lines)
