@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from diffusers import SanaPipeline
+from diffusers import SanaPipeline, SanaTransformer2DModel
 from engine import PROMPTS, quick
 
 from dgpo_core.common.errors import UserError
@@ -49,8 +49,12 @@ def test_a_negative_prompt_is_not_read_as_a_prompt() -> None:
     assert not torch.equal(cond.tensors["tokens"][:, -1], uncond.tensors["tokens"][:, -1])
 
 
-def test_the_picture_is_that_of_the_folders_own_pipeline() -> None:
-    policy, pipe = tiny.shared("sana"), SanaPipeline.from_pretrained(tiny.folder("sana"))
+@pytest.mark.parametrize("norm", [None, "rms_norm_across_heads"], ids=["1.0", "1.5"])
+def test_the_picture_is_that_of_the_folders_own_pipeline(norm: str | None, tmp_path: Path) -> None:
+    made = tiny.build("sana", tmp_path)
+    made.transformer = SanaTransformer2DModel.from_config(made.transformer.config, qk_norm=norm)
+    made.save_pretrained(tmp_path / "model")
+    policy, pipe = load_policy(tmp_path / "model", rank=2), SanaPipeline.from_pretrained(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(1, *policy.latent_shape(*SIZE), generator=torch.Generator().manual_seed(5))
     texts, how = {"prompt": LONG, "negative_prompt": "Grey"}, {"num_inference_steps": 4, "output_type": "latent"}
@@ -75,3 +79,8 @@ def test_sprint_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaSprintPipeline"}))
     with pytest.raises(UserError, match="is Sana Sprint, a trigflow model.*: take Sana"):
         load_policy(tmp_path, rank=2)
+
+
+def test_float16_is_refused_before_it_overflows() -> None:
+    with pytest.raises(UserError, match="float16.*: set model.dtype to bfloat16"):
+        load_policy(tiny.folder("sana"), rank=2, dtype="fp16")

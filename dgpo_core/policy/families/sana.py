@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgpo_core.common.errors import UserError
 from dgpo_core.policy.families.flow import FlowPolicy
 from dgpo_core.policy.families.language import mask_of
 from dgpo_core.policy.lora.names import Place, of_blocks
@@ -67,6 +68,14 @@ class Sana(FlowPolicy):
     repeated_blocks = ("SanaTransformerBlock",)
     patch = 1
     example = "Efficient-Large-Model/Sana_1600M_1024px_diffusers"
+
+    def __init__(self, pipe: Any, *, dtype: torch.dtype, **options: Any) -> None:
+        if dtype == torch.float16:
+            raise UserError(
+                "Sana does not work in float16, where its text encoder and its VAE overflow: set model.dtype to"
+                " bfloat16 or float32."
+            )
+        super().__init__(pipe, dtype=dtype, **options)
 
     @classmethod
     def makers_names(cls, network: Any, own: Mapping[str, nn.Module]) -> Iterator[tuple[str, Place]]:
