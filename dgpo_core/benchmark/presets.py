@@ -2,6 +2,7 @@
 
 PRESETS = {
     "sd15": "sd15-pickscore",
+    "sd21": "sd21",
     "sd35m": "sd35m-pickscore-curve",
     "sdxl": "sdxl-pickscore",
     "flux": "flux-pickscore",

@@ -38,6 +38,7 @@ PRESETS = [
     "zimage-turbo-pickscore",
     "flux",
     "sd15",
+    "sd21",
     "sd35m",
     "sdxl",
     "sdxl-vpred",

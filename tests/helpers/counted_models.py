@@ -26,6 +26,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
         "layers_per_block": 1,
     },
+    "sd21": {
+        "block_out_channels": (32, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 1,
+    },
     "flux": {
         "num_layers": 1,
         "num_single_layers": 1,
