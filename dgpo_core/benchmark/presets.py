@@ -2,6 +2,7 @@
 
 PRESETS = {
     "sd15": "sd15-pickscore",
+    "sd21": "sd21",
     "sd35m": "sd35m-pickscore-curve",
     "sdxl": "sdxl-pickscore",
     "flux": "flux-pickscore",
@@ -10,5 +11,6 @@ PRESETS = {
     "flux2-klein": "flux2-klein-pickscore",
     "qwenimage": "qwenimage-pickscore",
     "zimage": "zimage-pickscore",
+    "sana": "sana-pickscore",
 }
 """The preset that a random model is timed and counted with where none is given."""

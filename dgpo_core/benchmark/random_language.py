@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
@@ -13,11 +14,14 @@ from diffusers import (
     Flux2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 
 from dgpo_core.benchmark import random_parts as parts
+from dgpo_core.policy.families.sana import instruction
 
 _ZIMAGE = {  # huggingface.co/Tongyi-MAI/Z-Image-Turbo, transformer/config.json
     "in_channels": 16,
@@ -76,6 +80,13 @@ _FLUX2_KLEIN = {  # huggingface.co/black-forest-labs/FLUX.2-klein-base-4B, trans
 _DEPTHS = 28  # layers that a text model has at least whose states after 27 of them are taken
 _QWEN3 = {  # config.json of huggingface.co/Qwen/Qwen3-4B: layers, heads, inner width
     2560: (36, 32, 9728),
+}
+_DC_AE = {  # huggingface.co/mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers, config.json; the rest as the class has it
+    "encoder_block_types": (*("ResBlock",) * 3, *("EfficientViTBlock",) * 3),
+    "decoder_block_types": (*("ResBlock",) * 3, *("EfficientViTBlock",) * 3),
+    "downsample_block_type": "conv",
+    "upsample_block_type": "interpolate",
+    "scaling_factor": 0.41407,
 }
 
 
@@ -165,3 +176,30 @@ def _qwen3(width: int, dtype: torch.dtype, device: torch.device | str, layers: i
     )
     with place:
         return Qwen3Model(config).to(dtype)
+
+
+def sana(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> SanaPipeline:
+    """Sana 1.6B: a transformer of 1.60 billion parameters, and Gemma 2 2B."""
+    with parts.place_of(device):
+        vae = AutoencoderDC(**_DC_AE).to(dtype)
+    tokenizer = parts.tokenizer(512, instruction(SanaPipeline))  # else it would be read letter by letter
+    return SanaPipeline(
+        # the class's own settings are those of huggingface.co/Efficient-Large-Model/Sana_1600M_1024px_diffusers
+        transformer=parts.backbone(SanaTransformer2DModel, overrides, dtype, device),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=_gemma2(len(tokenizer), dtype, device),
+        tokenizer=tokenizer,
+    )
+
+
+def _gemma2(words: int, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """Gemma 2 2B, whose settings are those of transformers' class; with storage, its width with one layer."""
+    from transformers import Gemma2Config, Gemma2Model  # imported late: others need no new transformers
+
+    place = parts.place_of(device)
+    small = {"vocab_size": words, "intermediate_size": 64, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Gemma2Config(**({} if place.type == "meta" else small))
+    with place:
+        return Gemma2Model(config).to(dtype)

@@ -30,7 +30,7 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dgpo_core.benchmark import random_parts as parts
-from dgpo_core.benchmark.random_language import flux2_klein, qwenimage, zimage
+from dgpo_core.benchmark.random_language import flux2_klein, qwenimage, sana, zimage
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.suggest import suggest
 from dgpo_core.policy.families import FAMILIES
@@ -65,6 +65,15 @@ _SD15 = {  # huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5, unet/co
     "layers_per_block": 2,
     "attention_head_dim": 8,
     "cross_attention_dim": 768,
+}
+
+_SD21 = {  # stable-diffusion-2-1, which Stability has withdrawn: huggingface.co/sd2-community, unet/config.json
+    **_SD15,
+    "sample_size": 96,
+    "attention_head_dim": (5, 10, 20, 20),
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+    "upcast_attention": True,
 }
 
 _SDXL = {  # huggingface.co/stabilityai/stable-diffusion-xl-base-1.0, unet/config.json
@@ -155,8 +164,20 @@ def sd35m(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> S
 
 def sd15(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> StableDiffusionPipeline:
     """SD1.5: a UNet of 0.86 billion parameters."""
+    return _first(_SD15 | overrides, 768, "epsilon", dtype, device)
+
+
+def sd21(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> StableDiffusionPipeline:
+    """SD2.1 of 768 pixels, which predicts v: a UNet of 0.87 billion parameters, and OpenCLIP's text encoder."""
+    return _first(_SD21 | overrides, 1024, "v_prediction", dtype, device)
+
+
+def _first(
+    unet: dict[str, Any], width: int, prediction: str, dtype: torch.dtype, device: torch.device | str
+) -> StableDiffusionPipeline:
+    """SD 1.x or 2.x. width: of the text encoder; prediction: in the scheduler's words."""
     return StableDiffusionPipeline(
-        unet=parts.backbone(UNet2DConditionModel, _SD15 | overrides, dtype, device),
+        unet=parts.backbone(UNet2DConditionModel, unet, dtype, device),
         scheduler=DDIMScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
@@ -164,9 +185,10 @@ def sd15(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> St
             steps_offset=1,
             clip_sample=False,
             set_alpha_to_one=False,
+            prediction_type=prediction,
         ),
         vae=parts.vae(dtype, 4, device, scale=0.18215, upcast=False),
-        text_encoder=parts.clip(CLIPTextModel, 768, dtype, device),
+        text_encoder=parts.clip(CLIPTextModel, width, dtype, device),
         tokenizer=parts.tokenizer(77),
         safety_checker=None,
         feature_extractor=None,
@@ -229,6 +251,7 @@ def chroma(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> 
 
 RANDOM_MODELS: dict[str, Callable[..., Any]] = {
     "sd15": sd15,
+    "sd21": sd21,
     "sd35m": sd35m,
     "sdxl": sdxl,
     "flux": flux,
@@ -237,5 +260,6 @@ RANDOM_MODELS: dict[str, Callable[..., Any]] = {
     "flux2-klein": flux2_klein,
     "qwenimage": qwenimage,
     "zimage": zimage,
+    "sana": sana,
 }
 """Name -> builder of a diffusers pipeline from (dtype, device, **overrides of the backbone's config)."""

@@ -59,15 +59,17 @@ def place_of(device: torch.device | str) -> torch.device:
     return torch.device("meta" if torch.device(device).type == "meta" else "cpu")
 
 
-def tokenizer(length: int) -> Any:
-    """A tokenizer that knows letters and two words and pads to `length` tokens; CLIP's kind stands in for T5's."""
-    made = make_tokenizer(["a picture"])
+def tokenizer(length: int, text: str = "") -> Any:
+    """A tokenizer that knows letters, two words and those of `text`, and pads to `length` tokens; CLIP's kind stands in
+    for T5's."""
+    made = make_tokenizer(["a picture", text])
     made.model_max_length = length
     return made
 
 
-_CLIP = {  # text_encoder/config.json and text_encoder_2/config.json of SDXL base 1.0: layers, heads, inner width
+_CLIP = {  # of SDXL base 1.0 (and of SD2.1: 1024), text_encoder*/config.json: layers, heads, inner width
     768: (12, 12, 3072, "quick_gelu"),
+    1024: (23, 16, 4096, "gelu"),
     1280: (32, 20, 5120, "gelu"),
 }
 _T5_XXL = {  # text_encoder_2/config.json of FLUX.1-dev
@@ -82,7 +84,8 @@ _T5_XXL = {  # text_encoder_2/config.json of FLUX.1-dev
 
 
 def clip(cls: type, width: int, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """A CLIP text encoder: width 768 is CLIP-L, 1280 CLIP-G; with storage, of one layer in place of theirs."""
+    """A CLIP text encoder: width 768 is CLIP-L, 1024 CLIP-H but for its last layer, 1280 CLIP-G; with storage, of one
+    layer in place of theirs."""
     letters, whole = tokenizer(77), place_of(device).type == "meta"
     layers, heads, inner, activation = _CLIP[width] if whole else (1, width // 64, width, "quick_gelu")
     config = CLIPTextConfig(

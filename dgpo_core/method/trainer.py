@@ -58,7 +58,7 @@ class Trainer:
 
     def texts(self) -> Iterator[str]:
         """The negative prompt, and what this process will be asked to draw from here on, each prompt once, in order."""
-        yield self.config.rollout.negative_prompt
+        yield self.policy.negative_text(self.config.rollout.negative_prompt)
         seen: set[str] = set()
         left = range(self.iteration, self.config.iterations)
         if self.turns.pass_over:

@@ -115,8 +115,12 @@ class Policy(ABC):
         The latter has one row, or, of an editor, a row for each prompt: it sees the sources, too. size: (height, width)
         in pixels of what is drawn.
         """
-        *conds, uncond = self.encode([*(prompt.text for prompt in prompts), negative])
+        *conds, uncond = self.encode([*(prompt.text for prompt in prompts), self.negative_text(negative)])
         return conds, uncond
+
+    def negative_text(self, negative: str) -> str:
+        """What `encode` and `read_ahead` are given for a negative prompt: another text where it is read otherwise."""
+        return negative
 
     def check_sources(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
         """Raises UserError for a prompt with fewer or more sources than the model takes, or of another shape."""

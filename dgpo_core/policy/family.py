@@ -36,6 +36,8 @@ class Family:
     header, or is asked for by it."""
     known_as: ClassVar[tuple[str, ...]] = ()
     """Names of kinds that `recognise` would refuse but for this family."""
+    other_pipelines: ClassVar[Mapping[str, str]] = {}
+    """What is in the folders of pipelines that resemble this family's, by `_class_name`, and what to take."""
     other_models: ClassVar[Mapping[str, str]] = {}
     """What pipelines of these classes are, and what to take, by what is then true in model_index.json."""
     built_as_named: ClassVar[bool] = False

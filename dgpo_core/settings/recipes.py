@@ -20,6 +20,7 @@ PRESETS = {
     "qwenimage": "qwenimage-pickscore",
     "qwen-image-edit": "qwenimage-pickscore",
     "zimage": "zimage",
+    "sana": "sana-pickscore",
 }
 """By kind of model: "embedded", or a family."""
 GROUPS, GROUP_SIZE = 4, 8

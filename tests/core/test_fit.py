@@ -86,7 +86,7 @@ def test_what_does_not_fit_at_its_smallest_says_how_much_is_missing(
     ("arguments", "words"),
     [
         (["--card", "RTX 4091"], ["RTX 4091", "RTX 3060", "did you mean RTX 4090?"]),
-        (["--random", "sdx"], ["sdx", "sd15, sd35m, sdxl, flux"]),
+        (["--random", "sdx"], ["sdx", "sd15, sd21, sd35m, sdxl, flux"]),
         (["--preset", "sdxl-pick"], ["sdxl-pick", "sdxl-pickscore"]),
         (["--model", "nowhere"], ["nowhere", "--random"]),
         (["--model", "a", "--random", "sdxl"], ["--model", "--random", "one of them"]),

@@ -61,6 +61,8 @@ FUSED = {  # name of the makers: the modules whose rows lie in it, and their num
     ("flux2", "double_blocks.0.txt_attn.qkv"): {f"transformer_blocks.0.attn.add_{c}_proj": 32 for c in "qkv"},
     ("zimage", "layers.1.attention.qkv"): {f"layers.1.attention.to_{c}": 32 for c in "qkv"},
     ("zimage", "noise_refiner.0.attention.qkv"): {f"noise_refiner.0.attention.to_{c}": 32 for c in "qkv"},
+    ("sana", "blocks.1.attn.qkv"): {f"transformer_blocks.1.attn1.to_{c}": 32 for c in "qkv"},
+    ("sana", "blocks.0.cross_attn.kv_linear"): {f"transformer_blocks.0.attn2.to_{c}": 32 for c in "kv"},
 }
 
 
@@ -103,6 +105,8 @@ def test_a_fused_layer_is_taken_apart_by_rows_at_its_scale(family: str, name: st
         ("zimage", "diffusion_model.layers.0.attention.to_q", "layers.0.attention.to_q"),
         ("zimage", "lora_unet_context_refiner_0_attention_out", "context_refiner.0.attention.to_out.0"),
         ("zimage", "diffusion_model.layers.0.feed_forward.w1", "layers.0.feed_forward.w1"),
+        ("sana", "lora_unet_blocks_1_cross_attn_proj", "transformer_blocks.1.attn2.to_out.0"),
+        ("sana", "lora_unet_blocks_0_mlp_point_conv_conv", "transformer_blocks.0.ff.conv_point"),
     ],
 )  # fmt: skip
 def test_names_of_other_trainers_mean_the_networks_own_modules(

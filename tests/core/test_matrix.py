@@ -24,6 +24,7 @@ KINDS = {
     "qwenimage": ("qwenimage", "flow", {}),
     "flux2": ("flux2", "flow", {}),
     "chroma": ("chroma", "flow", {}),
+    "sana": ("sana", "flow", {}),
 }
 MATRIX = [(kind, solver) for kind, (_, prediction, _) in KINDS.items() for solver in SOLVERS[prediction]]
 

@@ -32,12 +32,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "encoders"),
     [
         ("sd15", {"text_encoder": 123_060_480}),
+        ("sd21", {"text_encoder": 340_387_840}),
         ("sdxl", {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840}),
         ("flux", {"text_encoder": 123_060_480, "text_encoder_2": 4_762_310_656}),
         ("zimage", {"text_encoder": 4_022_468_096}),
         ("qwenimage", {"text_encoder": 8_292_166_656}),
         ("chroma", {"text_encoder": 4_762_310_656}),
         ("flux2-klein", {"text_encoder": 4_022_468_096}),
+        ("sana", {"text_encoder": 2_614_341_888}),
     ],
 )
 def test_without_storage_the_text_encoders_are_whole_too(name: str, encoders: dict[str, int]) -> None:
@@ -57,15 +59,17 @@ def parameters(module: nn.Module) -> int:
         ("sdxl", 2_567_463_684, 83_653_863),
         ("flux", 11_901_408_320, 83_819_683),
         ("sd15", 859_520_964, 83_653_863),
+        ("sd21", 865_910_724, 83_653_863),
         ("zimage", 6_154_908_736, 83_819_683),
         ("qwenimage", 20_430_401_088, 126_892_531),
         ("chroma", 8_899_983_424, 83_819_683),
         ("flux2-klein", 3_875_544_576, 84_046_115),
+        ("sana", 1_604_462_752, 312_250_275),
     ],
 )
 def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: str, backbone: int, vae: int) -> None:
     pipe = RANDOM_MODELS[name](torch.bfloat16, "meta")
-    network = pipe.unet if name in ("sd15", "sdxl") else pipe.transformer
+    network = pipe.unet if name in ("sd15", "sd21", "sdxl") else pipe.transformer
     assert parameters(network) == backbone
     assert parameters(pipe.vae) == vae
     assert {p.dtype for module in (network, pipe.vae) for p in module.parameters()} == {torch.bfloat16}
@@ -82,6 +86,7 @@ def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: st
         ("qwenimage", (1, 27, 3584), {"mask": (1, 27)}),
         ("chroma", (1, 13, 4096), {"mask": (1, 13)}),
         ("flux2-klein", (1, 512, 7680), {}),  # with what fills it up
+        ("sana", (1, 8, 2304), {"mask": (1, 8)}),  # without the instruction
     ],
 )
 @pytest.mark.usefixtures("small")

@@ -61,7 +61,10 @@ KINDS: dict[str, tuple[list[str], str]] = {
     "auraflow": (["double_layers.0.attn.w1q.weight"], "AuraFlow"),
     "cascade": (["clip_txt_mapper.weight"], "Stable Cascade"),
     "hidream": (["double_stream_blocks.0.block.adaLN_modulation.1.bias"], "HiDream"),
-    "sana": (["blocks.0.cross_attn.q_linear.weight"], "Sana"),
+    "sana": (  # which has the names of PixArt, too
+        ["t_block.1.weight", "blocks.0.cross_attn.q_linear.weight", "blocks.0.mlp.inverted_conv.conv.weight"],
+        "is Sana as a single file.*: take its diffusers folder",
+    ),
     "kolors": (["encoder_hid_proj.weight", UNET], "Kolors"),
     "diffusers network": (["down_blocks.0.resnets.0.conv1.weight"], "the network alone"),
     "text encoder": (["text_model.encoder.layers.0.mlp.fc1.weight"], "a text encoder alone"),

@@ -26,6 +26,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
         "layers_per_block": 1,
     },
+    "sd21": {
+        "block_out_channels": (32, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 1,
+    },
     "flux": {
         "num_layers": 1,
         "num_single_layers": 1,
@@ -57,6 +64,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "n_heads": 4,
         "n_kv_heads": 4,
         "axes_dims": [4, 2, 2],
+    },
+    "sana": {
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "attention_head_dim": 8,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 16,
+        "cross_attention_dim": 32,
     },
 }
 """Changes of each backbone's config that leave a forward of milliseconds."""

@@ -114,7 +114,17 @@ def _chroma(policy: DiffusersPolicy, cond: Cond, uncond: Cond | None, cfg: float
     return given
 
 
-_GIVEN = {"chroma": _chroma, "flux": _flux, "qwenimage": _qwenimage, "zimage": _zimage}
+def _sana(policy: DiffusersPolicy, cond: Cond, uncond: Cond | None, cfg: float) -> dict[str, Any]:
+    given = {"guidance_scale": cfg, "negative_prompt": None, "use_resolution_binning": False}
+    both = Cond.cat([cond] if uncond is None else [cond, uncond]).tensors  # it wants both of one length
+    for prefix, rows in (("", slice(0, len(cond))), ("negative_", slice(len(cond), None))):
+        if rows.start < len(both["mask"]):
+            tokens, mask = both["tokens"][rows], both["mask"][rows]
+            given |= {f"{prefix}prompt_embeds": tokens, f"{prefix}prompt_attention_mask": mask}
+    return given
+
+
+_GIVEN = {"chroma": _chroma, "flux": _flux, "qwenimage": _qwenimage, "sana": _sana, "zimage": _zimage}
 _PACKED = ("chroma", "flux", "qwenimage")
 
 
@@ -137,6 +147,8 @@ def decoded(policy: DiffusersPolicy, z: Tensor) -> Tensor:
     if policy.family == "flux2":
         mean, std = _of_batch_norm(policy)
         return vae.decode(policy.pipe._unpatchify_latents(z * std + mean)).sample
+    if policy.family == "sana":
+        return vae.decode(z / config.scaling_factor).sample
     return vae.decode(z / config.scaling_factor + (config.shift_factor or 0.0)).sample
 
 
@@ -148,4 +160,6 @@ def encoded(policy: DiffusersPolicy, images: Tensor) -> Tensor:
         return (vae.encode(images.unsqueeze(2)).latent_dist.mode()[:, :, 0] - mean) / std
     if policy.family == "flux2":
         return policy.pipe._encode_vae_image(images, None)
+    if policy.family == "sana":
+        return vae.encode(images).latent * config.scaling_factor
     return (vae.encode(images).latent_dist.mode() - (config.shift_factor or 0.0)) * config.scaling_factor

@@ -25,7 +25,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny_language import flux2, qwenimage, qwenimage_edit, zimage
+from tiny_language import flux2, qwenimage, qwenimage_edit, sana, zimage
 from tiny_parts import MAX_TOKENS, SIZE, tokenizer  # noqa: F401 - and for the tests
 from tiny_parts import clip as _clip
 from tiny_parts import vae as _vae
@@ -212,6 +212,7 @@ BUILDERS = {
     "flux2": flux2,
     "qwenimage": qwenimage,
     "zimage": zimage,
+    "sana": sana,
 }
 
 

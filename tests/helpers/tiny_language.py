@@ -7,19 +7,25 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
     QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from tiny_parts import talking, tokenizer, vae
 from transformers import (
+    Gemma2Config,
+    Gemma2Model,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessor,
@@ -163,5 +169,52 @@ def flux2(folder: Path, **scheduler: Any) -> Flux2KleinPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, "use_dynamic_shifting": True, **scheduler}),
         vae=own_vae,
         text_encoder=qwen3(len(tok), layers=28),
+        tokenizer=tok,
+    )
+
+
+def sana(folder: Path, **scheduler: Any) -> SanaPipeline:
+    """Sana, whose network also returns a spread and scales its timesteps; CLIP's tokenizer stands in for Gemma's."""
+    torch.manual_seed(0)
+    tok = tokenizer(folder / "tok")
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=32,
+        sample_size=16,
+        timestep_scale=0.5,
+    )
+    blocks = {"block_types": ("ResBlock", "EfficientViTBlock"), "block_out_channels": (8, 8)}
+    blocks |= {"layers_per_block": (1, 1), "qkv_multiscales": ((), (5,))}
+    own_vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        upsample_block_type="interpolate",
+        downsample_block_type="conv",
+        scaling_factor=0.41407,
+        **{f"{way}_{name}": value for way in ("encoder", "decoder") for name, value in blocks.items()},
+    )
+    config = Gemma2Config(
+        vocab_size=len(tok),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+    )
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    return SanaPipeline(
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(**{**flow, **scheduler}),
+        vae=own_vae,
+        text_encoder=Gemma2Model(config),
         tokenizer=tok,
     )

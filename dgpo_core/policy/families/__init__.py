@@ -11,6 +11,7 @@ from dgpo_core.policy.families.flux2 import Flux2
 from dgpo_core.policy.families.kontext import Kontext
 from dgpo_core.policy.families.qwenedit import QwenImageEdit
 from dgpo_core.policy.families.qwenimage import QwenImage
+from dgpo_core.policy.families.sana import Sana
 from dgpo_core.policy.families.sd3 import SD3
 from dgpo_core.policy.families.sd15 import SD15
 from dgpo_core.policy.families.sdxl import SDXL
@@ -25,6 +26,7 @@ FAMILIES: dict[str, type[DiffusersPolicy]] = {
     "qwen-image-edit": QwenImageEdit,
     "qwenimage": QwenImage,
     "zimage": ZImage,
+    "sana": Sana,
     "sd3": SD3,
     "sdxl": SDXL,
     "sd15": SD15,

@@ -240,6 +240,9 @@ def family_of_folder(path: str) -> str:
 def _family(folder: Folder, what: str) -> str:
     name = folder.index.get("_class_name")
     family = next((f for f, c in FAMILIES.items() if name in c.pipeline_classes), None)
+    others = {other: told for c in FAMILIES.values() for other, told in c.other_pipelines.items()}
+    if name in others:
+        raise UserError(f"{what} is {others[str(name)]}.")
     if family is None:
         raise UserError(
             f"{what} is a {shown(name, 80)}, which is none of the families {', '.join(FAMILIES)}: take one of those"

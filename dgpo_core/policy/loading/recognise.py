@@ -80,8 +80,8 @@ _UNLIKE: tuple[Kind, ...] = (  # looked for before the families, which some of t
     Kind("Stable Cascade", ("clip_txt_mapper.*", "clip_txt_pooled_mapper.*", "clip_mapper.*", "clf.1.*"), _BASE),
     Kind("HunyuanDiT", ("mlp_t5.0.weight",), _NATIVE),
     Kind(
-        "Sana", ("blocks.0.cross_attn.q_linear.*",), "take Z-Image or another of the families",
-        unless=("t_block.1.weight",),
+        "Sana as a single file", ("blocks.0.mlp.inverted_conv.*",),
+        "take its diffusers folder (such as Efficient-Large-Model/Sana_1600M_1024px_diffusers)",
     ),
     Kind("PixArt", ("t_block.1.weight", "adaln_single.*"), _NATIVE, unless=("patchify_proj.*",)),
     Kind("Z-Image in pixel space", ("dec_net.*",), _NATIVE, also=("cap_embedder.*",)),

