@@ -242,6 +242,7 @@ VARIANTS: Mapping[str, Variant] = {
     "warm_up": _training("warm-up over 10 steps", WarmUp),
     "decay": _training("decay 1 / (1 + k / 20)", Decay),
     "muon": _training("Muon", Muon),
+    "pass_over": Variant("what taught nothing passed over 3 times", {"data": {"pass_over": 3}}),
     "explore": Variant("best and worst of 48 in 3 steps", {}, Explore),
 }
 """By name; each is the quickstart but for what it says."""

@@ -5,10 +5,10 @@ import { app } from "../../scripts/app.js";
 
 const COLOURS = {
   DGPO_POLICY: "#9b7fd4",
-  DGPO_PROMPTS: "#d9a441",
-  DGPO_CONDITIONINGS: "#d98041",
-  DGPO_SAMPLER: "#4f9fc9",
-  DGPO_GROUP: "#57b36a",
+  DGPO_PROMPTS: "#b8862b",
+  DGPO_CONDITIONINGS: "#c9743a",
+  DGPO_SAMPLER: "#4795bf",
+  DGPO_GROUP: "#41a058",
   DGPO_REWARD: "#e0697a",
   DGPO_TRAINING: "#b08a5e",
 };
