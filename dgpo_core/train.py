@@ -68,6 +68,12 @@ class Session:
     ratings: str = ""
     seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    over: bool = False  # whether the minutes that the settings give it are
+
+    def look_at_the_clock(self) -> None:
+        """Sees whether they are, for all processes alike."""
+        minutes = self.config.minutes
+        self.over = bool(minutes) and self.world.any(self.elapsed() >= 60 * minutes)
 
     @property
     def adapter(self) -> AdapterName:
@@ -195,9 +201,13 @@ def _steps(session: Session, run: Run | None, done: int) -> None:
         _samples(session, run, None)
     elif session.world.any(run is not None and not _is_measured(run, trainer.iteration)):
         _now_and_then(session, run)  # an evaluation that Ctrl-C cut off
-    with tqdm(total=config.iterations, initial=trainer.iteration, unit="it", disable=run is None) as bar:
-        while trainer.iteration < config.iterations and not _is_stopped(session):
+    if done:
+        session.look_at_the_clock()
+    total = None if config.minutes else config.iterations
+    with tqdm(total=total, initial=trainer.iteration, unit="it", disable=run is None) as bar:
+        while trainer.iteration < config.iterations and not session.over and not _is_stopped(session):
             _log(run, session.iterate(), trainer.iteration, bar)
+            session.look_at_the_clock()
             _now_and_then(session, run)
     _finish(session, run)
 
@@ -220,7 +230,7 @@ def _log(run: Run | None, iteration: Iteration, step: int, bar: tqdm) -> None:
 def _now_and_then(session: Session, run: Run | None) -> None:
     """What is not done at every iteration. A checkpoint comes last: it stands for all that was written before it."""
     config, step = session.config, session.trainer.iteration
-    last = step == config.iterations
+    last = step == config.iterations or session.over
     if config.evaluation.every and step % config.evaluation.every == 0 and not last:
         _evaluate(session, run, session.adapter, config.evaluation.images)
         _samples(session, run, session.adapter)

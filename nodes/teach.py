@@ -9,7 +9,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.comfy.forms import EMBEDDED_MODEL, LOAD_POLICY, PROMPT_LIST, TEXT
+from dgpo_core.comfy.forms import EMBEDDED_MODEL, LOAD_POLICY, PROMPT_LIST, TEACH_ME, TEXT
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.people.questions import MODES
 from dgpo_core.policy import family_of
@@ -25,7 +25,6 @@ from .runs.finishing import FINISHING
 from .runs.judges import ByPerson, ByRewards, Judge
 from .training import told, trained_lora
 
-ME = "I choose"
 WEIGHTS = "ema"
 SAVE_EVERY = 5
 _NEED_OPTIONS = ("remote", "vlm_judge")  # which server; the node Reward has a widget for that
@@ -63,11 +62,11 @@ class Teach(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "judge",
-                    options=[ME, *(name for name in known_rewards() if name not in _NEED_OPTIONS)],
-                    default=ME,
+                    options=[TEACH_ME, *(name for name in known_rewards() if name not in _NEED_OPTIONS)],
+                    default=TEACH_ME,
                     display_name="who judges",
-                    tooltip=f'"{ME}": a dialog shows you the pictures, and you click the best. Else a reward: its help'
-                    " is in the help of the node Reward.",
+                    tooltip=f'"{TEACH_ME}": a dialog shows you the pictures, and you click the best. Else a reward: its'
+                    " help is in the help of the node Reward.",
                 ),
                 io.Float.Input(
                     "minutes",
@@ -179,7 +178,7 @@ class Teach(io.ComfyNode):
 
 
 def _check_judge(choice: str, prompts: Sequence[Prompt]) -> None:
-    if choice != ME:
+    if choice != TEACH_ME:
         require_reward(choice)
         check_cheaply(RewardTerm(choice), prompts)
 
@@ -187,7 +186,7 @@ def _check_judge(choice: str, prompts: Sequence[Prompt]) -> None:
 def _judge(choice: str, reward: Sequence[RewardTerm] | None, mode: str) -> Judge:
     if reward:
         return ByRewards(tuple(reward))
-    if choice == ME:
+    if choice == TEACH_ME:
         return ByPerson(mode)
     require_reward(choice)
     return ByRewards((RewardTerm(choice),))

@@ -160,6 +160,23 @@ LORA_TRAINER = Form(
         "weights": Widget("evaluation.weights"),
     },
 )
+TEACH_ME = "I choose"
+"""The judge of Teach that is no reward."""
+TEACH = Form(
+    "DGPO_Teach",
+    {
+        "model": Widget(),
+        **PROMPT_LIST.part("source", "text").inputs,
+        "judge": Widget(),
+        "minutes": Widget("minutes"),
+        "run": LOAD_POLICY.inputs["run"],
+        "policy": Link(POLICY, LOAD_POLICY.id, optional=True),
+        "reward": Link(REWARD, REWARD_TERM.id, optional=True),
+        "size": Widget(kind=int, default=0, needed=False, optional=True),
+        "mode": Widget(needed=False, optional=True),
+        "run_seed": Widget("seed", default=0, needed=False, optional=True),
+    },
+)
 WATCHING = {  # of no effect where no held-out prompts are connected
     "evaluate_every": Widget("evaluation.every", default=10, needed=False, optional=True),
     "evaluation_images": Widget("evaluation.images", needed=False, optional=True),
@@ -186,7 +203,7 @@ FORMS = {
     form.id: form
     for form in (
         *(LOAD_POLICY, PROMPT_LIST, SAMPLER_SETTINGS, GROUP_SAMPLER, REWARD_TERM, REWARD_SCORER, TRAINING_SETTINGS),
-        *(LORA_TRAINER, TRAINING_LOOP),
+        *(LORA_TRAINER, TRAINING_LOOP, TEACH),
     )
 }
 

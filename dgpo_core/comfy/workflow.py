@@ -66,6 +66,10 @@ class Workflow:
                     return node
         raise UserError(f"The workflow {self.path} has no node that trains (Training Loop or DGPO LoRA Trainer).")
 
+    def has(self, form: Form) -> bool:
+        """Whether there is such a node."""
+        return any(node.kind == form.id for node in self.nodes.values())
+
     def behind(self, node: Node, name: str) -> Node:
         """The node that is linked to an input. Raises UserError if it is none that can stand there."""
         link, slot = node.inputs.get(name), FORMS[node.kind].inputs[name]
@@ -135,18 +139,22 @@ def _listed(value: Any, setting: str) -> Any:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """{"lora": {"rank": 8}} for {"lora.rank": 8}."""
-    nested: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for setting, value in settings.items():
         group, _, name = setting.rpartition(".")
-        (nested.setdefault(group, {}) if group else nested)[name] = value
-    return nested
+        (found.setdefault(group, {}) if group else found)[name] = value
+    return found
 
 
 def load_workflow(path: str | Path) -> dict[str, Any]:
     """The settings of the training in a workflow, for `from_dict`. Raises UserError, naming the file."""
-    flow = Workflow(path)
+    return training_of(Workflow(path))
+
+
+def training_of(flow: Workflow) -> dict[str, Any]:
+    """Those of its Training Loop or LoRA Trainer."""
     trainer = flow.find(TRAINING_LOOP, LORA_TRAINER)
     looped = trainer.kind == TRAINING_LOOP.id
     scorer = trainer if looped else flow.behind(trainer, "scored")
@@ -155,27 +163,25 @@ def load_workflow(path: str | Path) -> dict[str, Any]:
     sampler = flow.behind(drawer, "sampler" if looped else "settings")
     settings = {
         **_training(flow, flow.behind(trainer, "settings")),
-        **flow.settings(policy),
-        "model.path": _model(flow, flow.text(policy, "model")),
-        "lora.init": _lora(flow, flow.text(policy, "start_from")),
+        **policy_of(flow, policy),
         **flow.settings(sampler),
         "rollout.scheduler": _scheduler(flow, sampler),
         **{f"evaluation.{name}": flow.value(sampler, name) for name in ("steps", "cfg")},
         "evaluation.batch": as_setting(flow.value(sampler, "batch"), AUTO),
-        **_data(flow, flow.behind(drawer, "prompts")),
-        "reward": _rewards(flow, scorer),
+        **data_of(flow, flow.behind(drawer, "prompts")),
+        "reward": rewards_of(flow, scorer),
         **flow.settings(trainer, "weights"),
     }
     if looped:
         settings |= flow.settings(trainer, "iterations") | _watched(flow, trainer)
-    return _nested(settings)
+    return nested(settings)
 
 
 def _watched(flow: Workflow, loop: Node) -> dict[str, Any]:
     """What a Training Loop measures on the way; nothing without held-out prompts."""
     if not is_link(loop.inputs.get("held_out")):
         return {}
-    watch = _rewards(flow, loop, "watch") if is_link(loop.inputs.get("watch")) else []
+    watch = rewards_of(flow, loop, "watch") if is_link(loop.inputs.get("watch")) else []
     return {
         **flow.settings(loop, *WATCHING),
         "watch": [{**term, "weight": 1.0} for term in watch],
@@ -200,7 +206,7 @@ def _scheduler(flow: Workflow, sampler: Node) -> Any:
 # --- rewards ---------------------------------------------------------------------------------------------------------
 
 
-def _rewards(flow: Workflow, scorer: Node, name: str = "reward") -> list[dict[str, Any]]:
+def rewards_of(flow: Workflow, scorer: Node, name: str = "reward") -> list[dict[str, Any]]:
     """The chain of rewards, first one first."""
     terms = [_term(flow, node) for node in _chain(flow, scorer, name)][::-1]
     check_shared(terms, f"The workflow {flow.path}")
@@ -232,7 +238,7 @@ def _term(flow: Workflow, node: Node) -> RewardTerm:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _data(flow: Workflow, prompts: Node) -> dict[str, Any]:
+def data_of(flow: Workflow, prompts: Node) -> dict[str, Any]:
     _refuse_images(flow, prompts)
     source = flow.text(prompts, "source")
     settings = flow.settings(prompts)
@@ -279,7 +285,16 @@ def _prompt_file(flow: Workflow, source: str) -> str:
     return path
 
 
-def _model(flow: Workflow, choice: str) -> str:
+def policy_of(flow: Workflow, policy: Node) -> dict[str, Any]:
+    """What Load Policy sets."""
+    return {
+        **flow.settings(policy),
+        "model.path": model_of(flow, flow.text(policy, "model")),
+        "lora.init": _lora(flow, flow.text(policy, "start_from")),
+    }
+
+
+def model_of(flow: Workflow, choice: str) -> str:
     """The path of one of Load Policy's models. Folders of models are often links to another disk; they are followed."""
     if choice.startswith(EMBEDDED):
         return EMBEDDED

@@ -66,10 +66,13 @@ class Trainer:
         else:
             shares = (self.world.share(self.stream.at(iteration)) for iteration in left)
             coming = chain.from_iterable(shares)
+        every = {prompt.text for prompt in self.stream.prompts}
         for prompt in coming:
             if prompt.text not in seen:
                 seen.add(prompt.text)
                 yield prompt.text
+            if len(seen) == len(every):  # a run of an hour may be set to a million iterations
+                return
 
     def iterate(self) -> Iteration:
         """One iteration: draw groups, score them, compare them, take one optimiser step."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NoReturn
 
 import tyro
 
-from dgpo_core.comfy.workflow import load_workflow
+from dgpo_core.comfy.teach import load_training
 from dgpo_core.common.errors import UserError
 from dgpo_core.rewards import trust
 from dgpo_core.settings.command_line import arguments_of, named_options, read_arguments
@@ -111,7 +111,7 @@ def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argpars
     chosen.preset = default_preset if implied else chosen.preset
     base = load_preset(chosen.preset) if chosen.preset else Config()
     if chosen.workflow:
-        base = from_dict(load_workflow(chosen.workflow), base, chosen.workflow)
+        base = from_dict(load_training(chosen.workflow, _family), base, chosen.workflow)
     if chosen.config:
         base = load_yaml(chosen.config, base)
     if chosen.resumed:
@@ -119,6 +119,12 @@ def _start(argv: Sequence[str], default_preset: str, prog: str) -> tuple[argpars
     if chosen.mode:
         base = apply_mode(base, chosen.mode)
     return chosen, base, implied
+
+
+def _family(path: str) -> str:
+    from dgpo_core.policy import family_of  # imported late: it takes seconds
+
+    return family_of(path)
 
 
 class _StartReader(argparse.ArgumentParser):

@@ -160,8 +160,7 @@ class DataConfig:
     groups_per_iteration: Annotated[int, Range(1, 1000)] = 8
     """Prompts (= groups, the paper's P) per iteration over all processes, 1 to 1000 (paper 8, '24 is better')."""
     pass_over: Annotated[int, Range(0, 1000)] = 0
-    """How often a prompt whose last group had equal rewards (all right, all wrong), which teaches nothing, is passed
-    over when its turn comes, 0 to 1000; for few prompts and many iterations."""
+    """How often a prompt whose last group had equal rewards, so that it taught nothing, is passed over in its turn."""
 
 
 @dataclass(frozen=True)
@@ -370,6 +369,8 @@ class Config:
     """Seed of everything random in the run."""
     iterations: Annotated[int, Range(1, MOST_ITERATIONS)] = 1000
     """Iterations (= optimiser steps) in all, 1 to a million; a resumed run may raise it."""
+    minutes: NotNegative = 0.0
+    """End after the iteration in which so many minutes are over, with those before a resume; 0: when all are done."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder of this name."""
     track: Literal["none", "tensorboard", "wandb", "trackio"] = NO_TRACKER

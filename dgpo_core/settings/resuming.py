@@ -17,9 +17,9 @@ BATCHES = ("rollout.batch", "training.micro_batch", "evaluation.batch")
 OPEN = (*BATCHES, "memory.gradient_checkpointing", "memory.offload", "model.quantize")
 """What may be left open, to be chosen from the card's memory."""
 
-RESUMABLE = (*PERSONAL, *BATCHES, "iterations", "evaluation.on_alarm")
-"""What `--resume` may change besides the groups below: iterations (only up), what only trades memory for time, and
-whether an alarm ends the run."""
+RESUMABLE = (*PERSONAL, *BATCHES, "iterations", "minutes", "evaluation.on_alarm")
+"""What `--resume` may change besides the groups below: iterations (only up) and minutes, what only trades memory for
+time, and whether an alarm ends the run."""
 
 RESUMABLE_GROUPS = ("checkpoint.", "memory.", "model.device", "human.")
 

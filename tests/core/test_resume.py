@@ -101,6 +101,19 @@ def test_ctrl_c_ends_with_a_checkpoint_and_exit_code_130(whole: Path, sd3_folder
     assert without_seconds(tmp_path) == without_seconds(whole)
 
 
+def test_a_run_ends_when_its_minutes_are_over_and_goes_on_with_more(
+    whole: Path, sd3_folder: Path, tmp_path: Path
+) -> None:
+    argv = write_quick(tmp_path, sd3_folder, **CHANGES)
+    assert train_in(tmp_path, [*argv, "--minutes", "0.0001"]) == 0, told(tmp_path)
+    assert iterations(tmp_path) == 1
+    assert (tmp_path / "runs/test/lora.safetensors").exists()
+    assert train_in(tmp_path, [*argv, "--minutes", "0.0001", "--resume"]) == 0, told(tmp_path)
+    assert iterations(tmp_path) == 1
+    assert train_in(tmp_path, [*argv, "--resume"]) == 0, told(tmp_path)
+    assert result(tmp_path) == result(whole)
+
+
 def test_prompts_that_have_changed_are_told(whole: Path, tmp_path: Path) -> None:
     folder, warning = tmp_path / "copy", "Warning: the training prompts are not those that the run began with"
     shutil.copytree(whole, folder)

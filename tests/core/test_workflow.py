@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from dgpo_core.comfy.teach import load_training
 from dgpo_core.comfy.workflow import load_workflow
 from dgpo_core.common.errors import UserError
 from dgpo_core.runs.assemble import held_out_prompts
 from dgpo_core.runs.options import parse_args
 from dgpo_core.settings.config import Config
 from dgpo_core.settings.presets import load_preset
+from dgpo_core.settings.recipes import recipe
 from dgpo_core.settings.validation import validate
 from dgpo_core.settings.values import from_dict
 
@@ -45,6 +47,36 @@ def test_the_quickstart_workflow_trains_as_the_quickstart_preset_does() -> None:
 @pytest.mark.parametrize("name", ["quickstart", "visual_loop"])
 def test_the_ui_file_says_the_same_as_the_api_file(name: str) -> None:
     assert load_workflow(WORKFLOWS / f"{name}.json") == load_workflow(WORKFLOWS / "api" / f"{name}.json")
+
+
+def test_teach_is_its_recipe_for_so_many_minutes(tmp_path: Path) -> None:
+    config = parse_args(["--workflow", str(WORKFLOWS / "start_here.json"), "--output", str(tmp_path)])
+    chosen = recipe("embedded", people=False)
+    for group in ("training", "rollout", "lora", "memory", "evaluation", "combine"):
+        assert getattr(config, group) == getattr(chosen, group), group
+    assert (config.name, config.minutes, config.seed, config.data.order_seed) == ("teach", 2.0, 0, 0)
+    assert [term.name for term in config.reward] == ["shapes_graded"]
+    assert config == parse_args(["--workflow", str(WORKFLOWS / "api" / "start_here.json"), "--output", str(tmp_path)])
+
+
+def test_teach_goes_by_the_kind_of_its_model(tmp_path: Path) -> None:
+    given = {"model": "checkpoints/a.safetensors", "source": "the text below", "judge": "brightness", "size": 256}
+    config = from_dict(
+        load_training(
+            changed(tmp_path, "start_here", _1=given), {"models/checkpoints/a.safetensors": "sdxl"}.__getitem__
+        )
+    )
+    assert config.training == recipe("sdxl", people=False).training
+    assert (config.model.path, config.model.height) == ("models/checkpoints/a.safetensors", 256)
+    assert (config.data.held_out, config.data.text.splitlines()[0]) == ("", "a red circle")
+
+
+def test_teach_with_a_person_is_refused(tmp_path: Path) -> None:
+    path = changed(tmp_path, "start_here", _1={"judge": "I choose"})
+    with pytest.raises(
+        UserError, match=r"DGPO_Teach asks a person, which only runs in ComfyUI: choose a reward as its judge"
+    ):
+        load_training(path, str)
 
 
 def test_a_preset_chosen_in_the_node_goes_before_its_widgets(tmp_path: Path) -> None:
