@@ -178,7 +178,7 @@ class NativePolicyConditioning(_NativePolicy):
         order_seed: int,
         **settings: Any,
     ) -> io.NodeOutput:
-        handle = cls.policy(model, native_texts.as_given(conditionings, negative), vae, **settings)
+        handle = cls.policy(model, native_texts.as_given(conditionings, negative, model), vae, **settings)
         prompts = tuple(Prompt(text) for text, _ in conditionings.prompts)
         return io.NodeOutput(handle, Prompts(prompts, per_iteration, order_seed))
 

@@ -24,6 +24,10 @@ _CONTROL = (  # what a ControlNet does to an image
     *("control_model", "t2i_model", "previous_controlnet"),
 )
 
+_UNREAD = dict.fromkeys(("SD1ClipModel", "SDXLClipModel"), "clip_l.transformer.text_projection.weight")
+"""By class of text encoder, a weight that nothing depends on. Checkpoints of SD1.5 and SDXL have none, and ComfyUI
+leaves in its place what was in memory, so that it differs each time that they are loaded."""
+
 Read = Callable[[Tensor], bytes]
 
 
@@ -40,6 +44,11 @@ def samples(tensor: Tensor) -> bytes:
 def whole(tensor: Tensor) -> bytes:
     """All of its numbers."""
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+
+
+def nothing(tensor: Tensor) -> Tensor:
+    """Zeros in the place of a tensor, in the memory of one number."""
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
 
 def fingerprint(*values: Any, read: Read = samples) -> str:
@@ -71,8 +80,10 @@ def _add(digest: Any, value: Any, read: Read, depth: int) -> None:
 def _patched(patcher: ModelPatcher) -> list[Any]:
     """The weights of a MODEL without patches, and its patches and options."""
     backup = patcher.backup  # of the weights that have patches in place
-    named = patcher.model.named_parameters()
-    weights = [(key, backup[key].weight if key in backup else parameter) for key, parameter in named]
+    named, unread = patcher.model.named_parameters(), _UNREAD.get(type(patcher.model).__name__)
+    weights = [
+        (key, nothing(part) if key == unread else backup[key].weight if key in backup else part) for key, part in named
+    ]
     return [*weights, patcher.patches, patcher.model_options, patcher.object_patches]
 
 

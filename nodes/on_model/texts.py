@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_base
 import comfy.utils
 import torch
 from torch import Tensor
 
 from dgpo_core.common.errors import UserError
 
-from ..common.fingerprint import fingerprint, whole
+from ..common.fingerprint import fingerprint, nothing, whole
 from ..common.values import Conditionings
 
 Conditioning = list[list[Any]]
@@ -43,10 +44,25 @@ def by_clip(clip: Any) -> Texts:
     return Texts(clip, _encode, fingerprint(clip.patcher, clip.layer_idx))
 
 
-def as_given(conditionings: Conditionings, negative: Conditioning) -> Texts:
-    """The prompts of the chain; the empty text is the negative one."""
-    found = fingerprint(conditionings.prompts, negative, read=whole)
+def as_given(conditionings: Conditionings, negative: Conditioning, model: Any) -> Texts:
+    """The prompts of the chain; the empty text is the negative one. model: the MODEL that they are for."""
+    looked_at: Sequence[Any] = (conditionings.prompts, negative)
+    if type(model.model).encode_adm is comfy.model_base.BaseModel.encode_adm:
+        # it takes no pooled output, and that of SD1.5's text encoder is made of a weight that no file has
+        looked_at = [
+            tuple((text, _without_pooled(one)) for text, one in conditionings.prompts),
+            _without_pooled(negative),
+        ]
+    found = fingerprint(*looked_at, read=whole)
     return Texts(conditionings, functools.partial(_look_up, negative), found)
+
+
+def _without_pooled(conditioning: Conditioning) -> Conditioning:
+    pooled = "pooled_output"
+    return [
+        [tokens, {key: nothing(value) if key == pooled and value is not None else value for key, value in more.items()}]
+        for tokens, more in conditioning
+    ]
 
 
 def _encode(clip: Any, text: str, pictures: Sequence[Tensor] = ()) -> Conditioning:

@@ -115,6 +115,17 @@ def test_two_trainings_of_one_checkpoint_and_ordinary_pictures_share_a_queue(com
         assert pixels(comfy, found[seed]) == pixels(comfy, comfy.run(picture(seed)))
 
 
+def test_a_training_goes_on_after_the_models_were_loaded_again(comfy: ComfyServer) -> None:
+    """What a file of SD1.5 lacks is whatever was in memory: another number each time that it is loaded."""
+    checkpoint(comfy)
+    comfy.run(training("kept", 0))
+    for iteration in (1, 2):
+        waiting = comfy.queue(picture(iteration))
+        comfy.free()  # the worker looks after this picture
+        comfy.wait(waiting)
+        comfy.run(training("kept", iteration))
+
+
 def test_cancel_leaves_the_model_and_the_users_lora_as_they_were(comfy: ComfyServer) -> None:
     users_model(comfy)
     models = (("loader", 0), ("user", 0))
