@@ -42,6 +42,8 @@ class Family:
     """What pipelines of these classes are, and what to take, by what is then true in model_index.json."""
     built_as_named: ClassVar[bool] = False
     """Whether a folder's pipeline is built as the class that it names, in place of the first of `pipeline_classes`."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Packages that its pipeline needs and that are not ours to require."""
     bare_names: ClassVar[bool] = False
     """Whether diffusers knows a single checkpoint's tensors without the network's prefix alone."""
     input_layer: ClassVar[str]

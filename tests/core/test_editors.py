@@ -1,5 +1,6 @@
 """Models that edit: the source picture reaches the network as in diffusers' own pipelines, and through a training."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import bright
 import pytest
 import tiny
 import torch
-from diffusers import Flux2KleinPipeline, FluxKontextPipeline, QwenImageEditPlusPipeline
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
+from diffusers import Flux2KleinPipeline, FluxKontextPipeline, QwenImageEditPipeline, QwenImageEditPlusPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from engine import quick
 from torch import Tensor
 
@@ -21,7 +22,9 @@ from dgpo_core.method.rollout import rollout
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy import Cond, load_policy
 from dgpo_core.policy.base import guided
+from dgpo_core.policy.families import qwenedit
 from dgpo_core.policy.families.flux import pack
+from dgpo_core.policy.loading import folder as loading_folder
 
 SIZE = (tiny.SIZE, tiny.SIZE)
 
@@ -179,6 +182,49 @@ def test_qwen_image_edits_as_diffusers_own_pipeline_does(count: int, monkeypatch
         output_type="pt",
     ).images
     assert torch.allclose(ours.images, theirs, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_first_qwen_image_edit_draws_what_diffusers_own_pipeline_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = tiny.build("qwen-image-edit", tmp_path).components
+    QwenImageEditPipeline(**parts).save_pretrained(tmp_path / "first")
+    # else the pipeline scales the picture to a megapixel for both who look at it
+    monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda *_: (*SIZE, None))
+    monkeypatch.setattr(qwenedit, "_SEEN_ALONE", SIZE[0] * SIZE[1])
+    policy = load_policy(tmp_path / "first", rank=2)
+    with pytest.raises(UserError, match="brings 2 pictures, but a model of the family qwen-image-edit takes at most 1"):
+        policy.check_sources([replace(EDITS[0], sources=EDITS[0].sources * 2)], SIZE)
+    with policy.using(None):
+        (ours,) = rollout(policy, policy.solver("euler", 3, *SIZE), EDITS[:1], [[5]], size=SIZE)
+    pipe = QwenImageEditPipeline.from_pretrained(tmp_path / "first")
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        image=to_pil(EDITS[0].sources[0].image()),
+        prompt=EDITS[0].text,
+        true_cfg_scale=1.0,
+        height=SIZE[0],
+        width=SIZE[1],
+        num_inference_steps=3,
+        latents=pack(noise(5, policy.latent_shape(*SIZE))[None]),
+        output_type="pt",
+    ).images
+    assert torch.allclose(ours.images, theirs, atol=1e-5)
+
+
+def test_a_package_that_is_missing_is_told_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPlusPipeline", **scheduler}))
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"num_train_timesteps": 1000}')
+    monkeypatch.setattr(loading_folder, "find_spec", lambda _: None)
+    with pytest.raises(
+        UserError, match=r"qwen-image-edit needs the package torchvision: run `pip install torchvision`"
+    ):
+        load_policy(tmp_path)
 
 
 @pytest.mark.slow

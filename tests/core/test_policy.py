@@ -191,7 +191,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
 
 
 def test_compile_touches_the_repeated_blocks_of_every_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    for family in FAMILIES:
+    for family in filter(tiny.can_be_built, FAMILIES):
         compiled: list[str] = []
         policy = tiny.shared(family)
         monkeypatch.setattr(

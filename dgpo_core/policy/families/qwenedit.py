@@ -39,6 +39,8 @@ class QwenImageEdit(QwenImage):
     architecture = "qwen-image-edit"
     marks = ()
     looks_like = "qwenimage"
+    built_as_named = True
+    needs = ("torchvision",)  # for what shows pictures to its text encoder
     example = "Qwen/Qwen-Image-Edit-2509"
     sources = (1, 3)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,11 @@ class Folder:
         """The pipeline of a family; parts: components that are made already, or None for those to do without."""
         import diffusers
 
+        for package in cls.needs:
+            if find_spec(package) is None:
+                raise UserError(
+                    f"A model of the family {cls.family} needs the package {package}: run `pip install {package}`."
+                )
         made = getattr(diffusers, self.index["_class_name"] if cls.built_as_named else cls.pipeline_classes[0])
         known = inspect.signature(made).parameters
         # a component that is left out must be given as None
@@ -241,8 +247,8 @@ def _family(folder: Folder, what: str) -> str:
     name = folder.index.get("_class_name")
     family = next((f for f, c in FAMILIES.items() if name in c.pipeline_classes), None)
     others = {other: told for c in FAMILIES.values() for other, told in c.other_pipelines.items()}
-    if name in others:
-        raise UserError(f"{what} is {others[str(name)]}.")
+    if isinstance(name, str) and name in others:
+        raise UserError(f"{what} is {others[name]}.")
     if family is None:
         raise UserError(
             f"{what} is a {shown(name, 80)}, which is none of the families {', '.join(FAMILIES)}: take one of those"
