@@ -144,7 +144,7 @@ class Teach(io.ComfyNode):
         cls, source: str | None = None, text: str | None = None, run: str | None = None, **_: Any
     ) -> list[object]:
         """A prompt file that has changed, a run that has gone another way, and a press of Finish now."""
-        return [read_again(source, text), sessions.turns(run), FINISHING.times(str(cls.hidden.unique_id))]
+        return [read_again(source, text), sessions.turns(run), FINISHING.times(cls.hidden.unique_id)]
 
     @classmethod
     def execute(

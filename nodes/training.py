@@ -228,7 +228,7 @@ class TrainingLoop(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> int:
         """Once it was told to finish, what came of it does not stand for the whole training: the next Run goes on."""
-        return FINISHING.times(str(cls.hidden.unique_id))
+        return FINISHING.times(cls.hidden.unique_id)
 
 
 def _check_weights(choice: str) -> None:

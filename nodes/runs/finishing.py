@@ -44,10 +44,13 @@ class Finishing:
                 self._asked[node] += 1
             return asked is not None
 
-    def times(self, node: str) -> int:
-        """How often the node was asked to: what came of it no longer stands for the whole training."""
+    def times(self, node: str | None) -> int:
+        """How often the node was asked to: what came of it no longer stands for the whole training.
+
+        node: None where ComfyUI does not say which (0.3.64, before a node runs); then those of all count.
+        """
         with self._lock:
-            return self._asked[node]
+            return self._asked.total() if node is None else self._asked[node]
 
 
 FINISHING = Finishing()
