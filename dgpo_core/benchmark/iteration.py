@@ -41,12 +41,9 @@ class Differing(Reward):
 
 
 def with_pictures(prompts: Sequence[Prompt], policy: Policy, size: tuple[int, int]) -> list[Prompt]:
-    """The prompts, each with as many black pictures as the policy needs to edit."""
-    black = torch.zeros(3, *size)
-    return [
-        replace(prompt, sources=tuple(Source.of_pixels(black + i / 255) for i in range(policy.sources[0])))
-        for prompt in prompts
-    ]
+    """The prompts; those that bring none with as many black pictures as the policy needs to edit."""
+    black = (Source.of_pixels(torch.zeros(3, *size)),) * policy.sources[0]
+    return [prompt if prompt.sources else replace(prompt, sources=black) for prompt in prompts]
 
 
 def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, int], ledger: Ledger) -> dict[str, Phase]:
@@ -91,7 +88,7 @@ def count_without_weights(
     room: float = math.inf,
 ) -> dict[str, Phase]:
     """`count_iteration` for a policy on the device "meta": no forward is computed, and those of one kind are looked at
-    twice at most. like: whose attention it takes. room: bytes that the device has, by which the policy decides what
+    once. like: whose attention it takes. room: bytes that the device has, by which the policy decides what
     makes room for what."""
     ledger = Ledger(META, cuda_workspace) if like == "cuda" else Ledger(META)
     with (

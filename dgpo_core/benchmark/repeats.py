@@ -29,7 +29,7 @@ class Repeats:
     def __init__(self, policy: DiffusersPolicy, ledger: Ledger) -> None:
         self.policy, self.ledger = policy, ledger
         self._predict, self._decode, self._backward = policy.predict, policy.decode, Tensor.backward
-        self._costs: dict[tuple[Any, ...], list[Cost]] = {}
+        self._costs: dict[tuple[Any, ...], Cost] = {}
         self._kind: tuple[Any, ...] = ()  # of the last forward with gradients
         self._waiting: int | None = None  # bytes of a forward that was not gone through, held for its backward
 
@@ -52,42 +52,38 @@ class Repeats:
         graded = torch.is_grad_enabled()
         shapes = tuple(tuple(tensor.shape) for tensor in cond.tensors.values())
         kind = self.policy.adapters.active is None, tuple(x_t.shape), shapes, graded
-        costs = self._costs.setdefault(kind, [])
+        known = self._costs.get(kind)
         if graded:
             self._kind = kind
-        if not costs:
-            with self.ledger.span() as cost:
-                answer = self._predict(x_t, t, cond)
-            costs.append(cost)
-            return answer
-        self.ledger.repeat(costs[-1])
+        if known is None:
+            with self.ledger.span() as self._costs[kind]:
+                return self._predict(x_t, t, cond)
+        self.ledger.repeat(known)
         answer = torch.empty(x_t.shape, device=x_t.device, dtype=torch.float32)
         if graded:
-            self._waiting = costs[-1].kept - answer.nbytes
+            self._waiting = known.kept - answer.nbytes
             self.ledger.hold(self._waiting)
             answer.requires_grad_()
         return answer
 
     def decode(self, latents: Tensor) -> Tensor:
         """As `Policy.decode`, but its pictures have one pixel: nobody looks at them."""
-        costs = self._costs.setdefault(("decode", tuple(latents.shape)), [])
-        if costs:  # a first decoding leaves nothing behind
-            self.ledger.repeat(costs[0])
+        kind = "decode", tuple(latents.shape)
+        if kind in self._costs:  # a first decoding leaves nothing behind
+            self.ledger.repeat(self._costs[kind])
         else:
-            with self.ledger.span() as cost:
+            with self.ledger.span() as self._costs[kind]:
                 self._decode(latents)
-            costs.append(cost)
         return torch.empty(len(latents), 3, 1, 1, device=latents.device)
 
     def backward(self, tensor: Tensor, *args: Any, **kwargs: Any) -> None:
         """As `Tensor.backward`."""
-        costs = self._costs.setdefault(("back", *self._kind), [])
+        kind = "back", *self._kind
         if self._waiting is None:
-            with self.ledger.span() as cost:
+            with self.ledger.span() as self._costs[kind]:
                 self._backward(tensor, *args, **kwargs)
-            costs.append(cost)
             return
-        self.ledger.repeat(costs[-1])
+        self.ledger.repeat(self._costs[kind])
         self.ledger.hold(-self._waiting)
         self._waiting = None
         self._backward(tensor, *args, **kwargs)

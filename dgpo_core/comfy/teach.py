@@ -9,7 +9,7 @@ from dgpo_core.comfy.workflow import Node, Workflow, data_of, model_of, nested, 
 from dgpo_core.common.errors import UserError
 from dgpo_core.settings.config import EMBEDDED, MOST_ITERATIONS
 from dgpo_core.settings.recipes import recipe
-from dgpo_core.settings.values import to_dict
+from dgpo_core.settings.values import from_dict, to_dict
 
 KindOf = Callable[[str], str]
 """The family of a model, by its file or folder."""
@@ -40,7 +40,7 @@ def _taught(flow: Workflow, node: Node, kind_of: KindOf) -> dict[str, Any]:
         "model.width": size or chosen.model.width,
         "reward": judges,
     }
-    return _laid_over(to_dict(chosen), nested(settings))
+    return to_dict(from_dict(nested(settings), chosen, flow.path))
 
 
 def _judges(flow: Workflow, node: Node) -> list[dict[str, Any]]:
@@ -53,11 +53,3 @@ def _judges(flow: Workflow, node: Node) -> list[dict[str, Any]]:
             " its judge to run it headless, or train with --reward human."
         )
     return [{"name": judge}]
-
-
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Settings in place of others, group by group."""
-    found = dict(below)
-    for name, value in above.items():
-        found[name] = {**found[name], **value} if isinstance(found.get(name), dict) else value
-    return found

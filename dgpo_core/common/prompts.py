@@ -64,7 +64,7 @@ def _read_lines(lines: Sequence[str], read: Callable[[str, str], Prompt | None],
     return written
 
 
-def digest_of(prompts: Sequence[Prompt]) -> str:
+def digest_of_prompts(prompts: Sequence[Prompt]) -> str:
     """The same for the same prompts in the same order, with their metadata and pictures, wherever they are from."""
     rows = [[prompt.text, prompt.metadata, [source.key for source in prompt.sources]] for prompt in prompts]
     content = json.dumps(rows, sort_keys=True, default=str).encode()

@@ -213,6 +213,13 @@ def test_the_first_qwen_image_edit_draws_what_diffusers_own_pipeline_draws(
     assert torch.allclose(ours.images, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["kontext", "flux2", "qwen-image-edit"])
+def test_a_process_without_groups_needs_no_picture(family: str) -> None:
+    conds, uncond = tiny.shared(family).condition([], "", SIZE)
+    assert conds == []
+    assert len(uncond) <= 1
+
+
 def test_a_package_that_is_missing_is_told_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

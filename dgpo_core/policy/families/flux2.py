@@ -120,9 +120,7 @@ class Flux2(FlowPolicy):
         conds, uncond = super().condition(prompts, negative, size)
         if not any(prompt.sources for prompt in prompts):
             return conds, uncond
-        of = self._source_latents.of
-        each = [torch.stack([of(source, size) for source in prompt.sources], 1) for prompt in prompts]  # [1,n,C,h,w]
-        return beside(conds, uncond, each)
+        return beside(conds, [uncond] * len(prompts), self._source_latents.together(prompts, size))
 
     def _encode(self, text: str) -> dict[str, Tensor]:
         tokens, _ = self.pipe.encode_prompt(

@@ -41,7 +41,10 @@ class Kontext(Flux):
 
     def condition(self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]) -> tuple[list[Cond], Cond]:
         conds, uncond = super().condition(prompts, negative, size)
-        return beside(conds, uncond, [self._source_latents.of(prompt.sources[0], size) for prompt in prompts])
+        if not prompts:
+            return conds, uncond
+        latents = [self._source_latents.of(prompt.sources[0], size) for prompt in prompts]
+        return beside(conds, [uncond] * len(prompts), latents)
 
     def _forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         return unpack(self._velocity(x, t, cond, cond["source"]), *x.shape[-2:])

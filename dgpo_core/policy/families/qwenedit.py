@@ -56,13 +56,13 @@ class QwenImageEdit(QwenImage):
         require_as_many(prompts, self.family)
 
     def condition(self, prompts: Sequence[Prompt], negative: str, size: tuple[int, int]) -> tuple[list[Cond], Cond]:
+        if not prompts:  # a process without groups; nothing is read without a picture
+            return [], Cond({"tokens": torch.empty(0, 0, 0)})
         asked = [self._about(prompt.text, prompt.sources) for prompt in prompts]
         refused = [self._about(negative, prompt.sources) for prompt in prompts]
-        found, of = self.encode([*asked, *refused]), self._source_latents.of
-        each = [torch.stack([of(source, size) for source in prompt.sources], 1) for prompt in prompts]  # [1,n,C,h,w]
-        conds, unconds = found[: len(prompts)], found[len(prompts) :]
-        edits, _ = beside(conds, unconds[0], each)
-        return edits, Cond.cat([beside([u], u, [z])[0][0] for u, z in zip(unconds, each, strict=True)])
+        found = self.encode([*asked, *refused])
+        latents = self._source_latents.together(prompts, size)
+        return beside(found[: len(prompts)], found[len(prompts) :], latents)
 
     def read_ahead(self, prompts: Iterable[str], check: Check) -> None:
         """Nothing: a text alone does not say what the text encoder will read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dgpo_core.common.errors import UserError
@@ -38,6 +39,10 @@ class SourceLatents:
             self._kept.popitem(last=False)
         return self._kept[key].to(policy.device, policy.dtype)
 
+    def together(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> list[Tensor]:
+        """[1,n,C,h,w] of each prompt's n pictures."""
+        return [torch.stack([self.of(source, size) for source in prompt.sources], 1) for prompt in prompts]
+
 
 def require_as_many(prompts: Sequence[Prompt], family: str) -> None:
     """Raises UserError for a prompt that brings another number of pictures than the first one."""
@@ -50,8 +55,10 @@ def require_as_many(prompts: Sequence[Prompt], family: str) -> None:
         )
 
 
-def beside(conds: Sequence[Cond], uncond: Cond, sources: Sequence[Tensor]) -> tuple[list[Cond], Cond]:
-    """Every prompt's conditioning with its sources, and the negative one with those of each prompt."""
-    edits = [Cond({**cond.tensors, "source": z}) for cond, z in zip(conds, sources, strict=True)]
-    without = [Cond({**uncond.tensors, "source": z}) for z in sources]
-    return edits, Cond.cat(without) if without else uncond
+def beside(conds: Sequence[Cond], unconds: Sequence[Cond], sources: Sequence[Tensor]) -> tuple[list[Cond], Cond]:
+    """The conditionings of prompts, one or more, and the negative ones, each with the prompt's sources."""
+
+    def seen(ones: Sequence[Cond]) -> list[Cond]:
+        return [Cond({**one.tensors, "source": z}) for one, z in zip(ones, sources, strict=True)]
+
+    return seen(conds), Cond.cat(seen(unconds))
