@@ -3,8 +3,8 @@
 "ratio" is the time of a training iteration over the time of the forwards and backwards that the algorithm asks for,
 timed alone in the same process: solver steps, decoding, reference, old policy, and the trained forward and backward.
 
-With --random, and where the preset names no prompts, those of the embedded model are taken, and the reward is the size
-of the picture as a JPEG: it needs no weights and next to no time, so that of a real reward comes on top.
+With --random, and where the preset names no prompts, those of the embedded model are taken, and a reward that looks at
+no picture and gives no two the same: it needs no weights and no time, so that of a real reward comes on top.
 """
 
 import json
@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 import torch
 
 from dgpo_core.benchmark import suite
-from dgpo_core.benchmark.iteration import with_pictures
+from dgpo_core.benchmark.iteration import ANY, Differing, with_pictures
 from dgpo_core.benchmark.presets import PRESETS
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
@@ -34,7 +34,7 @@ from dgpo_core.method.update import Reference, References
 from dgpo_core.policy import Cond, Policy
 from dgpo_core.runs import assemble
 from dgpo_core.settings.command_line import command, parse
-from dgpo_core.settings.config import EMBEDDED, Config, Count, CountOrZero, RewardTerm
+from dgpo_core.settings.config import EMBEDDED, Config, Count, CountOrZero
 from dgpo_core.settings.presets import load_preset
 from dgpo_core.settings.validation import validate
 from dgpo_core.settings.values import read_rewards
@@ -68,7 +68,7 @@ class BenchConfig:
     checkpointing: Literal["", "on", "off"] = ""
     """Recompute activations in the backward pass; empty is the preset's."""
     reward: str = ""
-    """The reward, as in a training; empty: the preset's, or jpeg_size where the preset names no prompts."""
+    """The reward, as in a training; empty: the preset's, or one without cost where the preset names no prompts."""
     dtype: Literal["", "auto", "float32", "bfloat16", "float16"] = ""
     """Number type of the frozen base; empty is the preset's."""
     quantize: Literal["", "none", "fp8", "int8", "nf4"] = ""
@@ -112,11 +112,10 @@ def settings(options: BenchConfig) -> Config:
         group_size=options.group_size or config.rollout.group_size,
         batch=options.batch or config.rollout.at_once,
     )
-    reward = config.reward
+    reward = read_rewards(options.reward, "--reward") if options.reward else config.reward
     if options.random or not data.prompts:
         # such presets are of large models, whose rewards need weights that may not be here
-        data, reward = replace(data, prompts=EMBEDDED), (RewardTerm("jpeg_size"),)
-    reward = read_rewards(options.reward, "--reward") if options.reward else reward
+        data, reward = replace(data, prompts=EMBEDDED), reward if options.reward else (ANY,)
     # the policy stays what it is: one that learns leaves groups without anything to learn, which cost less
     training = replace(config.training, lr=1e-12, micro_batch=options.micro_batch or config.training.at_once)
     recompute = {"on": True, "off": False}.get(options.checkpointing, config.memory.recompute)
@@ -138,7 +137,10 @@ class Bench:
         self.options, self.config = options, settings(options)
         self.world = World(options.device)
         self.prompts = assemble.training_prompts(self.config)
-        self.rewards = assemble.training_rewards(self.config, self.world.device)
+        any_does = self.config.reward == (ANY,)
+        self.rewards = (
+            {ANY.name: Differing()} if any_does else assemble.training_rewards(self.config, self.world.device)
+        )
         load = self.random_model if options.random else partial(assemble.load_model, self.config, self.world.device)
         self.policy, self.size = load()
         self.prompts = with_pictures(self.prompts, self.policy, self.size)

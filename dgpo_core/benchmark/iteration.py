@@ -40,6 +40,10 @@ class Differing(Reward):
         return torch.arange(len(images)).float()
 
 
+ANY = RewardTerm("any")
+"""The term of a configuration that is trained on `Differing`, which is not in the registry."""
+
+
 def with_pictures(prompts: Sequence[Prompt], policy: Policy, size: tuple[int, int]) -> list[Prompt]:
     """The prompts; those that bring none with as many black pictures as the policy needs to edit."""
     black = (Source.of_pixels(torch.zeros(3, *size)),) * policy.sources[0]
@@ -51,17 +55,14 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
 
     size: height and width in pixels. ledger: of the policy's device.
     """
-    reward = RewardTerm("any")
-    config = replace(config, reward=(reward,), training=replace(config.training, lr=1e-12))
+    config = replace(config, reward=(ANY,), training=replace(config.training, lr=1e-12))
     prompts = with_pictures([Prompt(f"no {i}") for i in range(config.data.groups_per_iteration)], policy, size)
     with _by_phase(policy, ledger), ledger:
         if policy.offload:  # they have been loaded there; a policy without storage is made on the device in whole
             policy.text_encoders_to("cpu")
             policy.vae_to("cpu")
         own_modules(policy, ledger)
-        trainer = Trainer(
-            policy, prompts, {reward.name: Differing()}, config, size=size, world=World(str(policy.device))
-        )
+        trainer = Trainer(policy, prompts, {ANY.name: Differing()}, config, size=size, world=World(str(policy.device)))
         for parameter in trainer.step.parameters.values():
             parameter.grad = torch.zeros_like(parameter)  # as from the first update on
         for _ in range(STEADY - 1):
