@@ -1,7 +1,6 @@
 """DGPO, one iteration at a time: rollout, reward, advantage, update (arXiv 2510.08425)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -48,7 +47,7 @@ class Trainer:
         self.world = self.step.world
         order_seed = config.seed if config.data.order_seed < 0 else config.data.order_seed
         self.stream = PromptStream(prompts, config.data.groups_per_iteration, order_seed)
-        self.turns = Turns(self.stream, config.data.pass_over)
+        self.turns = Turns.of(self.stream, config.data.pass_over)
         self.empty_in_a_row = 0  # iterations without a group that could be scored
 
     @property
@@ -60,14 +59,8 @@ class Trainer:
         """The negative prompt, and what this process will be asked to draw from here on, each prompt once, in order."""
         yield self.policy.negative_text(self.config.rollout.negative_prompt)
         seen: set[str] = set()
-        left = range(self.iteration, self.config.iterations)
-        if self.turns.pass_over:
-            coming: Iterator[Prompt] = self.turns.ahead(len(left))
-        else:
-            shares = (self.world.share(self.stream.at(iteration)) for iteration in left)
-            coming = chain.from_iterable(shares)
         every = {prompt.text for prompt in self.stream.prompts}
-        for prompt in coming:
+        for prompt in self.turns.ahead(range(self.iteration, self.config.iterations), self.world):
             if prompt.text not in seen:
                 seen.add(prompt.text)
                 yield prompt.text
@@ -77,9 +70,8 @@ class Trainer:
     def iterate(self) -> Iteration:
         """One iteration: draw groups, score them, compare them, take one optimiser step."""
         watch = Stopwatch(self.policy.device)
-        drawn = self.turns.next() if self.turns.pass_over else None
-        prompts = [self.stream.prompts[i] for i in drawn.numbers] if drawn else self.stream.at(self.iteration)
-        mine = self.world.share(list(enumerate(prompts)))
+        drawn = self.turns.next(self.iteration)
+        mine = self.world.share(list(enumerate(drawn.prompts)))
         with watch.phase("encode"):
             self.step.condition([prompt for _, prompt in mine])
         with self._scoring() as scoring:
@@ -88,15 +80,12 @@ class Trainer:
             with watch.phase("reward"):
                 scored, skipped = self._usable(mine, scoring.results(groups))
         if skipped and not self.world.any(bool(scored)):
-            if drawn:
-                self.turns.take(drawn, {})
+            self.turns.take(drawn, {})
             return self._without_any(skipped, watch)
         self.empty_in_a_row = 0
         places = [place for place, _ in scored]
         done = self.step.learn([group for _, group in scored], places, watch)
-        if drawn:
-            taught = self.world.gather(list(zip(places, done.informative, strict=True)))
-            self.turns.take(drawn, {drawn.numbers[place]: flag for place, flag in taught})
+        self.turns.take(drawn, dict(self.world.gather(list(zip(places, done.informative, strict=True)))))
         return done.without(skipped) if skipped else done
 
     def _without_any(self, skipped: Sequence[str], watch: Stopwatch) -> Iteration:
@@ -141,10 +130,9 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a run needs to go on, as flat tensors and JSON."""
         tensors, info = self.step.state()
-        return tensors, info | ({"turns": self.turns.state()} if self.turns.pass_over else {})
+        return tensors, info | self.turns.state()
 
     def load_state(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
         """The inverse of `state`. Raises UserError as `Step.load_state`."""
         self.step.load_state(tensors, info)
-        if self.turns.pass_over:
-            self.turns.load_state(info.get("turns"))
+        self.turns.load_state(info)

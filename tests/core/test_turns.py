@@ -11,26 +11,27 @@ from engine import SIZE, quick, write_quick
 from processes import train_in
 from safetensors.torch import load_file
 
+from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt, PromptStream
 from dgpo_core.method.trainer import Trainer
-from dgpo_core.method.turns import Turns
+from dgpo_core.method.turns import PassingOver
 from dgpo_core.rewards import Reward
 
 NAMES = "abcdefgh"
 
 
-def turns(pass_over: int = 2, per_iteration: int = 2, names: str = NAMES) -> Turns:
-    return Turns(PromptStream([Prompt(name) for name in names], per_iteration, seed=3), pass_over)
+def turns(pass_over: int = 2, per_iteration: int = 2, names: str = NAMES) -> PassingOver:
+    return PassingOver(PromptStream([Prompt(name) for name in names], per_iteration, seed=3), pass_over)
 
 
-def played(turns: Turns, iterations: int, dull: str = "") -> list[str]:
+def played(turns: PassingOver, iterations: int, dull: str = "") -> list[str]:
     """The names that came, where the prompts `dull` never teach anything."""
     came = []
     for _ in range(iterations):
-        drawn = turns.next()
-        names = [turns.stream.prompts[number].text for number in drawn.numbers]
-        turns.take(drawn, {n: name not in dull for n, name in zip(drawn.numbers, names, strict=True)})
+        drawn = turns.next(0)  # it counts its own
+        names = [prompt.text for prompt in drawn.prompts]
+        turns.take(drawn, {place: name not in dull for place, name in enumerate(names)})
         came += names
     return came
 
@@ -74,20 +75,20 @@ def test_it_goes_on_from_its_state() -> None:
 
 def test_an_iteration_that_does_not_end_takes_no_turn() -> None:
     some = turns()
-    assert some.next() == some.next()
+    assert some.next(0) == some.next(0)
 
 
 @pytest.mark.parametrize("state", [None, {}, {"taken": 1, "resting": {"x": 1}}, {"taken": 1, "resting": {"9": 1}}])
 def test_a_state_that_is_none_is_told(state: Any) -> None:
     with pytest.raises(UserError, match=r"^The checkpoint (does not say which prompts|is of other prompts)"):
-        turns().load_state(state)
+        turns().load_state({"turns": state})
 
 
 def test_what_is_read_ahead_holds_all_that_comes() -> None:
     for iterations in (1, 3, 5, 20):
         some = turns()
         played(some, 7, dull="abc")
-        ahead = {prompt.text for prompt in some.ahead(iterations)}
+        ahead = {prompt.text for prompt in some.ahead(range(iterations), World("cpu"))}
         assert {*played(some, iterations, dull="abcde")} <= ahead
 
 
