@@ -16,7 +16,7 @@ KindOf = Callable[[str], str]
 
 
 def load_training(path: str | Path, kind_of: KindOf) -> dict[str, Any]:
-    """As `load_workflow`, of a workflow that trains by any of the nodes."""
+    """The settings of the training in a workflow, by whichever node. Raises UserError, naming the file."""
     flow = Workflow(path)
     if flow.has(TEACH) and not (flow.has(TRAINING_LOOP) or flow.has(LORA_TRAINER)):
         return _taught(flow, flow.find(TEACH), kind_of)

@@ -148,13 +148,8 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def load_workflow(path: str | Path) -> dict[str, Any]:
-    """The settings of the training in a workflow, for `from_dict`. Raises UserError, naming the file."""
-    return training_of(Workflow(path))
-
-
 def training_of(flow: Workflow) -> dict[str, Any]:
-    """Those of its Training Loop or LoRA Trainer."""
+    """The settings of its Training Loop or LoRA Trainer, for `from_dict`. Raises UserError, naming the file."""
     trainer = flow.find(TRAINING_LOOP, LORA_TRAINER)
     looped = trainer.kind == TRAINING_LOOP.id
     scorer = trainer if looped else flow.behind(trainer, "scored")

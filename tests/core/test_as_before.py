@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dgpo_core import train
-from dgpo_core.comfy.workflow import load_workflow
+from dgpo_core.comfy.workflow import Workflow, training_of
 from dgpo_core.common.errors import UserError
 from dgpo_core.settings.values import from_dict
 
@@ -90,8 +90,8 @@ def test_a_workflow_means_the_settings_that_it_meant(name: str) -> None:
     path = ROOT / "workflows" / "api" / f"{name}.json"
     if WORKFLOWS[name] is None:  # it trains nothing, or what only runs in ComfyUI
         with pytest.raises(UserError):
-            load_workflow(path)
+            training_of(Workflow(path))
     else:
         before = WORKFLOWS[name]
         before = {**before, "model": {**before.get("model", {}), "quantize": "none"}}  # as there was no other way
-        assert from_dict(load_workflow(path)) == from_dict(before)
+        assert from_dict(training_of(Workflow(path))) == from_dict(before)

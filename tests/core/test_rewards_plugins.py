@@ -8,7 +8,7 @@ import torch
 from engine import write_quick
 
 from dgpo_core import evaluate
-from dgpo_core.comfy.workflow import load_workflow
+from dgpo_core.comfy.workflow import Workflow, training_of
 from dgpo_core.common.errors import UserError
 from dgpo_core.rewards import known_rewards, make_reward, weights_of
 from dgpo_core.runs.options import parse_args
@@ -132,8 +132,8 @@ def test_a_workflow_runs_no_file(file: str, tmp_path: Path) -> None:
     reward = next(node for node in data.values() if node["class_type"] == "DGPO_Reward")
     reward["inputs"]["only_if"] = "ocr > 0.5"
     (tmp_path / "w.json").write_text(json.dumps(data))
-    assert load_workflow(tmp_path / "w.json")["reward"][0]["only_if"] == "ocr > 0.5"
+    assert training_of(Workflow(tmp_path / "w.json"))["reward"][0]["only_if"] == "ocr > 0.5"
     reward["inputs"]["name"] = f"{file}:Redness"
     (tmp_path / "w.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="names the Python file of a reward .* which is not run: give it with --reward"):
-        load_workflow(tmp_path / "w.json")
+        training_of(Workflow(tmp_path / "w.json"))

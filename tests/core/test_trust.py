@@ -12,7 +12,7 @@ import pytest
 from engine import write_quick
 from judge_server import serving
 
-from dgpo_core.comfy.workflow import load_workflow
+from dgpo_core.comfy.workflow import Workflow, training_of
 from dgpo_core.common.errors import UserError
 from dgpo_core.rewards import REWARDS, make_reward, reward_class, trust
 from dgpo_core.rewards.serve import RewardServer
@@ -87,7 +87,7 @@ def workflow(here: Path, name: str, options: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(("name", "option"), [(name, option) for name in PRIVATE for option in sorted(PRIVATE[name])])
 def test_a_workflow_sets_no_address_no_path_and_no_variable(name: str, option: str, here: Path) -> None:
     with pytest.raises(UserError) as error:
-        load_workflow(workflow(here, name, {option: "HOME"}))
+        training_of(Workflow(workflow(here, name, {option: "HOME"})))
     told = str(error.value)
     assert f"sets the option {option} of the reward {name}, which only you can decide on this machine: " in told
     assert "HOME" not in told.replace(str(here), "")
@@ -98,8 +98,8 @@ def test_a_workflow_sets_no_address_no_path_and_no_variable(name: str, option: s
 
 def test_a_workflow_names_an_endpoint_and_what_is_harmless(here: Path) -> None:
     options = {"endpoint": "judge", "model": "m", "max_calls": 9, "template": "{prompt}?", "low": 1, "high": 5}
-    assert load_workflow(workflow(here, "vlm_judge", options))["reward"][0]["options"] == options
-    assert load_workflow(workflow(here, "ocr", {"threads": 2}))["reward"][0]["options"] == {"threads": 2}
+    assert training_of(Workflow(workflow(here, "vlm_judge", options)))["reward"][0]["options"] == options
+    assert training_of(Workflow(workflow(here, "ocr", {"threads": 2})))["reward"][0]["options"] == {"threads": 2}
 
 
 def test_a_reward_of_another_package_shares_what_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dgpo_core.comfy.teach import load_training
-from dgpo_core.comfy.workflow import load_workflow
+from dgpo_core.comfy.workflow import Workflow, training_of
 from dgpo_core.common.errors import UserError
 from dgpo_core.runs.assemble import held_out_prompts
 from dgpo_core.runs.options import parse_args
@@ -23,7 +23,7 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows"
 
 
 def read(path: Path) -> Config:
-    return from_dict(load_workflow(path), Config(), str(path))
+    return from_dict(training_of(Workflow(path)), Config(), str(path))
 
 
 def changed(tmp_path: Path, name: str, **inputs: dict[str, Any]) -> Path:
@@ -46,7 +46,9 @@ def test_the_quickstart_workflow_trains_as_the_quickstart_preset_does() -> None:
 
 @pytest.mark.parametrize("name", ["quickstart", "visual_loop"])
 def test_the_ui_file_says_the_same_as_the_api_file(name: str) -> None:
-    assert load_workflow(WORKFLOWS / f"{name}.json") == load_workflow(WORKFLOWS / "api" / f"{name}.json")
+    assert training_of(Workflow(WORKFLOWS / f"{name}.json")) == training_of(
+        Workflow(WORKFLOWS / "api" / f"{name}.json")
+    )
 
 
 def test_teach_is_its_recipe_for_so_many_minutes(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_the_command_line_goes_before_the_workflow() -> None:
 def test_what_only_runs_in_comfyui_is_refused_in_one_sentence(name: str, says: str) -> None:
     for folder in (WORKFLOWS, WORKFLOWS / "api"):
         with pytest.raises(UserError, match=says):
-            load_workflow(folder / f"{name}.json")
+            training_of(Workflow(folder / f"{name}.json"))
 
 
 # --- what somebody else's file may do ---------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ def complaint(path: Path) -> str:
 def test_odd_shapes_of_a_workflow_are_told(odd: Any, tmp_path: Path) -> None:
     (tmp_path / "w.json").write_text(json.dumps(odd))
     with pytest.raises(UserError, match="is not a workflow|has no node that trains"):
-        load_workflow(tmp_path / "w.json")
+        training_of(Workflow(tmp_path / "w.json"))
 
 
 def test_other_nodes_may_look_as_they_like(tmp_path: Path) -> None:
@@ -266,7 +268,7 @@ def test_other_nodes_may_look_as_they_like(tmp_path: Path) -> None:
         data["nodes"].append({"id": id_, "type": "Other", "inputs": [widget], "widgets_values": values})
     data["nodes"].append({"id": 905, "type": "Note", "inputs": None})
     (tmp_path / "w.json").write_text(json.dumps(data))
-    assert load_workflow(tmp_path / "w.json") == load_workflow(WORKFLOWS / "quickstart.json")
+    assert training_of(Workflow(tmp_path / "w.json")) == training_of(Workflow(WORKFLOWS / "quickstart.json"))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_other_nodes_may_look_as_they_like(tmp_path: Path) -> None:
 def test_a_file_that_would_take_for_ever_is_told(content: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "w.json").write_text(content)
     with pytest.raises(UserError, match=says):
-        load_workflow(tmp_path / "w.json")
+        training_of(Workflow(tmp_path / "w.json"))
 
 
 @pytest.mark.parametrize(
@@ -293,4 +295,4 @@ def test_a_file_that_is_no_workflow_is_told(content: str | None, says: str, tmp_
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=says):
-        load_workflow(path)
+        training_of(Workflow(path))

@@ -17,7 +17,7 @@ from comfy_server import ComfyServer, ExecutionFailed
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from dgpo_core.comfy.workflow import load_workflow
+from dgpo_core.comfy.workflow import Workflow, training_of
 from dgpo_core.common.distributed import World
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.runs import assemble
@@ -68,7 +68,7 @@ def headless(graph: Graph, iterations: int, folder: Path) -> dict[str, Tensor]:
     """The LoRA after so many iterations of the engine's own trainer with the settings of a graph."""
     path = folder / "graph.json"
     path.write_text(json.dumps(graph), "utf-8")
-    config = from_dict(load_workflow(path))
+    config = from_dict(training_of(Workflow(path)))
     world = World("cpu")
     policy, size = assemble.load_model(config, world.device)
     rewards = assemble.training_rewards(config, world.device)
