@@ -7,7 +7,6 @@ fit at its smallest.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from dgpo_core.benchmark.count import Phase
 from dgpo_core.benchmark.iteration import count_without_weights
 from dgpo_core.benchmark.models import policy_without_weights
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.packages import is_installed
 from dgpo_core.policy.vae import images_at_once
 from dgpo_core.runs.assemble import set_up
 from dgpo_core.settings.config import AUTO, Config, Kept
@@ -128,7 +128,7 @@ def choose(config: Config, room: float, count: Probe, card: Card = STAND_IN) -> 
 
 
 def _has_nf4() -> bool:
-    return importlib.util.find_spec("bitsandbytes") is not None
+    return is_installed("bitsandbytes")
 
 
 def _ways(config: Config, kind: Kept) -> Iterator[Config]:

@@ -16,7 +16,6 @@ quanto, which is no longer developed.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +26,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.packages import is_installed, missing
 from dgpo_core.policy.frozen_linear import frozen_linear
 
 NONE = "none"
@@ -162,11 +162,9 @@ def refuse_unavailable(kind: str, device: torch.device) -> None:
         return
     if kind not in KINDS:
         raise UserError(f"Unknown kind of quantised weights {kind!r}: use one of {', '.join((NONE, *KINDS))}.")
-    if KINDS[kind] is Nf4Linear and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "Weights in nf4 need the package bitsandbytes, which is not installed: run `pip install"
-            " 'bitsandbytes>=0.46'`, or set model.quantize to fp8 or int8."
-        )
+    if KINDS[kind] is Nf4Linear and not is_installed("bitsandbytes"):
+        instead = "set model.quantize to fp8 or int8"
+        raise missing("The kind nf4 of quantised weights", "bitsandbytes", "'bitsandbytes>=0.46'", instead)
     try:
         KINDS[kind](torch.ones(1, _BLOCK, device=device), None).whole(torch.float32)
     except (RuntimeError, NotImplementedError, TypeError, ImportError, AttributeError) as error:

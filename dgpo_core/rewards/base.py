@@ -1,6 +1,5 @@
 """What a reward is: how it scores, and what it says of itself."""
 
-import importlib.util
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
+from dgpo_core.common.packages import is_installed, missing
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.rewards.weight_files import Weights
 
@@ -132,16 +132,8 @@ class GroupReward(Reward):
 def need_packages(reward: str, packages: Mapping[str, str]) -> None:
     """Raises UserError, with what to install, where one of them is missing."""
     for module in packages:
-        try:
-            is_there = importlib.util.find_spec(module) is not None
-        except ValueError:  # a module that somebody has blocked
-            is_there = False
-        if not is_there:
-            install = " ".join(packages.values())
-            raise UserError(
-                f"The reward {reward!r} needs the package {packages[module]}, which is not installed: run"
-                f" `pip install {install}`."
-            )
+        if not is_installed(module):
+            raise missing(f"The reward {reward!r}", packages[module], " ".join(packages.values()))
 
 
 def runs(prompts: Sequence[str]) -> list[slice]:

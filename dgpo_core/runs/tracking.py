@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dgpo_core.common.errors import UserError
+from dgpo_core.common.packages import missing
 from dgpo_core.common.terminal import say
 from dgpo_core.settings.config import NO_TRACKER, Config
 from dgpo_core.settings.values import to_dict
@@ -30,7 +30,7 @@ def require(name: str) -> None:
     from accelerate.tracking import get_available_trackers  # imported late: it takes a second
 
     if name not in [str(kind) for kind in get_available_trackers()]:
-        raise UserError(f"--track {name} needs the package {name}: pip install {name}.")
+        raise missing(f"--track {name}", name)
 
 
 class Tracking:

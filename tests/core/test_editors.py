@@ -1,5 +1,6 @@
 """Models that edit: the source picture reaches the network as in diffusers' own pipelines, and through a training."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from dgpo_core.policy import Cond, load_policy
 from dgpo_core.policy.base import guided
 from dgpo_core.policy.families import qwenedit
 from dgpo_core.policy.families.flux import pack
-from dgpo_core.policy.loading import folder as loading_folder
 
 SIZE = (tiny.SIZE, tiny.SIZE)
 
@@ -227,9 +227,10 @@ def test_a_package_that_is_missing_is_told_before_anything_is_loaded(
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPlusPipeline", **scheduler}))
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"num_train_timesteps": 1000}')
-    monkeypatch.setattr(loading_folder, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(
-        UserError, match=r"qwen-image-edit needs the package torchvision: run `pip install torchvision`"
+        UserError,
+        match=r"qwen-image-edit needs the package torchvision, which is not installed: run `pip install torchvision`",
     ):
         load_policy(tmp_path)
 

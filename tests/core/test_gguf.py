@@ -84,7 +84,7 @@ def test_layers_that_the_file_left_whole_are_quantised_where_that_is_asked_for(t
 def test_a_missing_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = gguf_model.write(tmp_path, "Q8_0")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="needs the package gguf: run `pip install"):
+    with pytest.raises(UserError, match="needs the package gguf, which is not installed: run `pip install"):
         load_policy(path)
 
 

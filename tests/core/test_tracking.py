@@ -97,7 +97,10 @@ def test_a_package_that_is_missing_is_told_before_anything_is_written(
     noted: type[Noted], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main([*QUICK, "--track", "trackio"]) == 2
-    assert "--track trackio needs the package trackio: pip install trackio." in capsys.readouterr().err
+    assert (
+        "--track trackio needs the package trackio, which is not installed: run `pip install trackio`."
+        in capsys.readouterr().err
+    )
     assert not Path("runs").exists()
 
 

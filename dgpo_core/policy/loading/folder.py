@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.packages import is_installed, missing
 from dgpo_core.common.reading import read_json, shown
 from dgpo_core.policy import distilled
 from dgpo_core.policy.distilled import FewSteps
@@ -120,10 +120,8 @@ class Folder:
         import diffusers
 
         for package in cls.needs:
-            if find_spec(package) is None:
-                raise UserError(
-                    f"A model of the family {cls.family} needs the package {package}: run `pip install {package}`."
-                )
+            if not is_installed(package):
+                raise missing(f"A model of the family {cls.family}", package)
         made = getattr(diffusers, self.index["_class_name"] if cls.built_as_named else cls.pipeline_classes[0])
         known = inspect.signature(made).parameters
         # a component that is left out must be given as None

@@ -6,7 +6,6 @@ whole. Its own layer for them is not trained through: autograd would keep every 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.packages import is_installed, missing
 from dgpo_core.common.reading import shown
 from dgpo_core.policy.loading.header import Entry, Header
 from dgpo_core.policy.loading.libraries import user_errors
@@ -104,11 +104,9 @@ def _whole(packed: Any, dtype: torch.dtype) -> Tensor:
 
 def _tensors(path: Path) -> list[tuple[Any, tuple[int, ...]]]:
     """The tensors of a file, mapped and not read, each with the shape that it has in the network."""
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(
-            f"The model {shown(path)} is a GGUF file, which needs the package gguf: run `pip install 'gguf>=0.10'`, or"
-            " take the same model as .safetensors."
-        )
+    if not is_installed("gguf"):
+        what = f"The model {shown(path)} is a GGUF file, which"
+        raise missing(what, "gguf", "'gguf>=0.10'", "take the same model as .safetensors")
     with user_errors(f"The model {shown(path)} is a GGUF file that cannot be read"):
         from gguf import GGUFReader
 
