@@ -151,6 +151,13 @@ class Step:
         warnings = [NOTHING_TO_LEARN] if metrics["informative"] == 0 else []
         return Iteration(list(groups), metrics, watch.seconds, warnings, informative)
 
+    def _recompute(self) -> str:
+        """For a sample whose activations do not fit."""
+        if self.policy.is_gradient_checkpointing:
+            return ""
+        self.policy.enable_gradient_checkpointing()
+        return "from here on activations are computed a second time" if self.policy.is_gradient_checkpointing else ""
+
     def _advantages(self, groups: Sequence[Group]) -> tuple[list[Tensor], list[Tensor]]:
         """Combined rewards r and advantages A of this process's groups, [G] each; G may differ from group to group."""
         t = self.settings.training
@@ -210,7 +217,7 @@ class Step:
             return update.accumulate(tasks, total, micro_batch)
 
         samples = sum(len(task.group) for task in tasks)
-        tally, self.micro_batch = within_memory(accumulate, self.micro_batch, samples, self.tell)
+        tally, self.micro_batch = within_memory(accumulate, self.micro_batch, samples, self.tell, self._recompute)
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters.values()]
         if not self.world.any(bool(tasks)):
             return tally, 0.0

@@ -247,8 +247,16 @@ class Policy(ABC):
     def vae_to(self, device: torch.device | str) -> None:  # noqa: B027 - nothing to do is a fine default
         """Moves the VAE; nothing to do where there is none."""
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward, which takes less memory and more time."""
+        return False
+
     def enable_gradient_checkpointing(self) -> None:  # noqa: B027 - nothing to do is a fine default
-        """Trades time for memory in the backward."""
+        """Trades time for memory in the backward; what is computed stays the same."""
+
+    def disable_gradient_checkpointing(self) -> None:  # noqa: B027 - nothing to do is a fine default
+        """The inverse."""
 
     def compile(self) -> None:  # noqa: B027 - nothing to do is a fine default
         """Compiles the network with torch.compile."""

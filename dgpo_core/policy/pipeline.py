@@ -240,8 +240,15 @@ class DiffusersPolicy(Family, Policy):
 
         return made_here.sample(predict, sent(x_T, self.device))
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return bool(self.network.is_gradient_checkpointing)
+
     def enable_gradient_checkpointing(self) -> None:
         self.network.enable_gradient_checkpointing()
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.network.disable_gradient_checkpointing()
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles the repeated blocks one by one: much faster to compile than the whole, and as fast to run."""

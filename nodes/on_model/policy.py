@@ -268,8 +268,15 @@ class NativePolicy(Policy):
         and each image must be what KSampler draws from its seed alone."""
         return 1 if self.device.type == "cpu" else len(batch)
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.hooks.checkpointing
+
     def enable_gradient_checkpointing(self) -> None:
         self.hooks.checkpointing = True
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.hooks.checkpointing = False
 
     # --- the VAE -----------------------------------------------------------------------------------------------------
 

@@ -113,6 +113,34 @@ def test_out_of_memory_halves_the_batch_says_so_once_and_changes_nothing(
     assert distance(weights(policy, "current"), expected) < 1e-3
 
 
+def test_where_one_sample_does_not_fit_its_activations_are_recomputed(
+    policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = snapshot(make_trainer(policy, quick()))
+    make_trainer(policy, quick()).iterate()
+    expected = weights(policy, "current")
+    told: list[str] = []
+    small = make_trainer(policy, quick(training={"micro_batch": 2}), tell=told.append)
+    small.step.load_state(*start)
+    real = policy.predict
+
+    def predict(x_t: Tensor, *args: Any) -> Tensor:
+        if torch.is_grad_enabled() and not policy.is_gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(x_t, *args)
+
+    monkeypatch.setattr(policy, "predict", predict)
+    try:
+        small.iterate()
+    finally:
+        policy.disable_gradient_checkpointing()  # others use it, too
+    assert told == [
+        "Out of memory with 2 samples at once: going on with 1.",
+        "Out of memory with 1 sample at once: from here on activations are computed a second time.",
+    ]
+    assert distance(weights(policy, "current"), expected) < 1e-3  # the same sums in another order, as above
+
+
 def test_too_little_memory_for_one_sample_is_told(policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(policy, quick(), tell=lambda line: None)
     Memory(policy, monkeypatch, samples=0)
