@@ -209,8 +209,13 @@ FORMS = {
 
 
 def as_setting(value: Any, default: Any) -> Any:
-    """What a widget's value is in settings, where `default` is the setting's."""
-    return AUTO if default == AUTO and value == OPEN and not isinstance(value, bool) else value
+    """What a widget's value is in settings, where `default` is the setting's.
+
+    A switch of a node that saves memory does so where it is needed: it is never just on.
+    """
+    if default == AUTO and isinstance(value, bool):
+        return AUTO if value else False
+    return AUTO if default == AUTO and value == OPEN else value
 
 
 def as_widget(value: Any) -> Any:

@@ -37,9 +37,9 @@ WORDS: Mapping[str, Word] = {
     "start_from": Word("start from LoRA"),
     "dtype": Word("number type"),
     "gradient_checkpointing": Word(
-        "save memory, slower",
-        "Much less memory; a training step takes 1.4 to 2.3 times as long. It computes activations twice (gradient"
-        " checkpointing).",
+        "save memory if needed",
+        "Much less memory where the card has too little: a training step then computes activations twice (gradient"
+        " checkpointing), and takes 1.4 to 2.3 times as long. Off: only where nothing else fits.",
     ),
     "offload": Word("text encoders wait", "Less memory: text encoders and VAE leave the card while they are not used."),
     "prediction": Word("model predicts"),

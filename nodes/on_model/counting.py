@@ -159,20 +159,25 @@ class Counts:
             return forward * hooks.backward_units
         return len(x) * found.update.peak["activations"] * SHORT[hooks.checkpointing]
 
-    def of(self, shape: Sequence[int], conditioning: Any, references: int = 0) -> Counted | None:
-        """What an image with a latent of this shape takes; None where it cannot be counted."""
+    def of(
+        self, shape: Sequence[int], conditioning: Any, references: int = 0, recompute: bool | None = None
+    ) -> Counted | None:
+        """What an image with a latent of this shape takes; None where it cannot be counted.
+
+        recompute: whether activations are; None is as the policy does now.
+        """
         policy = self.policy
-        key = tuple(shape), references, policy.hooks.checkpointing  # texts are of about one length
+        recompute = policy.is_gradient_checkpointing if recompute is None else recompute
+        key = tuple(shape), references, recompute  # texts are of about one length
         if key not in self._known:
             model, adapters = policy.patcher.model, policy.adapters
             bank = {"shapes": self.shapes, "rank": adapters.rank, "alpha": adapters.alpha}
             given = shapes_of(model, shape, comfy.sampler_helpers.convert_cond(conditioning))
-            how = policy.dtype, policy.hooks.checkpointing, self.attention
-            self._known[key] = count(model, shape, given, bank, *how)
+            self._known[key] = count(model, shape, given, bank, policy.dtype, recompute, self.attention)
         return self._known[key]
 
-    def of_prompt(self, prompt: Any, height: int, width: int) -> Counted | None:
+    def of_prompt(self, prompt: Any, height: int, width: int, recompute: bool) -> Counted | None:
         """The same for a prompt and the size of its pictures, 0 for the model's own."""
         policy = self.policy
         size = height or policy.default_size[0], width or policy.default_size[1]
-        return self.of(policy.latent_shape(*size), policy.conditioning(prompt, size))
+        return self.of(policy.latent_shape(*size), policy.conditioning(prompt, size), recompute=recompute)

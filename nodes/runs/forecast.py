@@ -6,7 +6,6 @@ nobody asks whether it fits, and no table says how quick it is; there the first 
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable
@@ -90,13 +89,17 @@ def _count(spec: PolicySpec, prompts: Prompts, config: Config, name: str, whole:
     if spec.source != "native":
         path = host.model_path(spec.model.path)
         return of_files(replace(config, model=replace(config.model, path=path)), whole, card)
-    with host.engine():
-        policy = sessions.policy_of(spec)
-        native = isinstance(policy, NativePolicy)
-        size = config.model.height, config.model.width
-        network = policy.counts.of_prompt(prompts.prompts[0], *size) if native else None
-    if network is None:
-        raise UserError("The MODEL's network cannot be built a second time.")
+    policy = sessions.policy_of(spec)
+    size = config.model.height, config.model.width
+
+    def network(recompute: bool) -> OfNetwork:
+        with host.engine():
+            native = isinstance(policy, NativePolicy)
+            found = policy.counts.of_prompt(prompts.prompts[0], *size, recompute) if native else None
+        if found is None:
+            raise UserError("The MODEL's network cannot be built a second time.")
+        return found
+
     return of_network(config, network, whole, card)
 
 
@@ -110,10 +113,12 @@ def of_files(config: Config, whole: float, card: Card | None) -> Forecast:
     return _of(config, probe(whole - RESERVE), whole, card)
 
 
-def of_network(config: Config, counted: OfNetwork, whole: float, card: Card | None) -> Forecast:
-    """For a MODEL's network, without the VAE, for which ComfyUI makes room as it always does."""
-    found = functools.partial(phases, counted=counted)
-    return _of(config, lambda settings: (found(settings), (1024, 1024)), whole, card)
+def of_network(config: Config, counted: Callable[[bool], OfNetwork], whole: float, card: Card | None) -> Forecast:
+    """For a MODEL's network, without the VAE, for which ComfyUI makes room as it always does.
+
+    counted: whether activations are recomputed -> what it takes then.
+    """
+    return _of(config, lambda tried: (phases(tried, counted(tried.memory.recompute)), (1024, 1024)), whole, card)
 
 
 def _of(

@@ -32,6 +32,7 @@ class LoadedModel:
 
     fits: by batch setting, the most samples at once since the accelerator's memory ran out; empty where it never did.
     chosen: by batch setting, samples at once where the settings leave it open; empty where nothing was counted.
+    recompute: whether activations are, as it was chosen; None where nothing was.
     """
 
     opened: Opened
@@ -39,6 +40,7 @@ class LoadedModel:
     last: tuple[str, State]
     fits: dict[str, int] = field(default_factory=dict)
     chosen: dict[str, int] = field(default_factory=dict)
+    recompute: bool | None = None
 
     @property
     def policy(self) -> Policy:

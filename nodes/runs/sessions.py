@@ -286,8 +286,15 @@ def policy_of(spec: PolicySpec) -> Policy:
 
 def choose(spec: PolicySpec, config: Config) -> None:
     """What settings leave open is as in `config`, until the model is loaded anew."""
-    chosen = {"rollout_batch": config.rollout.at_once, "micro_batch": config.training.at_once}
-    _load(spec).chosen.update(chosen)
+    loaded, recompute = _load(spec), config.memory.recompute
+    loaded.chosen.update({"rollout_batch": config.rollout.at_once, "micro_batch": config.training.at_once})
+    if loaded.recompute == recompute:  # it may since have been turned on for want of memory
+        return
+    loaded.recompute = recompute
+    if recompute:
+        loaded.policy.enable_gradient_checkpointing()
+    else:
+        loaded.policy.disable_gradient_checkpointing()
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------

@@ -50,3 +50,13 @@ def test_a_models_network_is_counted_by_its_own_shapes(found: dict[str, Any], fa
     forward, plain = found["native"][family]["plain"]
     _, checkpointed = found["native"][family]["checkpointed"]
     assert 0 < forward < checkpointed < plain
+
+
+def test_activations_are_recomputed_only_where_a_card_needs_it(found: dict[str, Any]) -> None:
+    files, native = found["recomputing"]["files"], found["recomputing"]["native"]
+    assert (files["loaded"], files["large"], files["small"]) == (True, False, True)
+    assert native == {"large": False, "small": True}
+
+
+def test_what_had_to_be_turned_on_meanwhile_stays_on(found: dict[str, Any]) -> None:
+    assert found["recomputing"]["files"]["stays"]

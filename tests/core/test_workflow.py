@@ -44,6 +44,13 @@ def test_the_quickstart_workflow_trains_as_the_quickstart_preset_does() -> None:
     assert config.iterations == 40
 
 
+def test_a_switch_that_saves_memory_does_so_where_it_is_needed(tmp_path: Path) -> None:
+    on, off = ({"gradient_checkpointing": switch, "offload": switch} for switch in (True, False))
+    for switches, expected in ((on, "auto"), (off, False)):
+        memory = read(changed(tmp_path, "quickstart", _1=switches)).memory
+        assert (memory.gradient_checkpointing, memory.offload) == (expected, expected)
+
+
 @pytest.mark.parametrize("name", ["quickstart", "visual_loop"])
 def test_the_ui_file_says_the_same_as_the_api_file(name: str) -> None:
     assert training_of(Workflow(WORKFLOWS / f"{name}.json")) == training_of(
