@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -16,6 +17,7 @@ from aiohttp import web
 from dgpo_core.comfy.forms import AS_BELOW, EMBEDDED_MODEL, MODELS_OWN, chosen_preset
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.source import Source
 from dgpo_core.diffusion.solvers import SOLVERS, check_solver
 from dgpo_core.policy import FAMILIES, family_of, image_limits
 from dgpo_core.rewards import check_cheaply
@@ -35,6 +37,7 @@ Handler = Callable[[web.Request], Awaitable[Any]]
 
 _GROUPS = ("scored", "groups", "previous")  # inputs by which groups go from node to node
 _TRAINERS = ("DGPO_TrainingLoop", "DGPO_LoRATrainer")
+_LATER = Source("", (0, 0))  # of a prompt whose picture comes over a link
 
 
 @web.middleware
@@ -222,7 +225,8 @@ def _texts(graph: Graph, prompts: str | None) -> Sequence[Prompt]:
     if not isinstance(inputs["source"], str) or not isinstance(inputs["text"], str):
         return []
     with suppress(UserError):  # Prompts tells that itself
-        return read(inputs["source"], inputs["text"])
+        found = read(inputs["source"], inputs["text"])
+        return [replace(prompt, sources=(_LATER,)) for prompt in found] if inputs.get("images") else found
     return []
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from comfy_graphs import DRAW, POLICY, PROMPTS, REWARD, SAMPLER, SCORE, SETTINGS, TRAIN, Graph, loop, visual
-from comfy_results import files
+from comfy_results import error_of, files
 from comfy_server import REPO, ComfyServer, PromptRefused
 
 OTHERS = {"Prompts": {"source": "the text below", "text": "a red fox"}}
@@ -100,6 +100,16 @@ def test_what_comes_over_a_link_is_not_judged_before_it_is_known(comfy: ComfySer
     graph["four"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 4.0}}
     graph[SETTINGS]["inputs"]["t_min"] = ["four", 0]
     assert comfy.run(graph)["status"]["status_str"] == "success"
+
+
+def test_prompts_with_pictures_over_a_link_are_judged_by_a_reward_that_compares_with_them(comfy: ComfyServer) -> None:
+    graph = visual("edits", **OTHERS, Reward={"name": "similarity"})
+    graph["grey"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 128}}
+    graph[PROMPTS]["inputs"]["images"] = ["grey", 0]
+    error = error_of(comfy, graph)
+    assert error.node_type == "DGPO_GroupSampler"  # it runs: the embedded model alone cannot edit
+    del graph[PROMPTS]["inputs"]["images"]
+    assert fault(comfy, graph)[:2] == (REWARD, "name")
 
 
 @pytest.mark.parametrize(
