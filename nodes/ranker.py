@@ -22,7 +22,7 @@ from dgpo_core.settings.config import HumanConfig, RewardTerm
 from .common import fields, host
 from .common.bounded import Bounded
 from .common.values import Groups, key_of
-from .runs import judges, scoring, sessions
+from .runs import edits, judges, scoring, sessions
 
 TIME_OUT = "when time runs out"
 SKIP, REWARD, CANCEL = "skip the update", "use a reward", "cancel"
@@ -135,6 +135,7 @@ class HumanRanker(io.ComfyNode):
         if on_timeout == REWARD and not reward:
             raise UserError(f'Connect a reward, or set "{TIME_OUT}" (on_timeout) to something else than "{REWARD}".')
         if on_timeout == REWARD:
+            edits.require_sources(reward, groups.groups)
             scoring.require_ready(reward, [group.prompt for group in groups.groups])
         apprentice = _apprentice(groups.policy.spec.run, answers) if taste else None
         answer = _answer(groups, mode, pairs, timeout, preset, apprentice)

@@ -20,7 +20,8 @@ from .common import fields, host, warn
 from .common.contact_sheet import combined, contact_sheet
 from .common.numbers import numbers_in
 from .common.values import Groups, PolicyHandle, Sampler, with_scores
-from .runs import sessions
+from .prompts import about
+from .runs import edits, sessions
 
 
 class Reward(io.ComfyNode):
@@ -109,6 +110,7 @@ class RewardScorer(io.ComfyNode):
 
     @classmethod
     def execute(cls, groups: Groups, reward: Sequence[RewardTerm]) -> io.NodeOutput:
+        edits.require_sources(reward, groups.groups)
         scored = sessions.score(groups, reward)
         return scored_output(cls, scored)
 
@@ -186,6 +188,13 @@ class GroupFromImages(io.ComfyNode):
                 fields.Group.Input(
                     "groups", optional=True, display_name="add to", tooltip="Groups of other prompts to train on too."
                 ),
+                io.Image.Input(
+                    "source",
+                    optional=True,
+                    display_name=edits.LABEL,
+                    tooltip="Only for edits: the one picture that all of these were made of; some rewards, and models"
+                    " that edit, look at it.",
+                ),
             ],
             outputs=[
                 fields.Group.Output(display_name="scored", tooltip="The scored group, for the trainer."),
@@ -209,17 +218,29 @@ class GroupFromImages(io.ComfyNode):
         ratings: str,
         iteration: int,
         groups: Groups | None = None,
+        source: Any = None,
     ) -> io.NodeOutput:
         if not prompt.strip():
             raise UserError("Write what the pictures show into the prompt.")
         asked, numbers = Prompt(prompt.strip()), numbers_in([ratings])
         refuse_foreign(asked)
+        if source is not None:
+            asked = edit(asked, source)
         warn.of_syntax(policy, [asked])
         warn.of_equal(numbers)
         iteration = sessions.where(policy, iteration)
         group = sessions.encode(policy, asked, images[..., :3].permute(0, 3, 1, 2), settings, iteration)
         scored = with_scores(group, numbers, "ratings")
         return scored_output(cls, scored.after(groups) if groups else scored)
+
+
+def edit(prompt: Prompt, source: Any) -> Prompt:
+    """The prompt with the picture [1, H, W, 3] that its images were made of. Raises UserError for several."""
+    if len(source) != 1:
+        raise UserError(
+            f"Connect one picture to {edits.NAMED}, not {len(source)}: all images of a group are made of the same one."
+        )
+    return about([prompt], source)[0]
 
 
 NODES = [Reward, RewardScorer, ScoresFromGraph, GroupFromImages]

@@ -5,9 +5,11 @@ Nothing here knows ComfyUI.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.policy import AdapterName
 from dgpo_core.settings.config import RewardTerm
@@ -20,6 +22,13 @@ def drawn(handle: PolicyHandle, places: Sequence[tuple[int, Prompt]], sampler: S
     same = replace(sampler, rollout=replace(sampler.rollout, batch=0))  # bounds memory, changes no image
     asked = [(g, p.text, p.metadata, *(source.key for source in p.sources)) for g, p in places]
     return key_of("draw", handle.state, asked, same)
+
+
+def given(handle: PolicyHandle, group: Group, sampler: Sampler) -> str:
+    """Of a group whose images somebody has brought; without a source as it was before there were any."""
+    digest = hashlib.sha256(group.images.numpy().tobytes()).hexdigest()
+    sources = (source.key for source in group.prompt.sources)
+    return key_of("images", handle.state, group.prompt.text, digest, sampler, *sources)
 
 
 def scored(groups: str, terms: Sequence[RewardTerm]) -> str:

@@ -7,7 +7,6 @@ that Cancel or an error has cut short leaves no trace.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,7 +38,7 @@ from dgpo_core.settings.validation import check_timesteps
 from ..common import host, warn
 from ..common.lora_model import LoraModel
 from ..common.values import Groups, PolicyHandle, PolicySpec, Sampler, Training, key_of
-from . import keys
+from . import edits, keys
 from .held import HELD, LoadedModel
 from .scoring import beside_drawing, results_of, score_all
 from .sources import SOURCES
@@ -142,6 +141,7 @@ def learn(
     with host.engine():
         check_timesteps(groups.sampler.rollout, training.training)
         step = _enter(handle, groups.sampler, training.training, groups.terms, tick, training.combine)
+        edits.require_editor(step.policy, groups.groups, step.size)
         before = state_of(handle)
         done = step.learn([_on(group, step.policy.device) for group in groups.groups], range(len(groups.groups)))
         _note_memory(handle.spec, step)
@@ -244,16 +244,16 @@ def evaluated(handle: PolicyHandle, adapter: AdapterName | None, *asked: Any) ->
 
 
 def encode(handle: PolicyHandle, prompt: Prompt, images: torch.Tensor, sampler: Sampler, iteration: int) -> Groups:
-    """A group from pictures [G, 3, H, W] in [0, 1] that somebody has, cropped and scaled to the sampler's size."""
+    """A group from pictures [G, 3, H, W] in [0, 1] that somebody has, cropped and scaled to the sampler's size, as is
+    what they are edits of."""
     handle = resolve(handle, iteration)
     with host.engine():
         step = _enter(handle, sampler, DRAWING, (), host.stop_if_cancelled)
-        pictures = host.fit(images, *step.size)
-        digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
+        edits.require_source(step.policy, prompt)
+        prompt, pictures = edits.fitted(prompt, images, lambda whole: host.fit(whole, *step.size))
         latents = step.policy.encode_images(pictures.to(step.policy.device)).cpu()
     group = Group(prompt, tuple(range(len(pictures))), latents, pictures)
-    key = key_of("images", handle.state, prompt.text, digest, sampler)
-    return Groups((group,), handle, sampler, iteration, key)
+    return Groups((group,), handle, sampler, iteration, keys.given(handle, group, sampler))
 
 
 def config_of(
