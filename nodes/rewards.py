@@ -174,7 +174,11 @@ class GroupFromImages(io.ComfyNode):
                 io.String.Input("prompt", default="", multiline=True, tooltip="What the pictures show."),
                 fields.Policy.Input("policy", tooltip="The model to train on them."),
                 fields.Sampler.Input("settings", tooltip="Solver and steps: training takes noise levels from them."),
-                io.String.Input("ratings", default="", tooltip="One number per picture, higher is better: 5 3 1 4."),
+                io.String.Input(
+                    "ratings",
+                    default="",
+                    tooltip="One number per picture, higher is better: 5 3 1 4; empty where a node behind scores them.",
+                ),
                 io.Int.Input(
                     "iteration",
                     default=sessions.GO_ON,
@@ -230,7 +234,7 @@ class GroupFromImages(io.ComfyNode):
         warn.of_equal(numbers)
         iteration = sessions.where(policy, iteration)
         group = sessions.encode(policy, asked, images[..., :3].permute(0, 3, 1, 2), settings, iteration)
-        scored = with_scores(group, numbers, "ratings")
+        scored = with_scores(group, numbers, "ratings") if ratings.strip() else group
         return scored_output(cls, scored.after(groups) if groups else scored)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -19,8 +20,10 @@ SHEET_ROWS, SHEET_TILE = 8, 256  # groups on a contact sheet; pixels of an image
 
 
 def contact_sheet(scored: Groups, title: str = "") -> Any:
-    """A picture of the first groups with their scores and the two halves."""
+    """A picture of the first groups with their scores and the two halves; of groups without scores the images alone."""
     few = scored.groups[:SHEET_ROWS]
+    if not scored.terms:
+        return grid(few, title or f"iteration {scored.iteration}", most=SHEET_TILE)
     scores = [combined(group, scored) for group in few]
     advantages = [adv.group_advantage(r[None])[0] for r in scores]
     names = ", ".join(term.name for term in scored.terms)
@@ -57,7 +60,9 @@ def close_up(scored: Groups) -> Image.Image:
 
 
 def combined(group: Group, scored: Groups) -> Tensor:
-    """What the images of a group are trained by, [G]: the weighted sum, with conditions."""
+    """What the images of a group are trained by, [G]: the weighted sum, with conditions; 0 where nothing scored."""
+    if not scored.terms:
+        return torch.zeros(len(group))
     weights = weights_of(scored.terms)
     terms = [(weights[term.name], counted(group.scores, term, weights[term.name])) for term in scored.terms]
     return adv.weighted_sum(terms)

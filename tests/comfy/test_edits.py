@@ -41,7 +41,7 @@ def scored(run: str, loaded: Graph, reward: str = "similarity", **inputs: Any) -
     """LoadImage, Group from Images with a source, Reward Scorer; and what it scored."""
     graph = visual(run, Reward={"name": reward})
     given = {"images": ["both", 0], "prompt": ASKED, "policy": [POLICY, 0], "settings": [SAMPLER, 0]}
-    given |= {"ratings": "1 2", "iteration": 0, "source": ["before", 0], **inputs}
+    given |= {"ratings": "", "iteration": 0, "source": ["before", 0], **inputs}
     graph[MADE] = node("DGPO_GroupFromImages", **{name: value for name, value in given.items() if value is not None})
     graph[SCORE]["inputs"]["groups"] = [MADE, 0]
     graph[TOLD] = node("PreviewAny", source=[SCORE, 1])

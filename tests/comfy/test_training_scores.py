@@ -69,6 +69,24 @@ def test_a_group_of_pictures_trains(comfy: ComfyServer, pictures: Graph) -> None
     assert len(line(comfy, "pictures")) == 2
 
 
+def test_pictures_without_ratings_are_for_a_node_that_scores(comfy: ComfyServer, pictures: Graph) -> None:
+    graph = rated("unrated", pictures, ratings=" ")
+    error = error_of(comfy, graph)
+    assert error.node_type == "DGPO_LoRATrainer"
+    assert error.message.startswith("These groups have no scores: put a Reward Scorer")
+    behind = {"groups": [SCORE, 0], "scores": ["text", 0], "name": "mine"}
+    graph["text"] = {"class_type": "PrimitiveString", "inputs": {"value": "5 1"}}
+    graph["behind"] = {"class_type": "DGPO_ScoresFromGraph", "inputs": behind}
+    graph[TRAIN]["inputs"]["scored"] = ["behind", 0]
+    made = tensors(lora(comfy, comfy.run(graph)))
+    assert equal(made, tensors(lora(comfy, comfy.run(rated("unrated_rated", pictures)))))
+
+
+def test_ratings_that_hold_no_number_are_refused(comfy: ComfyServer, pictures: Graph) -> None:
+    message = error_of(comfy, rated("no_number", pictures, ratings="good, bad")).message
+    assert message == "There are 0 scores for 2 images: give one number per image."
+
+
 def test_pictures_of_another_shape_are_refused_not_cropped(comfy: ComfyServer) -> None:
     tall = comfy.upload(Image.new("RGB", (100, 150)), "tall.png")
     pictures = {"both": {"class_type": "LoadImage", "inputs": {"image": tall}}}
