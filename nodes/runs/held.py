@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgpo_core.policy import Policy
+from dgpo_core.settings.config import Config
 
 from ..common.bounded import Bounded
 from ..common.values import PolicyHandle
@@ -45,6 +46,18 @@ class LoadedModel:
     @property
     def policy(self) -> Policy:
         return self.opened.policy
+
+    def choose(self, config: Config) -> None:
+        """What settings leave open is as in `config`."""
+        self.chosen.update({"rollout_batch": config.rollout.at_once, "micro_batch": config.training.at_once})
+        recompute = config.memory.recompute
+        if self.recompute == recompute:  # it may since have been turned on for want of memory
+            return
+        self.recompute = recompute
+        if recompute:
+            self.policy.enable_gradient_checkpointing()
+        else:
+            self.policy.disable_gradient_checkpointing()
 
 
 class Held:

@@ -286,15 +286,7 @@ def policy_of(spec: PolicySpec) -> Policy:
 
 def choose(spec: PolicySpec, config: Config) -> None:
     """What settings leave open is as in `config`, until the model is loaded anew."""
-    loaded, recompute = _load(spec), config.memory.recompute
-    loaded.chosen.update({"rollout_batch": config.rollout.at_once, "micro_batch": config.training.at_once})
-    if loaded.recompute == recompute:  # it may since have been turned on for want of memory
-        return
-    loaded.recompute = recompute
-    if recompute:
-        loaded.policy.enable_gradient_checkpointing()
-    else:
-        loaded.policy.disable_gradient_checkpointing()
+    _load(spec).choose(config)
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
