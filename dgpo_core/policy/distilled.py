@@ -17,6 +17,8 @@ _USUAL = {  # what a name says -> (the kind in words, the steps that its makers 
     "schnell": ("FLUX schnell", 4),
     "klein": ("FLUX.2 klein", 4),
     "z[-_ ]?image[-_ ]?turbo": ("Z-Image Turbo", 8),
+    "hidream[-_ ]?i1[-_ ]?fast": ("HiDream-I1 Fast", 16),
+    "hidream[-_ ]?i1[-_ ]?dev": ("HiDream-I1 Dev", 28),
     "turbo": ("Turbo", 4),
     "lightning": ("Lightning", 4),
     "lcm": ("LCM", 4),

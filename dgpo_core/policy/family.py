@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from dgpo_core.policy.lora.names import Place
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+"""What pipelines call those components."""
+
 
 class Family:
     """The facts that loading, training and saving need; what has a value here a family may leave out."""
@@ -61,6 +64,8 @@ class Family:
     """Those of `parts` that a model can do without."""
     kept_whole: ClassVar[tuple[str, ...]] = ()
     """Ends of the names of Linears within blocks that are never quantised."""
+    brought: ClassVar[Mapping[str, str]] = {}
+    """What published folders of it lack, as its licence is another: by component, what to put there."""
     repeated_blocks: ClassVar[tuple[str, ...]] = ()
     """Classes of blocks that are compiled one by one, where diffusers does not name them."""
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)

@@ -18,7 +18,7 @@ from dgpo_core.diffusion.prediction import Prediction
 from dgpo_core.diffusion.solvers import SchedulerSolver, Solver, make_solver
 from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import AdapterName, Check, Cond, Policy, guided
-from dgpo_core.policy.family import Family
+from dgpo_core.policy.family import TEXT_ENCODERS, Family
 from dgpo_core.policy.host_blocks import keep_on_host
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.lora import names as lora_names
@@ -353,7 +353,7 @@ class DiffusersPolicy(Family, Policy):
             module.to(device)
 
     def _text_encoders(self) -> list[nn.Module]:
-        components = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+        components = [getattr(self.pipe, name, None) for name in TEXT_ENCODERS]
         return [module for module in components if module is not None]
 
     @contextmanager

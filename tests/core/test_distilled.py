@@ -28,12 +28,14 @@ NAMED = {
     "dmd2_sdxl_4step_unet.safetensors": ("DMD", 4),
     "flux-2-klein-4b.safetensors": ("FLUX.2 klein", 4),
     "Qwen-Image-Lightning-4steps-V1.0.safetensors": ("Lightning", 4),
+    "HiDream-ai/HiDream-I1-Fast": ("HiDream-I1 Fast", 16),
+    "hidream_i1_dev_bf16.safetensors": ("HiDream-I1 Dev", 28),
     "my_model_2step.safetensors": ("few-step", 2),
 }
 PLAIN = (
     "sd_xl_base_1.0.safetensors", "hyperrealism_v3.safetensors", "flux1-dev.safetensors", "flux-2-klein-base-4b",
     "flux-dev-de-distill.safetensors", "Z-Image-De-Turbo", "enlightening.safetensors", "model_50000steps.safetensors",
-    "lora_30steps.safetensors", "SD3.5-medium",
+    "lora_30steps.safetensors", "SD3.5-medium", "HiDream-I1-Full",
 )  # fmt: skip
 
 

@@ -107,6 +107,11 @@ def test_a_fused_layer_is_taken_apart_by_rows_at_its_scale(family: str, name: st
         ("zimage", "diffusion_model.layers.0.feed_forward.w1", "layers.0.feed_forward.w1"),
         ("sana", "lora_unet_blocks_1_cross_attn_proj", "transformer_blocks.1.attn2.to_out.0"),
         ("sana", "lora_unet_blocks_0_mlp_point_conv_conv", "transformer_blocks.0.ff.conv_point"),
+        ("hidream", "lora_unet_double_stream_blocks_1_block_attn1_to_out_t",
+         "double_stream_blocks.1.block.attn1.to_out_t"),
+        ("hidream", "lycoris_single_stream_blocks_0_block_attn1_to_q", "single_stream_blocks.0.block.attn1.to_q"),
+        ("hidream", "diffusion_model.double_stream_blocks.0.block.ff_i.experts.3.w2",
+         "double_stream_blocks.0.block.ff_i.experts.3.w2"),
     ],
 )  # fmt: skip
 def test_names_of_other_trainers_mean_the_networks_own_modules(

@@ -25,6 +25,7 @@ KINDS = {
     "flux2": ("flux2", "flow", {}),
     "chroma": ("chroma", "flow", {}),
     "sana": ("sana", "flow", {}),
+    "hidream": ("hidream", "flow", {}),
 }
 MATRIX = [(kind, solver) for kind, (_, prediction, _) in KINDS.items() for solver in SOLVERS[prediction]]
 

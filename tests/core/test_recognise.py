@@ -60,7 +60,6 @@ KINDS: dict[str, tuple[list[str], str]] = {
     "wan": (["head.modulation"], "Wan"),
     "auraflow": (["double_layers.0.attn.w1q.weight"], "AuraFlow"),
     "cascade": (["clip_txt_mapper.weight"], "Stable Cascade"),
-    "hidream": (["double_stream_blocks.0.block.adaLN_modulation.1.bias"], "HiDream"),
     "sana": (  # which has the names of PixArt, too
         ["t_block.1.weight", "blocks.0.cross_attn.q_linear.weight", "blocks.0.mlp.inverted_conv.conv.weight"],
         "is Sana as a single file.*: take its diffusers folder",
@@ -150,13 +149,13 @@ def test_a_family_is_known_by_each_of_its_marks(family: str, tmp_path: Path) -> 
 
 
 def test_a_kind_that_a_new_family_is_known_as_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = "double_stream_blocks.0.block.ff_i.shared_experts.w1.weight"
+    mark = "double_layers.0.attn.w1q.weight"
     path = tmp_path / "model.safetensors"
     save_file({mark: torch.zeros(4)}, path)
-    with pytest.raises(UserError, match="is HiDream"):
+    with pytest.raises(UserError, match="is AuraFlow"):
         recognise(read_header(path))
-    monkeypatch.setitem(FAMILIES, "hidream", type("HiDream", (Flux,), {"marks": (mark,), "known_as": ("HiDream",)}))
-    assert recognise(read_header(path)) == "hidream"
+    monkeypatch.setitem(FAMILIES, "auraflow", type("AuraFlow", (Flux,), {"marks": (mark,), "known_as": ("AuraFlow",)}))
+    assert recognise(read_header(path)) == "auraflow"
 
 
 # --- files that are no model -----------------------------------------------------------------------------------------

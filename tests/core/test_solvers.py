@@ -35,6 +35,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "flux2": ("flux2", {}),
     "chroma": ("chroma", {}),
     "sana": ("sana", {}),
+    "hidream": ("hidream", {}),
 }
 
 
@@ -95,6 +96,7 @@ _NOT_IN_DIFFUSERS = {
     "qwenimage": ("heun", "dpmpp_2m", "unipc"),
     "flux2": ("heun", "dpmpp_2m"),
     "chroma": ("heun", "dpmpp_2m", "unipc"),
+    "hidream": ("heun", "dpmpp_2m"),  # its pipeline gives every scheduler but UniPC's a mu
 }
 """Where a family's pipeline does not run with a solver: no reference to compare with."""
 
@@ -114,7 +116,7 @@ def test_a_solver_draws_what_the_diffusers_pipeline_draws(policy: Any, model: st
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["sd15", "sd3", "zimage", "qwenimage", "flux2", "chroma", "sana"])
+@pytest.mark.parametrize("model", ["sd15", "sd3", "zimage", "qwenimage", "flux2", "chroma", "sana", "hidream"])
 def test_guidance_is_the_pipelines(policy: Any, model: str) -> None:
     p = policy(model)
     cond, uncond = p.encode(["a red circle", ""])

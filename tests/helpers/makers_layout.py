@@ -55,6 +55,7 @@ _RULES: dict[str, list[tuple[str, str]]] = {
         (r"\.ff_context\.linear_in\.", ".txt_mlp.0."),
         (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
     ],
+    "hidream": [],
     "qwenimage": [],
     "zimage": [
         (r"^all_(x_embedder|final_layer)\.2-1\.", r"\1."),

@@ -124,7 +124,25 @@ def _sana(policy: DiffusersPolicy, cond: Cond, uncond: Cond | None, cfg: float) 
     return given
 
 
-_GIVEN = {"chroma": _chroma, "flux": _flux, "qwenimage": _qwenimage, "sana": _sana, "zimage": _zimage}
+def _hidream(policy: DiffusersPolicy, cond: Cond, uncond: Cond | None, cfg: float) -> dict[str, Any]:
+    policy.pipe.default_sample_size = tiny.SIZE // policy._factor  # else it would draw as many pixels as it always does
+    given = {"guidance_scale": cfg}
+    for prefix, one in (("", cond), ("negative_", uncond)):
+        if one is not None:
+            given[f"{prefix}prompt_embeds_t5"] = one.tensors["tokens"]
+            given[f"{prefix}prompt_embeds_llama3"] = one.tensors["layers"].transpose(0, 1)
+            given[f"{prefix}pooled_prompt_embeds"] = one.tensors["pooled"]
+    return given
+
+
+_GIVEN = {
+    "chroma": _chroma,
+    "flux": _flux,
+    "hidream": _hidream,
+    "qwenimage": _qwenimage,
+    "sana": _sana,
+    "zimage": _zimage,
+}
 _PACKED = ("chroma", "flux", "qwenimage")
 
 

@@ -26,15 +26,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny_language import flux2, qwenimage, qwenimage_edit, sana, zimage
+from tiny_language import flux2, hidream, qwenimage, qwenimage_edit, sana, zimage
 from tiny_parts import MAX_TOKENS, SIZE, tokenizer  # noqa: F401 - and for the tests
 from tiny_parts import clip as _clip
+from tiny_parts import t5 as _t5
 from tiny_parts import vae as _vae
 from torch import Tensor
 from transformers import (
     CLIPTextModelWithProjection,
-    T5Config,
-    T5EncoderModel,
 )
 
 from dgpo_core.common.prompts import Prompt
@@ -163,13 +162,6 @@ def flux(folder: Path, cls: type = FluxPipeline, **scheduler: Any) -> Any:
     )
 
 
-def _t5(words: int) -> T5EncoderModel:
-    config = T5Config(
-        vocab_size=words, d_model=32, d_ff=32, d_kv=8, num_heads=4, num_layers=1, tie_word_embeddings=False
-    )  # fmt: skip
-    return T5EncoderModel(config)
-
-
 def kontext(folder: Path, **scheduler: Any) -> Any:
     """FLUX.1 Kontext: Flux's parts in the pipeline that edits."""
     return flux(folder, FluxKontextPipeline, **scheduler)
@@ -214,6 +206,7 @@ BUILDERS = {
     "qwenimage": qwenimage,
     "zimage": zimage,
     "sana": sana,
+    "hidream": hidream,
 }
 
 

@@ -14,6 +14,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    HiDreamImagePipeline,
+    HiDreamImageTransformer2DModel,
     QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
@@ -22,10 +24,13 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from tiny_parts import talking, tokenizer, vae
+from tiny_parts import clip, t5, talking, tokenizer, vae
 from transformers import (
+    CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessor,
@@ -217,4 +222,47 @@ def sana(folder: Path, **scheduler: Any) -> SanaPipeline:
         vae=own_vae,
         text_encoder=Gemma2Model(config),
         tokenizer=tok,
+    )
+
+
+def hidream(folder: Path, **scheduler: Any) -> HiDreamImagePipeline:
+    """HiDream-I1, whose Llama has fewer layers than the network asks for; CLIP's tokenizer stands in for all four."""
+    torch.manual_seed(0)
+    tok = tokenizer(folder / "tok")
+    transformer = HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        caption_channels=[32, 32],
+        text_emb_dim=64,
+        num_routed_experts=4,
+        num_activated_experts=2,
+        axes_dims_rope=(8, 4, 4),
+        max_resolution=(32, 32),
+        llama_layers=[0, 1, 2, 2],
+    )
+    config = LlamaConfig(
+        vocab_size=len(tok),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    return HiDreamImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+        vae=vae(4, shift=0.1),
+        text_encoder=clip(tok, CLIPTextModelWithProjection, positions=128),
+        tokenizer=tok,
+        text_encoder_2=clip(tok, CLIPTextModelWithProjection, positions=128),
+        tokenizer_2=tok,
+        text_encoder_3=t5(len(tok)),
+        tokenizer_3=tok,
+        text_encoder_4=LlamaForCausalLM(config),
+        tokenizer_4=tok,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
 SIZE = 32
 """Height and width of the images, pixels: latents of 16 x 16 (the tiny VAEs halve once)."""
@@ -26,20 +26,27 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS)
 
 
-def clip(tok: CLIPTokenizer, cls: type = CLIPTextModel, width: int = 32) -> Any:
+def clip(tok: CLIPTokenizer, cls: type = CLIPTextModel, width: int = 32, positions: int = MAX_TOKENS) -> Any:
     config = CLIPTextConfig(
         vocab_size=len(tok),
         hidden_size=width,
         intermediate_size=width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=MAX_TOKENS,
+        max_position_embeddings=positions,
         projection_dim=width,
         bos_token_id=tok.bos_token_id,
         eos_token_id=tok.eos_token_id,
         pad_token_id=tok.pad_token_id,
     )
     return cls(config)
+
+
+def t5(words: int) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=words, d_model=32, d_ff=32, d_kv=8, num_heads=4, num_layers=1, tie_word_embeddings=False
+    )  # fmt: skip
+    return T5EncoderModel(config)
 
 
 def vae(channels: int, shift: float | None = None) -> AutoencoderKL:

@@ -8,6 +8,7 @@ and Flux's in FLUX.2 and Chroma.
 from dgpo_core.policy.families.chroma import Chroma
 from dgpo_core.policy.families.flux import Flux
 from dgpo_core.policy.families.flux2 import Flux2
+from dgpo_core.policy.families.hidream import HiDream
 from dgpo_core.policy.families.kontext import Kontext
 from dgpo_core.policy.families.qwenedit import QwenImageEdit
 from dgpo_core.policy.families.qwenimage import QwenImage
@@ -27,6 +28,7 @@ FAMILIES: dict[str, type[DiffusersPolicy]] = {
     "qwenimage": QwenImage,
     "zimage": ZImage,
     "sana": Sana,
+    "hidream": HiDream,
     "sd3": SD3,
     "sdxl": SDXL,
     "sd15": SD15,

@@ -19,6 +19,7 @@ from dgpo_core.common.reading import read_json, shown
 from dgpo_core.policy import distilled
 from dgpo_core.policy.distilled import FewSteps
 from dgpo_core.policy.families import FAMILIES
+from dgpo_core.policy.family import TEXT_ENCODERS
 from dgpo_core.policy.loading import predicts, recognise, tensors
 from dgpo_core.policy.loading.header import Header, read_header
 from dgpo_core.policy.loading.libraries import user_errors
@@ -28,7 +29,6 @@ _MOST_STEPS = 100_000
 MODEL_INDEX = "model_index.json"
 _OPTIONAL = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor", "safety_checker")
 _UNUSED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _MODULE_FOLDERS = ("unet", "transformer", "vae", *TEXT_ENCODERS)
 # model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16...
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?")
@@ -261,6 +261,7 @@ def _family(folder: Folder, what: str) -> str:
 def _refuse_configs(folder: Folder, cls: type[DiffusersPolicy], what: str) -> None:
     """Raises UserError for a network of another kind than the family's, by its config."""
     network, vae = folder.config(f"{cls.network_name}/config.json"), folder.config("vae/config.json")
+    refuse_not_brought(folder, cls, what)
     channels = network.get("in_channels")
     recognise.refuse_channels(cls, channels if isinstance(channels, int) else None, what)
     latent = vae.get("latent_channels")
@@ -274,6 +275,16 @@ def _refuse_configs(folder: Folder, cls: type[DiffusersPolicy], what: str) -> No
     for name in _MODULE_FOLDERS:
         if "quantization_config" in folder.config(f"{name}/config.json"):
             raise UserError(f"{what} has a quantised {name}, which is not read here: {tensors.FULLER}.")
+
+
+def refuse_not_brought(folder: Folder, cls: type[DiffusersPolicy], what: str) -> None:
+    """Raises UserError for a folder as it was published, where a user must put something into it."""
+    lacking = [f"{told} ({name}/)" for name, told in cls.brought.items() if not folder.lists(name)]
+    if lacking:
+        raise UserError(
+            f"{what} comes without {' and '.join(lacking)}: put {'it' if len(lacking) == 1 else 'them'} into its folder"
+            f" and into its {MODEL_INDEX}, as dgpo_core/policy/README.md shows."
+        )
 
 
 def _refuse_too_new(folder: Folder) -> None:

@@ -75,7 +75,6 @@ _UNLIKE: tuple[Kind, ...] = (  # looked for before the families, which some of t
     Kind("an upscaling model", ("low_scale_model.*", "body.0.rdb1.*", "model.1.sub.0.RDB1.*"), _BASE),
     Kind("Chroma Radiance, which has no VAE", ("nerf_blocks.*", "nerf_image_embedder.*"), _NATIVE),
     Kind("HunyuanVideo or HunyuanImage", ("txt_in.individual_token_refiner.*",), _NATIVE),
-    Kind("HiDream", ("double_stream_blocks.*", "caption_projection.0.linear.weight"), _NATIVE),
     Kind("AuraFlow", ("double_layers.0.attn.w1q.weight",), _NATIVE),
     Kind("Stable Cascade", ("clip_txt_mapper.*", "clip_txt_pooled_mapper.*", "clip_mapper.*", "clf.1.*"), _BASE),
     Kind("HunyuanDiT", ("mlp_t5.0.weight",), _NATIVE),

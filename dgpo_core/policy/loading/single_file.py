@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.policy import distilled
+from dgpo_core.policy.family import TEXT_ENCODERS
 from dgpo_core.policy.loading import gguf_file, predicts, recognise, tensors
 from dgpo_core.policy.loading.folder import (
     MODEL_INDEX,
-    TEXT_ENCODERS,
     Folder,
     Opened,
     holds_weights,
     local_only,
     readers_of,
+    refuse_not_brought,
     text_files,
 )
 from dgpo_core.policy.loading.header import Header, read_header
@@ -51,6 +52,8 @@ def open_file(
         config = beside
     if config is not None and not (Path(config) / MODEL_INDEX).is_file():
         raise UserError(f"The config folder {config} has no {MODEL_INDEX}: give a diffusers folder of this model.")
+    if config is not None:
+        refuse_not_brought(Folder(str(config)), cls, f"The folder {shown(config)}")
     _refuse_parts(cls, header, config, beside)
     read = gguf_file.read_gguf_weights if packed else tensors.read_weights
     state = read(header, dtype)
