@@ -188,7 +188,7 @@ def native_chroma(network: Any) -> Native:
 def _of_makers(family: str, network: Any) -> dict[str, Tensor]:
     """Under the makers' names, but for norms, whose scales newer ComfyUIs call weights."""
     state = makers_layout.named(family, _copy(network))
-    if hasattr(comfy.ldm.flux.layers, "RMSNorm"):
+    if getattr(comfy.ldm.flux.layers, "RMSNorm", None):  # newer ones have None of that name
         return state
     return {re.sub(r"\.scale$", ".weight", key): value for key, value in state.items()}
 
