@@ -40,7 +40,8 @@ INJECTION = "dgpo"
 NETWORK = "diffusion_model"  # what the names in a LoRA file begin with
 _PROMPT = "prompt"  # the one tensor of a Cond: which text each row has
 _MOST_SOURCES = 8  # a Qwen-Image-Edit was trained with up to three
-_KEPT = 1024  # conditionings in main memory: of Flux 4 MB each
+_KEPT = 1024  # conditionings in main memory: of Flux 4 MB each,
+_KEPT_BYTES = 8 * 2**30  # of HiDream, which sees every layer of Llama, 69
 _SIZES = {families.SD15: (512, 512), families.SD20: (512, 512), families.WAN21_T2V: (480, 832)}
 _DEFAULT_SIZE = (1024, 1024)
 _Asked = tuple[str, tuple[Source, ...], tuple[int, int]]  # a text, the pictures that it is about, (height, width)
@@ -142,8 +143,13 @@ class NativePolicy(Policy):
         numbers = [self._numbers.setdefault(one, len(self._numbers)) for one in asked]
         for number in dict.fromkeys(numbers):
             self._conditioning(number)
-        while len(self._conditionings) > max(_KEPT, len(set(numbers))):
-            self._conditionings.pop(next(iter(self._conditionings)))
+        sizes = {number: native_texts.size(found) for number, found in self._conditionings.items()}
+        total = sum(sizes.values())
+        for oldest in list(sizes)[: -len(set(numbers))]:
+            if len(self._conditionings) <= _KEPT and total <= _KEPT_BYTES:
+                break
+            del self._conditionings[oldest]
+            total -= sizes[oldest]
         return [Cond({_PROMPT: torch.tensor([number])}) for number in numbers]
 
     def _conditioning(self, number: int) -> Any:

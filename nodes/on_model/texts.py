@@ -107,6 +107,14 @@ def own(value: Any) -> Any:
     return value
 
 
+def size(value: Any) -> int:
+    """Bytes of all tensors in a conditioning."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(size, parts))
+
+
 def references(conditionings: Iterable[Conditioning]) -> int:
     """The most values per channel of the reference latents of one of them."""
     latents = [[part for _, more in one for part in more.get("reference_latents") or ()] for one in conditionings]

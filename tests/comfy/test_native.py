@@ -144,7 +144,7 @@ def test_a_sampling_node_is_honoured_or_refused_by_name(found: dict[str, Any]) -
 
 def test_texts_are_encoded_once(found: dict[str, Any]) -> None:
     case = found["sd15"]["texts"]
-    assert case["encoded"] == ["red", "blue", "green", "white", "red"]
+    assert case["encoded"] == ["red", "blue", "green", "white", "red", "black", "grey"]
     assert case["known"] == [True, False]
     assert case["dropped"]
 
@@ -152,6 +152,7 @@ def test_texts_are_encoded_once(found: dict[str, Any]) -> None:
 def test_hooks_of_others_are_run_and_kept(found: dict[str, Any]) -> None:
     assert found["sd15"]["others"] == {"run": True, "there": True}
 
+    assert case["by_size"] == [False, False, True, True]
 
 def test_models_that_cannot_be_trained_are_refused(found: dict[str, Any]) -> None:
     case = found["sd15"]["refused"]

@@ -44,6 +44,7 @@ from dgpo_core.policy import Cond
 from dgpo_core.settings.config import Config, DataConfig, RewardTerm, RolloutConfig, TrainingConfig
 
 native_hooks = importlib.import_module("pack.on_model.hooks")
+native_texts = importlib.import_module("pack.on_model.texts")
 FAMILIES = os.environ.get("FAMILIES", " ".join(NATIVES)).split()
 
 
@@ -301,7 +302,7 @@ def texts(case: Case) -> dict[str, Any]:
     """A text is encoded once, and again only after very many others."""
     encoded = []
     policy = case.policy()
-    encode, kept = policy._encode, native_policy._KEPT
+    encode, kept, most = policy._encode, native_policy._KEPT, native_policy._KEPT_BYTES
     policy._encode = lambda text, *others: encoded.append(text) or encode(text, *others)
     native_policy._KEPT = 2
     first = policy.encode(["red"])[0]
@@ -313,8 +314,11 @@ def texts(case: Case) -> dict[str, Any]:
     with torch.no_grad():
         policy.predict(x[:1], t[:1], first)
     policy.to("cpu")
-    native_policy._KEPT = kept
-    return {"encoded": encoded, "known": known, "dropped": dropped}
+    native_policy._KEPT, native_policy._KEPT_BYTES = kept, 2 * native_texts.size(policy._conditioning(0))
+    policy.encode(["black", "grey", "black"])
+    by_size = [policy.is_encoded([text]) for text in ("white", "red", "grey", "black")]
+    native_policy._KEPT_BYTES = most
+    return {"encoded": encoded, "known": known, "dropped": dropped, "by_size": by_size}
 
 
 def kernels(case: Case) -> dict[str, list[str]]:
