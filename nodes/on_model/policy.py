@@ -53,6 +53,7 @@ _LABELS = {  # modelspec.architecture and ss_base_model_version of the LoRA, by 
     "Flux": ("flux-1-dev", "flux1"),
     "QwenImage": ("qwen-image", "qwen_image"),
     "Lumina2": ("lumina-2", "lumina2"),
+    "HiDream": ("hidream-i1", "hidream_i1"),
     "ZImage": ("z-image", "zimage"),
     "WAN21_T2V": ("wan2.1", "wan21"),
 }

@@ -13,11 +13,16 @@ from comfy_server import run_script, why_not
 SCRIPT = Path(__file__).parent / "inside" / "comfy_native.py"
 UNUSED = {"qwen": 2}  # of its last block the text's q and out: nothing is made of them
 PREDICTIONS = {"sd15": "epsilon", "sdxl": "epsilon"}  # the others' is flow
-BLOCKS = {"sd15": 12, "sdxl": 12, "sd3": 2, "flux": 6, "qwen": 3, "lumina": 4, "zimage": 4, "wan": 3, "aura": 3}
-LATENTS = {"lumina": [16, 16, 16], "zimage": [16, 16, 16], "qwen": [16, 1, 16, 16], "wan": [16, 1, 16, 16]}
+BLOCKS = {
+    "sd15": 12, "sdxl": 12, "sd3": 2, "flux": 6, "qwen": 3, "lumina": 4, "zimage": 4, "hidream": 4, "wan": 3, "aura": 3,
+}  # fmt: skip
+LATENTS = {
+    "lumina": [16, 16, 16], "zimage": [16, 16, 16], "hidream": [16, 16, 16], "qwen": [16, 1, 16, 16],
+    "wan": [16, 1, 16, 16],
+}  # fmt: skip
 LABELS = {
     "sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1", "qwen": "qwen_image",
-    "lumina": "lumina2", "zimage": "zimage", "wan": "wan21", "aura": "auraflow",
+    "lumina": "lumina2", "zimage": "zimage", "hidream": "hidream_i1", "wan": "wan21", "aura": "auraflow",
 }  # fmt: skip
 
 
@@ -147,12 +152,12 @@ def test_texts_are_encoded_once(found: dict[str, Any]) -> None:
     assert case["encoded"] == ["red", "blue", "green", "white", "red", "black", "grey"]
     assert case["known"] == [True, False]
     assert case["dropped"]
+    assert case["by_size"] == [False, False, True, True]
 
 
 def test_hooks_of_others_are_run_and_kept(found: dict[str, Any]) -> None:
     assert found["sd15"]["others"] == {"run": True, "there": True}
 
-    assert case["by_size"] == [False, False, True, True]
 
 def test_models_that_cannot_be_trained_are_refused(found: dict[str, Any]) -> None:
     case = found["sd15"]["refused"]

@@ -12,7 +12,7 @@ from comfy_server import run_script, why_not
 SCRIPT = Path(__file__).parent / "inside" / "comfy_native_sampling.py"
 TOLERANCE = 2e-5
 """Of latents, as a share of the largest value: float32 sums in another order, over five steps. 8e-6 was measured."""
-FAMILIES = ("sd15", "sdxl", "sd3", "flux", "qwen", "lumina", "wan")
+FAMILIES = ("sd15", "sdxl", "sd3", "flux", "qwen", "lumina", "hidream", "wan")
 WELL_KNOWN = {"euler", "heun", "ddim", "dpmpp_2m", "uni_pc", "lms", "deis", "ipndm", "dpm_2", "heunpp2"}
 
 

@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parent / "inside" / "comfy_native_types.py"
 TOLERANCE = 1e-5
 """Of predictions and gradients, as a share of the largest value: float32 sums in another order. 2e-6 was measured."""
 KINDS = ("bfloat16", "float8_e4m3fn", "scaled_fp8")
-PLACES = ("sd15", "flux", "qwen", "wan")
+PLACES = ("sd15", "flux", "qwen", "hidream", "wan")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def assert_exact(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["qwen", "wan"])
+@pytest.mark.parametrize("family", ["qwen", "hidream", "wan"])
 def test_gradients_on_fewer_bits_are_those_on_the_numbers_they_stand_for(
     found: dict[str, Any], family: str, kind: str
 ) -> None:
@@ -43,7 +43,7 @@ def test_gradients_on_fewer_bits_are_those_on_the_numbers_they_stand_for(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["qwen", "wan"])
+@pytest.mark.parametrize("family", ["qwen", "hidream", "wan"])
 def test_the_forward_is_the_untouched_bases_to_the_bit(found: dict[str, Any], family: str, kind: str) -> None:
     assert found["types"][f"{family} {kind}"]["same_forward"]
 

@@ -59,10 +59,15 @@ WAN = {
     "image_model": "wan2.1", "model_type": "t2v", "dim": 96, "out_dim": 16, "num_heads": 2, "ffn_dim": 128,
     "num_layers": 3, "text_dim": 32, "in_dim": 16,
 }  # fmt: skip
+HIDREAM = {
+    "image_model": "hidream", "patch_size": 2, "in_channels": 16, "num_layers": 2, "num_single_layers": 2,
+    "attention_head_dim": 16, "num_attention_heads": 2, "caption_channels": [32, 32], "text_emb_dim": 32,
+    "axes_dims_rope": (8, 4, 4), "llama_layers": [0, 1, 2, 2],
+}  # fmt: skip
 AURA = {"max_seq": 64, "cond_seq_dim": 32, "n_double_layers": 2, "n_layers": 3, "dim": 64, "n_heads": 4}
 WIDTHS = {"sdxl": (64, 32), "sd3": (64, 64)}
 """Of a text's tokens and of its pooled output, where they are not 32."""
-CHANNELS = {"qwen": 16, "lumina": 16, "zimage": 16, "wan": 16}
+CHANNELS = {"qwen": 16, "lumina": 16, "zimage": 16, "hidream": 16, "wan": 16}
 """Of the latents, where they are not 4."""
 VIDEO = ("qwen", "wan")
 """Latents have a dimension of frames."""
@@ -73,7 +78,7 @@ class Clip:
 
     def __init__(self, family: str) -> None:
         self.widths, self.layer_idx = WIDTHS.get(family, (32, 32)), None
-        self.masked = family in ("lumina", "zimage")
+        self.masked, self.layered = family in ("lumina", "zimage"), family == "hidream"
         torch.manual_seed(0)
         self.patcher = comfy.model_patcher.ModelPatcher(nn.Linear(2, 2), CPU, CPU)
 
@@ -86,11 +91,14 @@ class Clip:
         rest = {"pooled_output": tokens[:, 0, :1].expand(1, self.widths[1]) * 0.1}
         if self.masked:
             rest["attention_mask"] = torch.ones(1, TOKENS, dtype=torch.long)
+        if self.layered:
+            rest["conditioning_llama3"] = torch.stack([tokens.roll(i + 1, 1) for i in range(3)], 1)
         return [[tokens, rest]]
 
     def tensors(self, text: str) -> Cond:
         [[tokens, rest]] = self.encode_from_tokens_scheduled(text)
-        return Cond({"tokens": tokens, "pooled": rest["pooled_output"]})
+        layers = {"layers": rest["conditioning_llama3"]} if self.layered else {}
+        return Cond({"tokens": tokens, "pooled": rest["pooled_output"], **layers})
 
 
 def network(family: str) -> Any:
@@ -124,12 +132,13 @@ def _converted(family: str) -> Native:
 class Plan:
     """A network of ComfyUI's that is drawn anew: its settings and how it is called.
 
-    steps: how many of the engine's timesteps are one of its own.
+    steps: how many of the engine's timesteps are one of its own. texts: what it calls further parts of a text.
     """
 
     settings: Callable[[], Any]
     steps: float = 1000
     inputs: tuple[tuple[str, Any], ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
 
     def random(self) -> Native:
         """In float32. Every call makes the same weights."""
@@ -157,8 +166,10 @@ class Plan:
         return made
 
     def native(self, settings: Any) -> Native:
-        inputs = dict(self.inputs)
-        call = lambda net, x, t, cond: net(x, t / self.steps, context=cond["tokens"], **inputs)  # noqa: E731
+        def call(net: Any, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            texts = {name: cond[part] for name, part in self.texts}
+            return net(x, t / self.steps, context=cond["tokens"], **dict(self.inputs), **texts)
+
         return Native(settings.get_model({}).eval(), call)
 
 
@@ -166,7 +177,7 @@ def scaled(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """As scaled fp8 files hold them: every Linear's largest weight is the largest number of the type."""
     state = {"scaled_fp8": torch.zeros(2, dtype=FP8)}  # two elements: products in full precision
     for key, value in weights.items():
-        if value.ndim == 2 and key.endswith(".weight"):
+        if value.ndim == 2 and key.endswith(".weight") and not key.endswith("gate.weight"):  # which is no Linear's
             scale = value.abs().max() / torch.finfo(FP8).max
             state[key] = (value / scale).to(FP8)
             state[key.replace(".weight", ".scale_weight")] = scale
@@ -203,9 +214,11 @@ def fill(module: nn.Module, generator: torch.Generator) -> None:
 
 
 _TOKENS = (("num_tokens", TOKENS),)
+_LAYERS = (("y", "pooled"), ("encoder_hidden_states_llama3", "layers"))
 PLANS = {
     "qwen": Plan(lambda: supported.QwenImage(dict(QWEN))),
     "lumina": Plan(lambda: supported.Lumina2(dict(LUMINA)), inputs=_TOKENS),
+    "hidream": Plan(lambda: supported.HiDream(dict(HIDREAM)), steps=1, texts=_LAYERS),
     "wan": Plan(lambda: supported.WAN21_T2V(dict(WAN)), steps=1),
     "aura": Plan(lambda: supported.AuraFlow(dict(AURA))),  # known to nothing in the pack
 }

@@ -34,7 +34,7 @@ from dgpo_core.policy import guided
 
 native_sampling = importlib.import_module("pack.on_model.sampling")
 sampling = importlib.import_module("pack.sampling")
-FAMILIES = os.environ.get("FAMILIES", "sd15 sdxl sd3 flux qwen lumina wan").split()
+FAMILIES = os.environ.get("FAMILIES", "sd15 sdxl sd3 flux qwen lumina hidream wan").split()
 SIZE = (8 * SIDE, 8 * SIDE)
 SEEDS = {"red": [3, 2**40], "blue": [5]}
 NEGATIVE = "grey"

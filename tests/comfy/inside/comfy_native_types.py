@@ -23,7 +23,7 @@ from comfy_lora import difference
 from torch import Tensor, nn
 
 KINDS = ("bfloat16", "float8_e4m3fn", SCALED)
-PLACES = ("sd15", "flux", "qwen", "wan")
+PLACES = ("sd15", "flux", "qwen", "hidream", "wan")
 
 
 def kept(family: str, kind: str) -> Case:
@@ -249,7 +249,7 @@ def reserving() -> dict[str, list[float]]:
 def main() -> None:
     torch.set_num_threads(1)
     found = {
-        "types": {f"{family} {kind}": typed(family, kind) for family in ("qwen", "wan") for kind in KINDS},
+        "types": {f"{family} {kind}": typed(family, kind) for family in ("qwen", "hidream", "wan") for kind in KINDS},
         "partly": {**{family: partly(Case(family)) for family in PLACES}, SCALED: partly_scaled("qwen")},
         "fp8 products": {"qwen": multiplied_in_fp8("qwen")},
         "reserving": reserving(),

@@ -213,6 +213,14 @@ def native_flux2(network: Any) -> Native:
     return _native(supported.Flux2(config), state, call)
 
 
+def native_hidream(network: Any) -> Native:
+    def call(model: Any, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return model(x, t, y=cond["pooled"], context=cond["tokens"], encoder_hidden_states_llama3=cond["layers"])
+
+    config = {key: value for key, value in network.config.items() if not key.startswith(("_", "force_"))}
+    return _native(supported.HiDream({"image_model": "hidream", **config}), _copy(network), call)
+
+
 def _native(
     settings: Any, state: dict[str, Tensor], call: Callable[..., Tensor], dtype: torch.dtype = torch.float32
 ) -> Native:
@@ -241,6 +249,7 @@ FAMILIES: dict[str, tuple[Callable[[], Any] | None, Callable[[Any], Native]]] = 
     **({"flux2": (flux2, native_flux2)} if hasattr(supported, "Flux2") else {}),
     **({"qwenimage": (qwenimage, native_qwenimage)} if hasattr(supported, "QwenImage") else {}),
     **({"zimage": (zimage, native_zimage)} if hasattr(supported, "ZImage") else {}),
+    "hidream": (None, native_hidream),
     "embedded": (None, native_sd3),
 }
 """How the diffusers network is made (None: as it is) and put into ComfyUI's class."""
