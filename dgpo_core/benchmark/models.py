@@ -36,6 +36,9 @@ PUBLISHED = {
     "Tongyi-MAI/Z-Image": "zimage",
     "Efficient-Large-Model/Sana_1600M_1024px_diffusers": "sana",
     "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": "sana",
+    "HiDream-ai/HiDream-I1-Full": "hidream",
+    "HiDream-ai/HiDream-I1-Dev": "hidream",
+    "HiDream-ai/HiDream-I1-Fast": "hidream",
 }
 """Models of the hub whose architecture is known here."""
 

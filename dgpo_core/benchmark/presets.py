@@ -12,5 +12,6 @@ PRESETS = {
     "qwenimage": "qwenimage-pickscore",
     "zimage": "zimage-pickscore",
     "sana": "sana-pickscore",
+    "hidream": "hidream-pickscore",
 }
 """The preset that a random model is timed and counted with where none is given."""

@@ -12,6 +12,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    HiDreamImagePipeline,
+    HiDreamImageTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
@@ -19,6 +21,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from transformers import CLIPTextModelWithProjection
 
 from dgpo_core.benchmark import random_parts as parts
 from dgpo_core.policy.families.sana import instruction
@@ -88,6 +91,30 @@ _DC_AE = {  # huggingface.co/mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers, config
     "upsample_block_type": "interpolate",
     "scaling_factor": 0.41407,
 }
+_HIDREAM = {  # huggingface.co/HiDream-ai/HiDream-I1-Full, transformer/config.json
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 16,
+    "num_single_layers": 32,
+    "attention_head_dim": 128,
+    "num_attention_heads": 20,
+    "caption_channels": (4096, 4096),
+    "text_emb_dim": 2048,
+    "num_routed_experts": 4,
+    "num_activated_experts": 2,
+    "axes_dims_rope": (64, 32, 32),
+    "max_resolution": (128, 128),
+    "llama_layers": (*range(32), *(31,) * 16),
+}
+_LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "head_dim": 128}  # config.json of Llama-3.1-8B, as what follows
+_LLAMA_WHOLE = {
+    "vocab_size": 128256,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+_LONG_CLIP = 218  # tokens that the pipeline takes for the most of both its CLIPs
 
 
 def zimage(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> ZImagePipeline:
@@ -203,3 +230,32 @@ def _gemma2(words: int, dtype: torch.dtype, device: torch.device | str) -> Any:
     config = Gemma2Config(**({} if place.type == "meta" else small))
     with place:
         return Gemma2Model(config).to(dtype)
+
+
+def hidream(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> HiDreamImagePipeline:
+    """HiDream-I1: a transformer of 17.1 billion parameters, two CLIPs, T5-XXL and Llama-3.1-8B."""
+    widths = {"text_encoder": 768, "text_encoder_2": 1280}
+    return HiDreamImagePipeline(
+        transformer=parts.backbone(HiDreamImageTransformer2DModel, _HIDREAM | overrides, dtype, device),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=parts.vae(dtype, 16, device, scale=0.3611, shift=0.1159),
+        **{
+            name: parts.clip(CLIPTextModelWithProjection, width, dtype, device, _LONG_CLIP)
+            for name, width in widths.items()
+        },
+        text_encoder_3=parts.t5(dtype, device),
+        text_encoder_4=_llama(dtype, device),
+        **{name: parts.tokenizer(512) for name in ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")},
+    )
+
+
+def _llama(dtype: torch.dtype, device: torch.device | str) -> Any:
+    """Llama-3.1-8B; with storage, its width with as many narrow layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # imported late, as the others
+
+    place = parts.place_of(device)
+    small = {"vocab_size": len(parts.tokenizer(512)), "intermediate_size": 64}
+    small |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(**_LLAMA, **(_LLAMA_WHOLE if place.type == "meta" else small))
+    with place:
+        return LlamaForCausalLM(config).to(dtype)

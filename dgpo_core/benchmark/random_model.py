@@ -30,7 +30,7 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dgpo_core.benchmark import random_parts as parts
-from dgpo_core.benchmark.random_language import flux2_klein, qwenimage, sana, zimage
+from dgpo_core.benchmark.random_language import flux2_klein, hidream, qwenimage, sana, zimage
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.suggest import suggest
 from dgpo_core.policy.families import FAMILIES
@@ -261,5 +261,6 @@ RANDOM_MODELS: dict[str, Callable[..., Any]] = {
     "qwenimage": qwenimage,
     "zimage": zimage,
     "sana": sana,
+    "hidream": hidream,
 }
 """Name -> builder of a diffusers pipeline from (dtype, device, **overrides of the backbone's config)."""

@@ -83,7 +83,7 @@ _T5_XXL = {  # text_encoder_2/config.json of FLUX.1-dev
 }
 
 
-def clip(cls: type, width: int, dtype: torch.dtype, device: torch.device | str) -> Any:
+def clip(cls: type, width: int, dtype: torch.dtype, device: torch.device | str, positions: int = 77) -> Any:
     """A CLIP text encoder: width 768 is CLIP-L, 1024 CLIP-H but for its last layer, 1280 CLIP-G; with storage, of one
     layer in place of theirs."""
     letters, whole = tokenizer(77), place_of(device).type == "meta"
@@ -96,6 +96,7 @@ def clip(cls: type, width: int, dtype: torch.dtype, device: torch.device | str) 
         num_hidden_layers=layers,
         num_attention_heads=heads,
         hidden_act=activation,
+        max_position_embeddings=positions,
         bos_token_id=letters.bos_token_id,
         eos_token_id=letters.eos_token_id,
         pad_token_id=letters.pad_token_id,

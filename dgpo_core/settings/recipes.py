@@ -21,7 +21,7 @@ PRESETS = {
     "qwen-image-edit": "qwenimage-pickscore",
     "zimage": "zimage",
     "sana": "sana-pickscore",
-    "hidream": "qwenimage-pickscore",
+    "hidream": "hidream-pickscore",
 }
 """By kind of model: "embedded", or a family."""
 GROUPS, GROUP_SIZE = 4, 8

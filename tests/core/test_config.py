@@ -34,6 +34,7 @@ PRESETS = [
     "flux2-klein-pickscore",
     "qwenimage-pickscore",
     "sana-pickscore",
+    "hidream-pickscore",
     "zimage-pickscore",
     "zimage-turbo-pickscore",
     "flux",

@@ -40,6 +40,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("chroma", {"text_encoder": 4_762_310_656}),
         ("flux2-klein", {"text_encoder": 4_022_468_096}),
         ("sana", {"text_encoder": 2_614_341_888}),
+        ("hidream", {"text_encoder_3": 4_762_310_656, "text_encoder_4": 8_030_261_248}),
     ],
 )
 def test_without_storage_the_text_encoders_are_whole_too(name: str, encoders: dict[str, int]) -> None:
@@ -65,6 +66,7 @@ def parameters(module: nn.Module) -> int:
         ("chroma", 8_899_983_424, 83_819_683),
         ("flux2-klein", 3_875_544_576, 84_046_115),
         ("sana", 1_604_462_752, 312_250_275),
+        ("hidream", 17_105_733_184, 83_819_683),
     ],
 )
 def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: str, backbone: int, vae: int) -> None:
@@ -87,6 +89,7 @@ def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: st
         ("chroma", (1, 13, 4096), {"mask": (1, 13)}),
         ("flux2-klein", (1, 512, 7680), {}),  # with what fills it up
         ("sana", (1, 8, 2304), {"mask": (1, 8)}),  # without the instruction
+        ("hidream", (1, 128, 4096), {"layers": (1, 32, 128, 4096), "pooled": (1, 2048)}),
     ],
 )
 @pytest.mark.usefixtures("small")

@@ -73,6 +73,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "cross_attention_head_dim": 16,
         "cross_attention_dim": 32,
     },
+    "hidream": {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "axes_dims_rope": (8, 4, 4),
+        "llama_layers": (0, 31),
+    },
 }
 """Changes of each backbone's config that leave a forward of milliseconds."""
 SMALL["kontext"] = SMALL["flux"]
