@@ -152,8 +152,9 @@ def test_the_picture_is_that_of_the_folders_own_pipeline(size: tuple[int, int], 
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_more_pixels_than_it_has_places_for_are_refused() -> None:
+def test_its_own_size_is_the_largest_and_more_pixels_are_refused() -> None:
     policy = tiny.shared("hidream")
+    assert policy.default_size == (64, 64)
     assert policy.latent_shape(128, 32) == (4, 64, 16)
     for size in ((68, 64), (128, 36)):
         with pytest.raises(UserError, match="at most as many pixels as 64 x 64, not"):

@@ -60,9 +60,14 @@ class HiDream(FlowPolicy):
         shape = super().latent_shape(height, width)
         side = self._factor * self.patch
         if (height // side) * (width // side) > self.network.max_seq:
-            most = " x ".join(str(self._factor * n) for n in self.network.config.max_resolution)
+            most = " x ".join(map(str, self.default_size))
             raise UserError(f"Images of this model have at most as many pixels as {most}, not {height} x {width}.")
         return shape
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        rows, columns = self.network.config.max_resolution
+        return self._factor * rows, self._factor * columns
 
     def _encode(self, text: str) -> dict[str, Tensor]:
         layers = self._layers(text)
