@@ -44,6 +44,10 @@ FLUX = {
     "context_in_dim": 4096, "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19,
     "depth_single_blocks": 38, "axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True, "guidance_embed": True,
 }  # fmt: skip
+HIDREAM = {
+    "image_model": "hidream", "patch_size": 2, "in_channels": 16, "caption_channels": [4096, 4096],
+    "axes_dims_rope": [64, 32, 32], "llama_layers": [*range(32), *[31] * 16],
+}  # fmt: skip
 WAN = {"image_model": "wan2.1", "dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}
 
 
@@ -56,6 +60,12 @@ MODELS: dict[str, tuple[Callable[[], Any], int, tuple[int, ...], dict[str, tuple
     "SDXL": (lambda: supported.SDXL(dict(SDXL)), 4, (), {"context": (77, 2048), "y": (2816,)}),
     "Flux": (_flux, 16, (), {"context": (512, 4096), "y": (768,), "guidance": ()}),
     "Qwen-Image": (lambda: supported.QwenImage({"image_model": "qwen_image"}), 16, (1,), {"context": (256, 3584)}),
+    "HiDream-I1": (
+        lambda: supported.HiDream(dict(HIDREAM)),
+        16,
+        (),
+        {"context": (128, 4096), "y": (2048,), "encoder_hidden_states_llama3": (32, 128, 4096)},
+    ),
     "Wan 2.1 1.3B": (lambda: supported.WAN21_T2V(dict(WAN)), 16, (1,), {"context": (512, 4096)}),
 }
 """Settings, channels, frames, and the shapes of what the network is given beside latent and time."""
@@ -112,6 +122,7 @@ def measure(name: str) -> dict[str, float]:
     settings.set_inference_dtype(torch.bfloat16, None)
     model = settings.get_model({}, device=META).to(META)
     network = model.diffusion_model.requires_grad_(False)
+    native_counting.without_numbers(network)
     bank = LoraBank(native_hooks.target_shapes(network, ()), rank=32, alpha=64, seed=0, device=META)
     hooks = native_hooks.Hooks(network, bank)
     hooks._inject(META)
