@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import tyro
 
@@ -30,7 +30,8 @@ _rewards = tyro.constructors.ConstructorRegistry()
 def _read_rewards(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[tuple[RewardTerm, ...]] | None:
-    if info.type != tuple[RewardTerm, ...]:
+    # tyro asks for the type of the default, tuple[RewardTerm, RewardTerm], where there are two
+    if get_origin(info.type) is not tuple or {*get_args(info.type)} - {Ellipsis} != {RewardTerm}:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,

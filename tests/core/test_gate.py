@@ -1,6 +1,7 @@
-"""Conditions on rewards ("only if OCR > 0.5"), by hand; and what settings say of them."""
+"""Conditions on rewards ("only if OCR > 0.5"), by hand; and what settings say of rewards."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.method.gating import counted
 from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.runs.options import parse_args
 from dgpo_core.settings.config import Config, RewardTerm
 from dgpo_core.settings.gates import Gate
 from dgpo_core.settings.resuming import differences
@@ -135,3 +137,10 @@ def test_a_condition_may_not_change_on_resume() -> None:
     old = replace(Config(), reward=TERMS)
     new = replace(old, reward=(replace(TERMS[0], only_if="ocr > 0.6"), TERMS[1]))
     assert list(differences(old, new)) == ["reward"]
+
+
+@pytest.mark.parametrize("name", ["reward", "watch"])
+def test_an_option_goes_before_several_rewards_of_a_file(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{name}: [saturation, entropy]\n")
+    assert getattr(parse_args(["--config", str(path), f"--{name}", "brightness"]), name) == (RewardTerm("brightness"),)
