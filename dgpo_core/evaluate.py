@@ -31,6 +31,7 @@ from dgpo_core.rewards import REWARDS, Reward, guard, make_reward, refuse_files,
 from dgpo_core.rewards.network.web import ServerReward
 from dgpo_core.runs import assemble, origin
 from dgpo_core.runs.origin import Origin
+from dgpo_core.settings import shipped
 from dgpo_core.settings.command_line import command, parse
 from dgpo_core.settings.config import EMBEDDED, Config, DataConfig, LoraConfig, Range, RewardTerm
 from dgpo_core.settings.validation import validate
@@ -200,12 +201,12 @@ def _model(known: Written | None, own: Config | None, options: EvaluateConfig) -
         return options.model, "--model"
     if own:
         return own.model.path, str(options.config)
-    if known and known.origin.base != EMBEDDED:
+    if known and known.origin.base not in shipped.MODELS:
         raise UserError(
             f"{shown(known.path)} was trained on {shown(known.origin.base) or 'a model that it does not name'},"
             " and does not say where that lies: give it with --model."
         )
-    return EMBEDDED, str(known.path) if known else "--model"
+    return (known.origin.base, str(known.path)) if known else (EMBEDDED, "--model")
 
 
 def _prompts(known: Written | None, own: Config | None, options: EvaluateConfig) -> tuple[DataConfig, str]:
@@ -214,9 +215,9 @@ def _prompts(known: Written | None, own: Config | None, options: EvaluateConfig)
         return DataConfig(held_out=options.prompts), "--prompts"
     if own:
         return own.data, str(options.config)
-    if not known or not known.origin.embedded_prompts:
+    if not known or not known.origin.held_out:
         raise UserError("The file names no held-out prompts that ship with DGPO: give some with --prompts FILE.")
-    return DataConfig(held_out=EMBEDDED), str(known.path)
+    return DataConfig(held_out=known.origin.held_out), str(known.path)
 
 
 def _columns(adapters: Sequence[Adapter], own: Config | None, options: EvaluateConfig) -> tuple[list[Column], str]:

@@ -14,15 +14,15 @@ from typing import Any
 
 from aiohttp import web
 
-from dgpo_core.comfy.forms import AS_BELOW, EMBEDDED_MODEL, MODELS_OWN, chosen_preset
+from dgpo_core.comfy.forms import AS_BELOW, MODELS_OWN, chosen_preset, shipped_model
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.source import Source
 from dgpo_core.diffusion.solvers import SOLVERS, check_solver
 from dgpo_core.policy import FAMILIES, family_of, image_limits
 from dgpo_core.rewards import check_cheaply
-from dgpo_core.runs.assemble import DEMO
-from dgpo_core.settings.config import EMBEDDED, RewardTerm, RolloutConfig, TrainingConfig
+from dgpo_core.settings import shipped
+from dgpo_core.settings.config import RewardTerm, RolloutConfig, TrainingConfig
 from dgpo_core.settings.gates import check_rewards
 from dgpo_core.settings.validation import check_timesteps
 
@@ -156,10 +156,10 @@ def _model(graph: Graph, policy: str | None, sampler: str | None) -> Iterator[tu
     model, inputs = graph[policy]["inputs"]["model"], graph[sampler]["inputs"]
     try:
         path = host.model_path(model)
-        path = str(DEMO / "model") if path == EMBEDDED else path
+        path = str(shipped.MODELS.get(path, path))
         family = FAMILIES[family_of(path)]
     except UserError as error:
-        if model not in (EMBEDDED_MODEL, EMBEDDED):
+        if not shipped_model(model):
             yield policy, Fault("model", str(error))
         return
     asked = graph[policy]["inputs"].get("prediction", "auto")

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.comfy.forms import EMBEDDED_MODEL, LOAD_POLICY, NO_LORA
-from dgpo_core.settings.config import EMBEDDED, LoraConfig, MemoryConfig, ModelConfig
+from dgpo_core.comfy.forms import LOAD_POLICY, NO_LORA, shipped_model
+from dgpo_core.settings.config import LoraConfig, MemoryConfig, ModelConfig
 
 from .common import fields, host
 from .common.values import PolicyHandle, PolicySpec
@@ -58,7 +58,7 @@ class LoadPolicy(io.ComfyNode):
         spec = PolicySpec(
             run=host.check_run(run),
             seed=run_seed,
-            model=fields.values(ModelConfig, {"path": EMBEDDED if model == EMBEDDED_MODEL else model, **settings}),
+            model=fields.values(ModelConfig, {"path": shipped_model(model) or model, **settings}),
             lora=fields.values(LoraConfig, {"init": "" if start_from == NO_LORA else start_from, **settings}),
             memory=fields.values(MemoryConfig, settings),
         )

@@ -13,7 +13,6 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt, load_prompts, read_prompts
 from dgpo_core.common.source import Source
 from dgpo_core.common.wildcards import drawn
-from dgpo_core.runs.assemble import DEMO
 
 from .common import fields, host
 from .common.values import Prompts
@@ -102,7 +101,7 @@ def read(source: str, text: str) -> list[Prompt]:
     """The prompts of a choice of the widget `source`. Raises UserError for a file that is not there, or no prompts."""
     if source == TEXT:
         return read_prompts(text)
-    return load_prompts(DEMO / SHIPPED[source] if source in SHIPPED else host.prompt_file(source))
+    return load_prompts(SHIPPED[source] if source in SHIPPED else host.prompt_file(source))
 
 
 def read_again(source: str | None, text: str | None) -> object:

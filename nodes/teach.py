@@ -9,11 +9,12 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from dgpo_core.comfy.forms import EMBEDDED_MODEL, LOAD_POLICY, PROMPT_LIST, TEACH_ME, TEXT
+from dgpo_core.comfy.forms import LOAD_POLICY, PROMPT_LIST, TEACH_ME, TEXT, shipped_model
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.people.questions import MODES
 from dgpo_core.policy import family_of
 from dgpo_core.rewards import check_cheaply, known_rewards, require_reward
+from dgpo_core.settings import shipped
 from dgpo_core.settings.config import EMBEDDED, MOST_ITERATIONS, Config, RewardTerm
 from dgpo_core.settings.recipes import recipe
 
@@ -199,13 +200,12 @@ def _kind(model: str, policy: PolicyHandle | None) -> str:
         name = spec.model.path.rpartition("-")[0]
         return next((kind for start, kind in _KINDS.items() if name.startswith(start)), name)
     path = host.model_path(spec.model.path if spec else model)
-    return EMBEDDED if path == EMBEDDED else family_of(path)
+    return path if path in shipped.MODELS else family_of(path)
 
 
 def _spec(model: str, run: str, seed: int, chosen: Config) -> PolicySpec:
     """As Load Policy gives it out with these settings, so that a Training Loop can go on from here."""
-    path = EMBEDDED if model == EMBEDDED_MODEL else model
-    settings = replace(chosen.model, path=path, height=0, width=0)
+    settings = replace(chosen.model, path=shipped_model(model) or model, height=0, width=0)
     return PolicySpec(host.check_run(run), seed, settings, chosen.lora, chosen.memory)
 
 

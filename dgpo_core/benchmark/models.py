@@ -15,8 +15,8 @@ from dgpo_core.policy.loading.libraries import quiet
 from dgpo_core.policy.loading.load import DTYPES
 from dgpo_core.policy.loading.recognise import NETWORK_PREFIXES, recognise
 from dgpo_core.policy.pipeline import DiffusersPolicy
-from dgpo_core.runs.assemble import DEMO
-from dgpo_core.settings.config import EMBEDDED, Config
+from dgpo_core.settings import shipped
+from dgpo_core.settings.config import Config
 
 PUBLISHED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
@@ -53,7 +53,7 @@ def policy_without_weights(config: Config, random: str) -> tuple[DiffusersPolicy
     settings leave it open. Raises UserError where there is no such model.
     """
     path = config.model.path
-    local = DEMO / "model" if path == EMBEDDED else Path(path)
+    local = shipped.MODELS.get(path, Path(path))
     if random:
         return _random(config, random), f"{random}, as it was published"
     if (local / MODEL_INDEX).is_file():

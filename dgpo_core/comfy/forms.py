@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from dgpo_core.settings import shipped
 from dgpo_core.settings.config import AUTO, EMBEDDED, Config, RolloutConfig, TrainingConfig
 from dgpo_core.settings.presets import MODES, apply_mode, load_preset, preset_names
 
@@ -19,10 +20,18 @@ HELD_OUT = "embedded, held out"
 """The choice of Prompts that is the embedded model's prompts which it does not train on."""
 WILDCARDS = "wildcards"
 """The folder of wildcard files, in ComfyUI's input folder."""
-SHIPPED = {EMBEDDED: "train.jsonl", HELD_OUT: "held_out.jsonl"}
-"""The choices of Prompts that are files which ship, in the folder of the embedded model."""
-EMBEDDED_MODEL = f"{EMBEDDED} (shapes world)"
-"""The choice of Load Policy that is no file; a file may name it by its first word."""
+EDITS = "embedded edits"
+EDITS_HELD_OUT = "embedded edits, held out"
+"""The same for the embedded editor."""
+SHIPPED = {
+    EMBEDDED: shipped.TRAINING[EMBEDDED],
+    HELD_OUT: shipped.HELD_OUT[EMBEDDED],
+    EDITS: shipped.TRAINING[shipped.EDITS],
+    EDITS_HELD_OUT: shipped.HELD_OUT[shipped.EDITS],
+}
+"""The choices of Prompts that are files which ship."""
+EMBEDDED_MODEL, EMBEDDED_EDITOR = (f"{word} (shapes world)" for word in shipped.MODELS)
+"""The choices of Load Policy that are no files; a file may name one by its first word."""
 MODEL_FOLDERS = ("checkpoints", "diffusers")
 """The folders of models/ that Load Policy lists; its other choices begin with one of them and a slash."""
 NO_LORA = "none"
@@ -221,6 +230,12 @@ def as_setting(value: Any, default: Any) -> Any:
 def as_widget(value: Any) -> Any:
     """The other way round."""
     return OPEN if value == AUTO else value
+
+
+def shipped_model(choice: str) -> str:
+    """What settings call a choice of Load Policy that ships; empty for others."""
+    word = choice.partition(" ")[0]
+    return word if word in shipped.MODELS else ""
 
 
 def preset_choices() -> list[str]:

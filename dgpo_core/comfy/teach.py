@@ -7,7 +7,8 @@ from typing import Any
 from dgpo_core.comfy.forms import LORA_TRAINER, TEACH, TEACH_ME, TRAINING_LOOP
 from dgpo_core.comfy.workflow import Node, Workflow, data_of, model_of, nested, policy_of, rewards_of, training_of
 from dgpo_core.common.errors import UserError
-from dgpo_core.settings.config import EMBEDDED, MOST_ITERATIONS
+from dgpo_core.settings import shipped
+from dgpo_core.settings.config import MOST_ITERATIONS
 from dgpo_core.settings.recipes import recipe
 from dgpo_core.settings.values import from_dict, to_dict
 
@@ -28,7 +29,7 @@ def _taught(flow: Workflow, node: Node, kind_of: KindOf) -> dict[str, Any]:
     judges = _judges(flow, node)
     own = policy_of(flow, flow.behind(node, "policy")) if node.inputs.get("policy") is not None else {}
     path = own.get("model.path") or model_of(flow, flow.text(node, "model"))
-    chosen = recipe(path if path == EMBEDDED else kind_of(path), people=False)
+    chosen = recipe(path if path in shipped.MODELS else kind_of(path), people=False)
     size = flow.value(node, "size") if node.inputs.get("size") else 0
     settings = {
         **data_of(flow, node),

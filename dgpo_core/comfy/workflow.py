@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_core.comfy.forms import (
+    EDITS,
+    EDITS_HELD_OUT,
     FORMS,
     HELD_OUT,
     LORA_TRAINER,
@@ -26,10 +28,12 @@ from dgpo_core.comfy.forms import (
     Widget,
     as_setting,
     chosen_preset,
+    shipped_model,
 )
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import parse_json, read_json, shown
 from dgpo_core.rewards.trust import check_shared
+from dgpo_core.settings import shipped
 from dgpo_core.settings.config import AUTO, EMBEDDED, Config, RewardTerm
 from dgpo_core.settings.values import read_rewards, to_plain
 
@@ -243,6 +247,8 @@ def data_of(flow: Workflow, prompts: Node) -> dict[str, Any]:
         return {**settings, "data.text": flow.text(prompts, "text"), "data.held_out": ""}
     if source == EMBEDDED:
         return settings
+    if source == EDITS:
+        return {**settings, "data.prompts": shipped.EDITS, "data.held_out": shipped.EDITS}
     return {**settings, "data.prompts": _prompt_file(flow, source), "data.held_out": ""}
 
 
@@ -266,13 +272,14 @@ def _held_out(flow: Workflow, prompts: Node, training: Node) -> dict[str, Any]:
     source = flow.text(prompts, "source")
     if source == TEXT:
         return {"data.held_out_text": flow.text(prompts, "text"), "data.held_out": ""}
-    return {"data.held_out": EMBEDDED if source == HELD_OUT else _prompt_file(flow, source)}
+    words = {HELD_OUT: EMBEDDED, EDITS_HELD_OUT: shipped.EDITS}
+    return {"data.held_out": words[source] if source in words else _prompt_file(flow, source)}
 
 
 def _prompt_file(flow: Workflow, source: str) -> str:
     """A file of ComfyUI's input folder, or one that ships. What a link in the folder leads out to is outside of it."""
     if source in SHIPPED:
-        return str(Path(__file__).parents[1] / "demo" / SHIPPED[source])
+        return str(SHIPPED[source])
     path = _inside(flow, "input", source)
     folder = Path("input").resolve()
     if folder not in Path(path).resolve().parents:
@@ -291,8 +298,8 @@ def policy_of(flow: Workflow, policy: Node) -> dict[str, Any]:
 
 def model_of(flow: Workflow, choice: str) -> str:
     """The path of one of Load Policy's models. Folders of models are often links to another disk; they are followed."""
-    if choice.startswith(EMBEDDED):
-        return EMBEDDED
+    if shipped_model(choice):
+        return shipped_model(choice)
     path = _inside(flow, "models", choice)
     if path.split("/")[1] not in MODEL_FOLDERS:
         where = " or ".join(f"models/{folder}" for folder in MODEL_FOLDERS)

@@ -10,6 +10,7 @@ from dgpo_core.common.pictures import comparison, png
 from dgpo_core.common.reading import shown
 from dgpo_core.evaluation.scores import Evaluation, Gain, Measurement, total
 from dgpo_core.settings.config import EMBEDDED, Config
+from dgpo_core.settings.shipped import EDITOR, EDITS
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,13 @@ def markdown(table: Table, config: Config) -> str:
     """report.md: what was measured and how, a table per reward, and the picture beside it."""
     e, n = config.evaluation, len(next(iter(table.rows.values())))
     held_out = config.data.held_out or "the prompts in the settings"
-    prompts = "the embedded held-out prompts" if held_out == EMBEDDED else escaped(held_out)
-    base = "the embedded model" if config.model.path == EMBEDDED else escaped(config.model.path)
+    prompts = {EMBEDDED: "the embedded held-out prompts", EDITS: "the embedded held-out edits"}.get(held_out)
+    base = {EMBEDDED: "the embedded model", EDITOR: "the embedded editor"}.get(config.model.path)
     lines = [
         "# Adapters against their base",
         "",
-        f"{n} images each of {prompts}, drawn by {base} from the same seeds with"
+        f"{n} images each of {prompts or escaped(held_out)}, drawn by {base or escaped(config.model.path)} from the"
+        " same seeds with"
         f" {escaped(e.solver or config.rollout.solver)}, {e.steps} steps, guidance {e.cfg:g}."
         " A gain is the mean difference to the base, image by image.",
     ]

@@ -16,19 +16,19 @@ from dgpo_core.people.reward import Human
 from dgpo_core.policy import Policy, distilled, load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import Reward, make_reward
-from dgpo_core.settings.config import EMBEDDED, HUMAN, PEOPLE, Config
+from dgpo_core.settings import shipped
+from dgpo_core.settings.config import HUMAN, PEOPLE, Config
 
-DEMO = Path(__file__).parents[1] / "demo"
 Device = torch.device | str
 
 
 def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[int, int]]:
     """The policy on a device, and the image size (height, width) in pixels."""
     model, lora, memory = config.model, config.lora, config.memory
-    path = DEMO / "model" if model.path == EMBEDDED else model.path
-    keep = memory.prompt_cache_gib > 0 and model.path != EMBEDDED  # whose text encoder is no larger than a prompt
+    few_steps = shipped.FEW_STEPS.get(model.few_step_lora, model.few_step_lora)
+    keep = memory.prompt_cache_gib > 0 and model.path not in shipped.MODELS  # whose text encoders are tiny
     policy = load_policy(
-        path,
+        shipped.MODELS.get(model.path, model.path),
         family=model.family,
         rank=lora.rank,
         alpha=lora.alpha,
@@ -45,7 +45,7 @@ def load_model(config: Config, device: Device) -> tuple[DiffusersPolicy, tuple[i
         offload_blocks=memory.offload_blocks,
         prompt_cache=memory.prompt_cache if keep else "",
         prompt_cache_bytes=int(memory.prompt_cache_gib * 2**30),
-        few_step_lora=DEMO / "lora_2steps.safetensors" if model.few_step_lora == EMBEDDED else model.few_step_lora,
+        few_step_lora=few_steps,
     )
     return policy, set_up(policy, config)
 
@@ -77,9 +77,7 @@ def training_prompts(config: Config, gallery: Gallery | None = None) -> list[Pro
         return _drawn(read_prompts(config.data.text), config)
     if not config.data.prompts:
         raise UserError("There are no training prompts: give a .txt or .jsonl file with --data.prompts FILE.")
-    return _drawn(
-        load_prompts(DEMO / "train.jsonl" if config.data.prompts == EMBEDDED else config.data.prompts), config
-    )
+    return _drawn(load_prompts(shipped.TRAINING.get(config.data.prompts, config.data.prompts)), config)
 
 
 def held_out_prompts(config: Config) -> list[Prompt]:
@@ -88,8 +86,7 @@ def held_out_prompts(config: Config) -> list[Prompt]:
         return _drawn(read_prompts(config.data.held_out_text), config)
     if not config.data.held_out:
         return []
-    prompts = load_prompts(DEMO / "held_out.jsonl" if config.data.held_out == EMBEDDED else config.data.held_out)
-    return _drawn(prompts, config)
+    return _drawn(load_prompts(shipped.HELD_OUT.get(config.data.held_out, config.data.held_out)), config)
 
 
 def _drawn(prompts: list[Prompt], config: Config) -> list[Prompt]:

@@ -12,8 +12,9 @@ import tyro
 from dgpo_core.comfy.teach import load_training
 from dgpo_core.common.errors import UserError
 from dgpo_core.rewards import trust
+from dgpo_core.settings import shipped
 from dgpo_core.settings.command_line import arguments_of, named_options, read_arguments
-from dgpo_core.settings.config import DEMO_REWARDS, EMBEDDED, HUMAN, NO_TRACKER, RATINGS, Config, RewardTerm
+from dgpo_core.settings.config import DEMO_REWARDS, HUMAN, NO_TRACKER, RATINGS, Config, RewardTerm
 from dgpo_core.settings.presets import apply_mode, load_preset, preset_names
 from dgpo_core.settings.validation import for_groups, validate
 from dgpo_core.settings.values import from_dict
@@ -72,8 +73,8 @@ def _without_the_demos_measure(config: Config, named: Collection[str]) -> Config
     Its reward `shapes` knows the embedded model's pictures, and its held-out prompts go with its training prompts. What
     the user has `named` stays. On the embedded model `shapes` is still watched, beside a reward of one's own.
     """
-    own_prompts = config.data.prompts != EMBEDDED or bool(config.data.text)
-    own_world = own_prompts or config.model.path != EMBEDDED
+    own_prompts = config.data.prompts not in shipped.TRAINING or bool(config.data.text)
+    own_world = own_prompts or config.model.path not in shipped.MODELS
     own_reward = not {term.name for term in config.reward} & {HUMAN, RATINGS, *DEMO_REWARDS}
     if own_prompts and not {"data.held_out", "data.held_out_text"} & set(named):
         config = replace(config, data=replace(config.data, held_out=""))

@@ -17,7 +17,8 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import parse_json, shown
 from dgpo_core.evaluation.scores import evaluation_weights
 from dgpo_core.rewards import REWARDS
-from dgpo_core.settings.config import EMBEDDED, PEOPLE, Config, DataConfig, Range, RewardTerm
+from dgpo_core.settings import shipped
+from dgpo_core.settings.config import PEOPLE, Config, DataConfig, Range, RewardTerm
 from dgpo_core.settings.gates import Gate
 from dgpo_core.settings.presets import preset_names
 from dgpo_core.settings.resuming import base_settled
@@ -46,14 +47,14 @@ _WORD = re.compile(r"[\w+-]{0,40}")
 class Origin:
     """How a LoRA was made, as far as its file may say.
 
-    base: the name of its base model, EMBEDDED or what a path ended in; embedded_prompts: whether it was measured on the
-    held-out prompts that ship with DGPO; step: the iterations of its training; measured: what its gain is told by,
-    weights by the name of a reward, which may be any text; none where people were the reward. config: how it was drawn;
-    all that is not in `_READ` is as by default.
+    base: the name of its base model, one that ships or what a path ended in; held_out: the word for the held-out
+    prompts that it was measured on, empty where they do not ship with DGPO; step: the iterations of its training;
+    measured: what its gain is told by, weights by the name of a reward, which may be any text; none where people were
+    the reward. config: how it was drawn; all that is not in `_READ` is as by default.
     """
 
     base: str
-    embedded_prompts: bool
+    held_out: str
     step: int
     measured: Mapping[str, float]
     config: Config
@@ -86,8 +87,7 @@ def _settings(config: Config) -> dict[str, Any]:
         if _is_written(name, value):
             (found.setdefault(group, {}) if group else found)[leaf] = value
     found.setdefault("model", {})["path"] = base_name(config.model.path)
-    held_out = EMBEDDED if config.data.held_out == EMBEDDED and not config.data.held_out_text else ""
-    found.setdefault("data", {})["held_out"] = held_out
+    found.setdefault("data", {})["held_out"] = _shipped(config.data.held_out, config.data.held_out_text)
     found["evaluation"]["reward"] = _known(config.evaluation.reward)
     found["reward"] = [{"name": _known(term.name), "weight": term.weight} for term in config.reward]
     return found
@@ -152,11 +152,15 @@ def read(path: Path, metadata: Mapping[str, str]) -> Origin | None:
     validate(config)
     return Origin(
         base=base_name(_text(groups["model"].get("path", ""), f"{where}: model.path")),
-        embedded_prompts=groups["data"].get("held_out") == EMBEDDED and not groups["data"].get("held_out_text"),
+        held_out=_shipped(groups["data"].get("held_out"), groups["data"].get("held_out_text")),
         step=_step(path, metadata),
         measured=_measured(values.get("reward"), groups["evaluation"].get("reward"), where),
         config=config,
     )
+
+
+def _shipped(held_out: Any, text: Any) -> str:
+    return held_out if held_out in [*shipped.HELD_OUT] and not text else ""
 
 
 def _group(values: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:

@@ -86,7 +86,7 @@ class ModelConfig:
     """The diffusion model that is trained."""
 
     path: str = EMBEDDED
-    """A diffusers folder, a hub id, or a .safetensors or .gguf file; 'embedded' is the demo model in the package."""
+    """A diffusers folder, a hub id, or a .safetensors or .gguf file; 'embedded' and 'embedded-editor' ship."""
     family: str = "auto"
     """Architecture: sd15, sdxl, sd3, flux, kontext, qwen-image-edit and others; 'auto' reads it from the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -141,7 +141,7 @@ class DataConfig:
 
     prompts: str = EMBEDDED
     """Training prompts: a .txt (one per line) or .jsonl ({"prompt": ..., metadata}) file, in which
-    "image" is the path of the picture that a model edits; 'embedded' is the demo's;
+    "image" is the path of the picture that a model edits; 'embedded' and 'embedded-edits' ship;
     python -m dgpo_core.prompts writes some for the rewards geneval and ocr."""
     held_out: str = EMBEDDED
     """Prompts for evaluation, disjoint from the training prompts, same formats; empty: no evaluation on any."""

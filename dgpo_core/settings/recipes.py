@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from dgpo_core.settings.config import EMBEDDED, Config
 from dgpo_core.settings.presets import load_preset
+from dgpo_core.settings.shipped import EDITOR, MODELS
 
 PRESETS = {
     EMBEDDED: "quickstart",
+    EDITOR: "quickstart-edits",
     "sd15": "sd15",
     "sdxl": "sdxl",
     "sd3": "sd35m",
@@ -23,7 +25,7 @@ PRESETS = {
     "sana": "sana-pickscore",
     "hidream": "hidream-pickscore",
 }
-"""By kind of model: "embedded", or a family."""
+"""By kind of model: one that ships, or a family."""
 GROUPS, GROUP_SIZE = 4, 8
 """Of a round: with it a person's answers were measured on the embedded model (dgpo_core/demo/README.md)."""
 
@@ -34,7 +36,7 @@ def recipe(kind: str, people: bool) -> Config:
     people: a person judges, so what counts is the spread within a group, whose scores are not those of another.
     """
     preset = load_preset(PRESETS.get(kind, PRESETS["sd3"]))
-    if kind == EMBEDDED and not people:
+    if kind in MODELS and not people:
         return preset
     spread = "group" if people else preset.training.advantage_std
     return replace(

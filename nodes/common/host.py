@@ -18,13 +18,21 @@ from server import PromptServer
 from torch import Tensor
 from tqdm import tqdm
 
-from dgpo_core.comfy.forms import EMBEDDED_MODEL, MODEL_FOLDERS, NO_LORA, SHIPPED, TEXT, WILDCARDS
+from dgpo_core.comfy.forms import (
+    EMBEDDED_EDITOR,
+    EMBEDDED_MODEL,
+    MODEL_FOLDERS,
+    NO_LORA,
+    SHIPPED,
+    TEXT,
+    WILDCARDS,
+    shipped_model,
+)
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import check_folder_name
 from dgpo_core.common.reading import shown
 from dgpo_core.people.gallery import MOST_CROPPED, cropped
 from dgpo_core.policy import Policy
-from dgpo_core.settings.config import EMBEDDED
 
 CATEGORY = "DGPO"
 REWARD_MODELS = "reward_models"
@@ -54,7 +62,7 @@ def stop_if_cancelled() -> None:
 
 
 def model_choices() -> list[str]:
-    """The embedded model, every checkpoint, and every diffusers folder."""
+    """The embedded models, every checkpoint, and every diffusers folder."""
     checkpoints = [n for n in folder_paths.get_filename_list("checkpoints") if n.endswith((".safetensors", ".sft"))]
     folders = []
     for root in folder_paths.get_folder_paths("diffusers"):
@@ -62,13 +70,13 @@ def model_choices() -> list[str]:
             if "model_index.json" in files:
                 folders.append(os.path.relpath(path, root).replace(os.sep, "/"))
     names = [FROM_CHECKPOINTS + n for n in checkpoints] + [FROM_DIFFUSERS + n for n in sorted(folders)]
-    return [EMBEDDED_MODEL, *names]
+    return [EMBEDDED_MODEL, EMBEDDED_EDITOR, *names]
 
 
 def model_path(choice: str) -> str:
-    """The path of one of `model_choices`, for `load_policy`; "embedded", the embedded model's, stays as it is."""
-    if choice in (EMBEDDED_MODEL, EMBEDDED):
-        return EMBEDDED
+    """The path of one of `model_choices`, for `load_policy`; of one that ships the word that settings have for it."""
+    if shipped_model(choice):
+        return shipped_model(choice)
     if choice not in model_choices():
         raise UserError(f"There is no model {choice}: put it into models/checkpoints or models/diffusers and refresh.")
     if choice.startswith(FROM_CHECKPOINTS):

@@ -154,3 +154,8 @@ def test_an_editor_learns_from_edits_with_what_they_were_made_of(comfy: ComfySer
         'A model of the family kontext edits pictures: connect the one that was edited to "picture before the edit"'
         " (source)."
     )
+
+
+def test_the_embedded_editor_draws_its_edits_and_learns_from_them(comfy: ComfyServer) -> None:
+    model, prompts = {"model": "embedded-editor (shapes world)"}, {"source": "embedded edits"}
+    tensors(lora(comfy, comfy.run(visual("embedded_editor", LoadPolicy=model, Prompts=prompts))))

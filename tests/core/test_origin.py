@@ -23,6 +23,7 @@ from dgpo_core.runs import origin
 from dgpo_core.settings.config import EMBEDDED, Config, RewardTerm
 from dgpo_core.settings.presets import load_preset, preset_names
 from dgpo_core.settings.schema import setting_types
+from dgpo_core.settings.shipped import HELD_OUT
 from dgpo_core.settings.yaml_file import to_yaml
 
 DEMO = Path(origin.__file__).parents[1] / "demo" / "model"
@@ -91,7 +92,7 @@ def test_what_is_written_is_read_back(name: str) -> None:
     found = origin.read(Path("x"), origin.describe(config, 5))
     assert found.step == 5
     assert found.base == origin.base_name(config.model.path)
-    assert found.embedded_prompts == (config.data.held_out == EMBEDDED)
+    assert found.held_out == (config.data.held_out if config.data.held_out in HELD_OUT else "")
     e = config.evaluation
     assert found.config.evaluation == replace(type(e)(), solver=e.solver, steps=e.steps, cfg=e.cfg, batch=e.batch)
     assert set(found.measured) == ({e.reward} if e.reward else {term.name for term in config.reward})

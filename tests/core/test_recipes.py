@@ -13,11 +13,12 @@ from dgpo_core.policy import FAMILIES, family_of
 from dgpo_core.settings.config import EMBEDDED
 from dgpo_core.settings.presets import load_preset
 from dgpo_core.settings.recipes import PRESETS, recipe
+from dgpo_core.settings.shipped import EDITOR
 from dgpo_core.settings.validation import check_ranges, check_timesteps
 
 
 def test_every_family_has_a_recipe_that_can_work() -> None:
-    assert set(PRESETS) == {EMBEDDED, *FAMILIES}
+    assert set(PRESETS) == {EMBEDDED, EDITOR, *FAMILIES}
     for kind in [*PRESETS, "Chroma"]:
         for people in (False, True):
             found = recipe(kind, people)

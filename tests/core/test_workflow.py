@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dgpo_core.comfy.forms import EDITS, EDITS_HELD_OUT, EMBEDDED_EDITOR
 from dgpo_core.comfy.teach import load_training
 from dgpo_core.comfy.workflow import Workflow, training_of
 from dgpo_core.common.errors import UserError
@@ -49,6 +50,13 @@ def test_a_switch_that_saves_memory_does_so_where_it_is_needed(tmp_path: Path) -
     for switches, expected in ((on, "auto"), (off, False)):
         memory = read(changed(tmp_path, "quickstart", _1=switches)).memory
         assert (memory.gradient_checkpointing, memory.offload) == (expected, expected)
+
+
+def test_the_embedded_editor_and_its_edits_are_read_by_their_names(tmp_path: Path) -> None:
+    choices = {"_1": {"model": EMBEDDED_EDITOR}, "_2": {"source": EDITS}, "_9": {"source": EDITS_HELD_OUT}}
+    config = read(changed(tmp_path, "quickstart", **choices))
+    assert config.model.path == "embedded-editor"
+    assert config.data.prompts == config.data.held_out == "embedded-edits"
 
 
 @pytest.mark.parametrize("name", ["quickstart", "visual_loop"])

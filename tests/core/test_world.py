@@ -12,7 +12,7 @@ from dgpo_core.common.prompts import Prompt, load_prompts
 from dgpo_core.demo import world
 from dgpo_core.demo.build import BuildConfig, write_prompts
 from dgpo_core.demo.world import Scene, Thing
-from dgpo_core.runs.assemble import DEMO
+from dgpo_core.settings.shipped import DEMO
 
 TRAIN, HELD_OUT = load_prompts(DEMO / "train.jsonl"), load_prompts(DEMO / "held_out.jsonl")
 

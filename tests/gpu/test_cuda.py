@@ -19,7 +19,7 @@ from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy import load_policy
 from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.pipeline import DiffusersPolicy
-from dgpo_core.runs.assemble import DEMO
+from dgpo_core.settings.shipped import DEMO
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"
