@@ -226,7 +226,7 @@ def train_model(data: Data, tokenizer: CLIPTokenizer, config: BuildConfig) -> Te
     torch.manual_seed(derive_seed(config.seed, "model"))
     model = TextToLatent(config.depth, tokenizer)
     average = AveragedModel(model, multi_avg_fn=follow)
-    learner = Learner(optimizers(model, config), config.steps)
+    learner = Learner(optimizers(model, config.lr, config.lr_rest), config.steps)
     generator = torch.Generator().manual_seed(config.seed)
     log = Progress("model", config.steps)
     for step, index in enumerate(batches(len(data.scenes), config.batch, config.steps, generator)):
@@ -256,16 +256,19 @@ def shifted(sigma: Tensor) -> Tensor:
     return SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
 
 
-def optimizers(model: nn.Module, config: BuildConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for the rest. Muon needs a third of AdamW's steps here."""
+def optimizers(model: nn.Module, lr: float, lr_rest: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for the rest, each with its peak learning rate.
+
+    Muon needs a third of AdamW's steps here.
+    """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inside = "transformer_blocks." in name or ".layers." in name
         (matrices if inside and parameter.ndim == 2 else rest).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=config.lr, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=config.lr_rest, weight_decay=1e-2, betas=(0.9, 0.99)),
+        torch.optim.Muon(matrices, lr=lr, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr_rest, weight_decay=1e-2, betas=(0.9, 0.99)),
     ]
 
 

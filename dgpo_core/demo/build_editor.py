@@ -39,17 +39,23 @@ EACH = 4  # edits of a picture
 
 
 @dataclass(frozen=True)
-class EditorConfig(build.BuildConfig):
+class EditorConfig:
     """How the embedded editor is made."""
 
     output: Path = HERE / "editor"
     """Folder that the pipeline is saved to."""
+    seed: int = 0
+    """Seed of the data and of every weight."""
     images: int = 20_000
     """Pairs of pictures drawn for training."""
     steps: int = 1_100
     """Optimiser steps of the transformer and the text encoders."""
     batch: int = 64
     """Latents per step of the transformer."""
+    lr: float = 3e-3
+    """Peak learning rate of the matrices inside the blocks, which Muon trains."""
+    lr_rest: float = 1.5e-3
+    """Peak learning rate of everything else, which AdamW trains."""
     noise_from: float = 0.4
     """Where the last part begins, as a fraction of the steps; before it all instructions are right."""
     caption_noise: float = 0.62
@@ -181,7 +187,7 @@ def train(data: Data, tokenizer: CLIPTokenizer, config: EditorConfig) -> Editor:
     torch.manual_seed(derive_seed(config.seed, "editor"))
     model = Editor(tokenizer)
     average = AveragedModel(model, multi_avg_fn=build.follow)
-    learner = build.Learner(build.optimizers(model, config), config.steps)
+    learner = build.Learner(build.optimizers(model, config.lr, config.lr_rest), config.steps)
     generator = torch.Generator().manual_seed(config.seed)
     log = build.Progress("editor", config.steps)
     for step, index in enumerate(build.batches(len(good), config.batch, config.steps, generator)):

@@ -10,9 +10,10 @@ import pytest
 from dgpo_core import train
 from dgpo_core.common.prompts import load_prompts
 from dgpo_core.demo import editing
-from dgpo_core.demo.build_editor import EditorConfig, write_edits
+from dgpo_core.demo.build_editor import EditorConfig, main, write_edits
 from dgpo_core.demo.verifier import verify
 from dgpo_core.demo.world import mask
+from dgpo_core.policy import load_policy
 from dgpo_core.settings.shipped import DEMO, EDITS, HELD_OUT, TRAINING
 
 
@@ -55,6 +56,13 @@ def test_the_lists_are_those_that_the_build_command_writes(tmp_path: Path) -> No
         assert (tmp_path / name).read_bytes() == (DEMO / name).read_bytes()
         for made, kept in zip(load_prompts(tmp_path / name), load_prompts(DEMO / name), strict=True):
             assert made.sources[0].image().equal(kept.sources[0].image())
+
+
+@pytest.mark.slow
+def test_the_build_command_makes_an_editor(tmp_path: Path) -> None:
+    main(EditorConfig(output=tmp_path / "editor", images=8, steps=1, batch=4))
+    policy = load_policy(tmp_path / "editor", rank=2, alpha=2.0, dtype="float32")
+    assert (policy.family, policy.default_size, policy.sources) == ("kontext", (64, 64), (1, 1))
 
 
 @pytest.mark.slow
