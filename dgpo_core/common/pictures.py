@@ -49,7 +49,7 @@ def grid(
         pen.text((MARGIN, top), group.prompt.text, fill="black", font=font)
         for place, source in enumerate(group.sources):
             at = MARGIN + place * (tile_w + MARGIN), top + LINE
-            sheet.paste(_tile(source, (tile_w, tile_h), smooth), at)
+            sheet.paste(fitted(source, (tile_w, tile_h), smooth), at)
             if scores:
                 pen.text((at[0], at[1] + tile_h), "source", fill="dimgray", font=font)
         for column, image in enumerate(group.images):
@@ -95,7 +95,7 @@ def comparison(
     for y, group in enumerate(first):
         for place, source in enumerate(group.sources):
             at = MARGIN + place * (tile_w + MARGIN), top + y * row_h + LINE
-            sheet.paste(_tile(source, (tile_w, tile_h), smooth), at)
+            sheet.paste(fitted(source, (tile_w, tile_h), smooth), at)
             pen.text((at[0], at[1] + tile_h), "source", fill="dimgray", font=font)
     for x, (title, groups) in enumerate(columns.items()):
         left = edge + x * block
@@ -111,7 +111,7 @@ def comparison(
     return sheet
 
 
-def _tile(picture: Tensor, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+def fitted(picture: Tensor, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     """A picture [3, h, w] of any size, scaled into (width, height), on white where its proportions are others."""
     inside = to_pil(picture)
     zoom = min(size[0] / inside.width, size[1] / inside.height)

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dgpo_core.common.group import Group
-from dgpo_core.common.pictures import grid, to_pil
+from dgpo_core.common.pictures import fitted, grid, to_pil
 from dgpo_core.method import advantage as adv
 from dgpo_core.method.gating import counted
 from dgpo_core.rewards import weights_of
@@ -32,7 +32,7 @@ def contact_sheet(scored: Groups, title: str = "") -> Any:
 
 def close_up(scored: Groups) -> Image.Image:
     """A few images of the first groups, the best and the worst of each, large enough to be looked at on a node, with
-    their scores in large letters; framed as in `contact_sheet`.
+    their scores in large letters; framed as in `contact_sheet`. Of edits what they were made of stands before them.
     """
     groups = scored.groups[:CLOSE_ROWS]
     height, width = groups[0].images.shape[-2:]
@@ -40,7 +40,9 @@ def close_up(scored: Groups) -> Image.Image:
     size, smooth = (round(width * zoom), round(height * zoom)), Image.Resampling.LANCZOS
     if zoom >= 1:
         smooth = Image.Resampling.NEAREST
-    columns = min(2 * CLOSE_ENDS, max(len(group) for group in groups))
+    before = max(len(group.prompt.sources) for group in groups)
+    shown = min(2 * CLOSE_ENDS, max(len(group) for group in groups))
+    columns = before + shown
     step, row = size[0] + CLOSE_GAP, CLOSE_LINE + size[1] + CLOSE_LINE + CLOSE_GAP
     sheet = Image.new("RGB", (CLOSE_GAP + columns * step, CLOSE_GAP + len(groups) * row), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=CLOSE_LINE - 8)
@@ -49,8 +51,12 @@ def close_up(scored: Groups) -> Image.Image:
         favour = adv.group_advantage(scores[None])[0]
         pen.text((CLOSE_GAP, top), group.prompt.text, fill="black", font=font)
         order = scores.argsort(descending=True, stable=True).tolist()
-        ends = order if len(order) <= columns else [*order[:CLOSE_ENDS], *order[-CLOSE_ENDS:]]
-        for x, i in enumerate(ends):
+        ends = order if len(order) <= shown else [*order[:CLOSE_ENDS], *order[-CLOSE_ENDS:]]
+        for x, source in enumerate(group.sources):
+            at = CLOSE_GAP + x * step, top + CLOSE_LINE
+            sheet.paste(fitted(source, size, smooth), at)
+            pen.text((at[0], at[1] + size[1] + 3), "source", fill="dimgray", font=font)
+        for x, i in enumerate(ends, start=before):
             left, below = CLOSE_GAP + x * step, top + CLOSE_LINE
             sheet.paste(to_pil(group.images[i]).resize(size, smooth), (left, below))
             colour = "forestgreen" if favour[i] > 0 else "crimson" if favour[i] < 0 else "gray"

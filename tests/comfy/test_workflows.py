@@ -40,6 +40,12 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {  # by workflow and kind of node
         "DGPO_SamplerSettings": {"group_size": 12},
         "DGPO_TrainingLoop": {"iterations": 20},
     },
+    "quickstart_edits": {
+        "DGPO_Prompts": {"per_iteration": 2},
+        "DGPO_SamplerSettings": {"group_size": 4},
+        "DGPO_TrainingLoop": {"iterations": 2, "evaluation_images": 4},
+        "DGPO_BeforeAfter": {"first": 1, "images": 2},
+    },
     "visual_loop": {"DGPO_Prompts": {"per_iteration": 2}},
     **dict.fromkeys(NATIVE, SMALL_NATIVE),
 }

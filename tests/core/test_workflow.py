@@ -59,7 +59,7 @@ def test_the_embedded_editor_and_its_edits_are_read_by_their_names(tmp_path: Pat
     assert config.data.prompts == config.data.held_out == "embedded-edits"
 
 
-@pytest.mark.parametrize("name", ["quickstart", "visual_loop"])
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_edits", "visual_loop"])
 def test_the_ui_file_says_the_same_as_the_api_file(name: str) -> None:
     assert training_of(Workflow(WORKFLOWS / f"{name}.json")) == training_of(
         Workflow(WORKFLOWS / "api" / f"{name}.json")

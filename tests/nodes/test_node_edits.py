@@ -16,6 +16,7 @@ from dgpo_core.common.source import Source
 from dgpo_core.settings.config import LoraConfig, MemoryConfig, ModelConfig, RewardTerm, RolloutConfig
 
 edits, keys, values = node_file("runs.edits"), node_file("runs.keys"), node_file("common.values")
+sheets = node_file("common.contact_sheet")
 HANDLE = values.PolicyHandle(values.PolicySpec("run", 0, ModelConfig(), LoraConfig(), MemoryConfig()), 0, "root")
 SAMPLER = values.Sampler(RolloutConfig())
 SIZE = (tiny.SIZE, tiny.SIZE)
@@ -70,6 +71,21 @@ def test_a_group_of_pictures_has_the_key_that_it_had_and_each_source_another() -
     found = [keys.given(HANDLE, group(source), SAMPLER) for source in (None, noise(3, 8, 8), noise(3, 8, 8, seed=1))]
     assert found[0] == KEY_BEFORE
     assert len(set(found)) == 3
+
+
+def test_the_picture_on_a_node_shows_the_source_before_the_best_and_the_worst() -> None:
+    red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 8, 8)
+    plain, sheet = (
+        sheets.close_up(values.Groups((replace(group(source), scores={}),), HANDLE, SAMPLER, 0, "key"))
+        for source in (None, red)
+    )
+    tile = sheet.width - plain.width
+    assert tile == sheets.CLOSE_TILE + sheets.CLOSE_GAP
+    assert [sheet.getpixel((place * tile + tile // 2, sheet.height // 2)) for place in range(3)] == [
+        (255, 0, 0),
+        (0, 0, 0),
+        (0, 0, 0),
+    ]
 
 
 def test_a_model_that_always_edits_asks_for_a_source_and_others_do_not() -> None:
