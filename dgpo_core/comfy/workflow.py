@@ -298,8 +298,8 @@ def policy_of(flow: Workflow, policy: Node) -> dict[str, Any]:
 
 def model_of(flow: Workflow, choice: str) -> str:
     """The path of one of Load Policy's models. Folders of models are often links to another disk; they are followed."""
-    if shipped_model(choice):
-        return shipped_model(choice)
+    if word := shipped_model(choice):
+        return word
     path = _inside(flow, "models", choice)
     if path.split("/")[1] not in MODEL_FOLDERS:
         where = " or ".join(f"models/{folder}" for folder in MODEL_FOLDERS)

@@ -21,7 +21,7 @@ import tyro
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.seeds import derive_seed
@@ -192,8 +192,8 @@ class TextToLatent(nn.Module):
 
     def __init__(self, depth: int, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
-        self.text_encoder = make_text_encoder(tokenizer)
-        self.text_encoder_2 = make_text_encoder(tokenizer)
+        self.text_encoder = make_text_encoder(tokenizer, CLIPTextModelWithProjection)
+        self.text_encoder_2 = make_text_encoder(tokenizer, CLIPTextModelWithProjection)
         width = 2 * self.text_encoder.config.hidden_size
         self.transformer = make_transformer(depth, width)
 

@@ -23,17 +23,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, Flux
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.demo import build, editing
 from dgpo_core.demo.code import code
-from dgpo_core.demo.text import WIDTH, make_tokenizer
+from dgpo_core.demo.text import LENGTH, WIDTH, make_text_encoder, make_tokenizer
+from dgpo_core.policy.families.flux import position_ids
 from dgpo_core.policy.families.patches import pack, unpack
 
 HERE = Path(__file__).parent
-LENGTH = 12  # tokens
 TRAINING, HELD_OUT = 48, 24  # pictures whose edits DGPO trains on, and those that it is measured on
 EACH = 4  # edits of a picture
 
@@ -67,7 +67,7 @@ class Editor(nn.Module):
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
-        self.text_encoder = _clip(tokenizer)
+        self.text_encoder = make_text_encoder(tokenizer, CLIPTextModel)
         self.text_encoder_2 = _t5(tokenizer)
         self.transformer = FluxTransformer2DModel(
             patch_size=1,
@@ -82,45 +82,17 @@ class Editor(nn.Module):
         )
 
     def forward(self, x_t: Tensor, source: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
-        packed = pack(x_t)
+        packed, (rows, columns) = pack(x_t), (side // 2 for side in x_t.shape[-2:])
         answer = self.transformer(
             hidden_states=torch.cat([packed, pack(source)], dim=1),
             timestep=sigma,
             pooled_projections=self.text_encoder(tokens).pooler_output,
             encoder_hidden_states=self.text_encoder_2(tokens)[0],
             txt_ids=torch.zeros(tokens.shape[1], 3),
-            img_ids=torch.cat([_ids(x_t, 0), _ids(source, 1)]),
+            img_ids=torch.cat([position_ids(rows, columns, picture) for picture in (0, 1)]),
             return_dict=False,
         )[0]
         return unpack(answer[:, : packed.shape[1]], *x_t.shape[-2:])
-
-
-def _ids(latents: Tensor, picture: int) -> Tensor:
-    """Of the patches of [B,C,h,w]: which picture, row, column."""
-    h, w = latents.shape[-2] // 2, latents.shape[-1] // 2
-    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    return torch.stack([torch.full_like(rows, picture), rows, columns], -1).reshape(-1, 3).float()
-
-
-def _clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=LENGTH,
-        hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    encoder = CLIPTextModel(config)
-    places = next(module for name, module in encoder.named_modules() if name.endswith("position_embedding"))
-    embeddings = encoder.get_input_embeddings(), places
-    for embedding, spread in zip(embeddings, (1.0, 0.5), strict=True):  # far apart, as in `text.make_text_encoder`
-        nn.init.normal_(embedding.weight, std=spread)
-    return encoder
 
 
 def _t5(tokenizer: CLIPTokenizer) -> T5EncoderModel:

@@ -3,10 +3,13 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import TypeVar
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+Encoder = TypeVar("Encoder", CLIPTextModel, CLIPTextModelWithProjection)
 
 LENGTH = 12  # tokens: the longest prompt of the shapes world has ten, its two end marks included
 WIDTH = 64
@@ -39,7 +42,7 @@ def make_tokenizer(prompts: list[str]) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder, model_max_length=LENGTH)
 
 
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+def make_text_encoder(tokenizer: CLIPTokenizer, kind: type[Encoder]) -> Encoder:
     """A two-layer CLIP text encoder of width 64, its words far apart from the start.
 
     CLIP's own initialisation (0.02) would leave all tokens nearly equal, and the transformer slow to notice the text.
@@ -57,8 +60,10 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    encoder = CLIPTextModelWithProjection(config)
-    embeddings = encoder.get_input_embeddings(), encoder.text_model.embeddings.position_embedding
+    encoder = kind(config)
+    # by its name: newer versions of transformers have it elsewhere in one of the kinds
+    places = next(module for name, module in encoder.named_modules() if name.endswith("position_embedding"))
+    embeddings = encoder.get_input_embeddings(), places
     for embedding, spread in zip(embeddings, (1.0, 0.5), strict=True):
         nn.init.normal_(embedding.weight, std=spread)
     return encoder

@@ -75,8 +75,8 @@ def model_choices() -> list[str]:
 
 def model_path(choice: str) -> str:
     """The path of one of `model_choices`, for `load_policy`; of one that ships the word that settings have for it."""
-    if shipped_model(choice):
-        return shipped_model(choice)
+    if word := shipped_model(choice):
+        return word
     if choice not in model_choices():
         raise UserError(f"There is no model {choice}: put it into models/checkpoints or models/diffusers and refresh.")
     if choice.startswith(FROM_CHECKPOINTS):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import comfy.sampler_helpers
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from dgpo_core.benchmark.advice import SHORT
 from dgpo_core.benchmark.count import Ledger, Phase
 from dgpo_core.benchmark.weightless import META, Answers, attention_of, cuda_workspace
-from dgpo_core.policy.families.hidream import of_experts
+from dgpo_core.policy.families.hidream import mix_experts
 from dgpo_core.policy.frozen_linear import LoraBank
 
 from .hooks import Hooks, differentiable
@@ -89,7 +88,7 @@ def _counted(
     recompute: bool,
     attention: Callable[..., Tensor],
 ) -> Counted:
-    without_numbers(network)
+    mix_experts(network)  # HiDream's gates cannot be asked without numbers; this keeps what the engine's own keeps
     hooks = Hooks(network, bank)
     hooks.checkpointing = recompute
     hooks._inject(META)
@@ -116,14 +115,6 @@ def _counted(
         with torch.enable_grad(), bank.using("current"), ledger.phase("update"):
             forward().float().square().mean().backward()
     return Counted(ledger.phases["forward"], ledger.phases["update"], ledger.live["base"], 2 * adapters)
-
-
-def without_numbers(network: nn.Module) -> None:
-    """Lets a network without storage run that asks its gates which of its experts gets which token: HiDream's. Its
-    class is diffusers', and what it keeps is what the engine's own forward keeps."""
-    for module in network.modules():
-        if type(module).__name__ == "MOEFeedForwardSwiGLU":
-            module.forward = MethodType(of_experts, module)
 
 
 def _described(network: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.policy.families.flow import FlowPolicy, dynamic_mu
@@ -52,9 +52,7 @@ class HiDream(FlowPolicy):
     def __init__(self, pipe: Any, **options: Any) -> None:
         super().__init__(pipe, **options)
         self.network.patchify = MethodType(_patchify, self.network)
-        for module in self.network.modules():
-            if type(module).__name__ == "MOEFeedForwardSwiGLU":
-                module.forward = MethodType(of_experts, module)
+        mix_experts(self.network)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         shape = super().latent_shape(height, width)
@@ -119,6 +117,14 @@ def _patchify(network: Any, x: Tensor) -> tuple[Tensor, Tensor | None, list[tupl
     tokens, mask, _, ids = type(network).patchify(network, x)
     patch = network.config.patch_size
     return tokens, mask, [(x.shape[-2] // patch, x.shape[-1] // patch)] * len(x), ids
+
+
+def mix_experts(network: nn.Module) -> None:
+    """Has the feed-forwards of experts in a network of diffusers' or of ComfyUI's, which took the class over, answer by
+    `of_experts`."""
+    for module in network.modules():
+        if type(module).__name__ == "MOEFeedForwardSwiGLU":
+            module.forward = MethodType(of_experts, module)
 
 
 def of_experts(layer: Any, x: Tensor) -> Tensor:

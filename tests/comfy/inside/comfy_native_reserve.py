@@ -25,6 +25,7 @@ import torch
 from comfy.ldm.flux.model import FluxParams
 from torch import Tensor, nn
 
+from dgpo_core.policy.families.hidream import mix_experts
 from dgpo_core.policy.frozen_linear import LoraBank
 
 native_hooks = importlib.import_module("pack.on_model.hooks")
@@ -122,7 +123,7 @@ def measure(name: str) -> dict[str, float]:
     settings.set_inference_dtype(torch.bfloat16, None)
     model = settings.get_model({}, device=META).to(META)
     network = model.diffusion_model.requires_grad_(False)
-    native_counting.without_numbers(network)
+    mix_experts(network)
     bank = LoraBank(native_hooks.target_shapes(network, ()), rank=32, alpha=64, seed=0, device=META)
     hooks = native_hooks.Hooks(network, bank)
     hooks._inject(META)
