@@ -16,6 +16,7 @@ from dgpo_core.policy import FAMILIES, load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_none_is_the_base_bit_for_bit_and_switching_copies_no_weight(family: str) -> None:
     policy = load_policy(tiny.folder(family), rank=2)

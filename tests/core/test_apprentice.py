@@ -18,6 +18,8 @@ from dgpo_core.people.gallery import read_gallery
 from dgpo_core.people.questions import Answer, Question, Questions
 from dgpo_core.rewards.taste.model import Taste
 
+pytestmark = pytest.mark.slow
+
 SIZE, PER_ROUND = 5, 4
 
 
@@ -129,7 +131,6 @@ def test_a_run_that_goes_on_decides_as_if_it_had_not_stopped(tmp_path: Path) -> 
     assert again.round(2) == answers[2]
 
 
-@pytest.mark.slow
 def test_it_asks_more_while_it_is_often_wrong(tmp_path: Path) -> None:
     run = Rounds(tmp_path, audit=0.2)
     for k in range(10):
@@ -143,7 +144,6 @@ def test_it_asks_more_while_it_is_often_wrong(tmp_path: Path) -> None:
     assert any("you are asked about all" in said for said in run.told)
 
 
-@pytest.mark.slow
 def test_some_of_what_it_is_sure_of_is_asked_all_the_same(tmp_path: Path) -> None:
     never, often = Rounds(tmp_path / "never"), Rounds(tmp_path / "often", audit=0.5)
     for run in (never, often):
@@ -162,7 +162,6 @@ def test_after_the_last_answer_it_goes_on_alone(tmp_path: Path) -> None:
     assert run.told[-1].startswith("You have answered your 10 groups; the taste goes on alone")
 
 
-@pytest.mark.slow
 def test_a_few_wrong_guesses_before_the_last_answer_do_not_stop_the_run(tmp_path: Path) -> None:
     run = Rounds(tmp_path, answers=44, audit=1.0)
     for k in range(10):

@@ -19,6 +19,8 @@ from dgpo_core.runs.run import Run
 from dgpo_core.settings.resuming import fingerprint
 from dgpo_core.settings.yaml_file import load_yaml
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -155,7 +157,6 @@ def test_bad_input_of_another_command_is_told(
 # --- as a user types it ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("program", "argv", "message"),

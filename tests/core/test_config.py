@@ -249,6 +249,7 @@ def test_help_shows_every_setting_and_preset(capsys: pytest.CaptureFixture[str],
         assert preset in help_text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "measured", "held_out", "watch"),
     [

@@ -19,6 +19,7 @@ def test_a_curve_of_many_points_is_one_of_means() -> None:
     assert sum(y for _, y in found) / len(found) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 3 * MOST_POINTS])
 def test_a_curve_of_any_length_is_a_picture(count: int) -> None:
     records = [{"iteration": i, "reward": 0.5} for i in range(count)]

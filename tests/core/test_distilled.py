@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import checkpoints
 import pytest
+import tiny
 import torch
+from engine import moved
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.policy import distilled, load_policy
@@ -12,8 +15,8 @@ from dgpo_core.runs import assemble
 from dgpo_core.runs.few_steps import few_steps_warning
 from dgpo_core.settings.config import Config, EvalConfig, ModelConfig, RolloutConfig
 from dgpo_core.settings.validation import validate
-from tests.helpers import checkpoints, tiny
-from tests.helpers.engine import moved
+
+pytestmark = pytest.mark.slow
 
 NAMED = {
     "flux1-schnell-fp8.safetensors": ("FLUX schnell", 4),

@@ -16,6 +16,8 @@ from dgpo_core.demo.world import mask
 from dgpo_core.policy import load_policy
 from dgpo_core.settings.shipped import DEMO, EDITS, HELD_OUT, TRAINING
 
+pytestmark = pytest.mark.slow
+
 
 def some(count: int, seed: int = 3) -> list[editing.Edit]:
     rng = random.Random(seed)
@@ -58,14 +60,12 @@ def test_the_lists_are_those_that_the_build_command_writes(tmp_path: Path) -> No
             assert made.sources[0].image().equal(kept.sources[0].image())
 
 
-@pytest.mark.slow
 def test_the_build_command_makes_an_editor(tmp_path: Path) -> None:
     main(EditorConfig(output=tmp_path / "editor", images=8, steps=1, batch=4))
     policy = load_policy(tmp_path / "editor", rank=2, alpha=2.0, dtype="float32")
     assert (policy.family, policy.default_size, policy.sources) == ("kontext", (64, 64), (1, 1))
 
 
-@pytest.mark.slow
 def test_the_embedded_editor_learns_to_do_what_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With half of the preset's pictures a round, and larger steps: it was 0.15, then 0.57, of 100 pictures each."""
     monkeypatch.chdir(tmp_path)

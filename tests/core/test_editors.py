@@ -26,6 +26,8 @@ from dgpo_core.policy.base import guided
 from dgpo_core.policy.families import qwenedit
 from dgpo_core.policy.families.flux import pack
 
+pytestmark = pytest.mark.slow
+
 SIZE = (tiny.SIZE, tiny.SIZE)
 
 
@@ -46,7 +48,6 @@ def folder() -> Path:
     return tiny.folder("kontext")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 def test_kontext_draws_the_picture_that_diffusers_own_pipeline_draws(folder: Path, cfg: float) -> None:
     policy = load_policy(folder, rank=2)
@@ -97,7 +98,6 @@ def test_the_unguided_branch_sees_the_source_of_its_own_row(folder: Path) -> Non
         assert torch.allclose(together[row], alone, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kl_cfg", [1.0, 2.0])
 def test_an_editor_trains_saves_and_comes_back(folder: Path, tmp_path: Path, kl_cfg: float) -> None:
     training = {"lr": 3e-2, "clip": 1e-3, "kl_weight": 1e-2, "kl_cfg": kl_cfg}
@@ -120,7 +120,6 @@ def test_an_editor_trains_saves_and_comes_back(folder: Path, tmp_path: Path, kl_
     assert torch.allclose(drawn(again), drawn(policy), atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_flux2_edits_as_diffusers_own_pipeline_does(count: int) -> None:
     size = (64, 64)  # of less its pipeline takes no pictures
@@ -148,7 +147,6 @@ def test_flux2_edits_as_diffusers_own_pipeline_does(count: int) -> None:
     assert not torch.allclose(ours.images, plain.images, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_flux2_trains_on_edits() -> None:
     policy = load_policy(tiny.folder("flux2"), rank=2, alpha=4.0, seed=1)
     config = quick(rollout={"solver": "euler", "cfg": 2.0}, training={"lr": 3e-2, "kl_weight": 1e-2})
@@ -156,7 +154,6 @@ def test_flux2_trains_on_edits() -> None:
     assert trainer.iterate().metrics["grad_norm"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_qwen_image_edits_as_diffusers_own_pipeline_does(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, prompt = tiny.folder("qwen-image-edit"), Prompt("red", sources=tuple(e.sources[0] for e in EDITS[:count]))
@@ -184,7 +181,6 @@ def test_qwen_image_edits_as_diffusers_own_pipeline_does(count: int, monkeypatch
     assert torch.allclose(ours.images, theirs, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_the_first_qwen_image_edit_draws_what_diffusers_own_pipeline_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +231,6 @@ def test_a_package_that_is_missing_is_told_before_anything_is_loaded(
         load_policy(tmp_path)
 
 
-@pytest.mark.slow
 def test_qwen_image_edit_trains_and_sees_each_prompts_own_picture(tmp_path: Path) -> None:
     policy = load_policy(tiny.folder("qwen-image-edit"), rank=2, alpha=4.0, seed=1)
     first, other = policy.condition([EDITS[0], replace(EDITS[0], sources=EDITS[1].sources)], "", SIZE)[0]

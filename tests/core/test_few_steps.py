@@ -1,5 +1,7 @@
 """The embedded model of few steps, and what is measured on it."""
 
+import pytest
+import tiny
 import torch
 
 from dgpo_core.benchmark.few_steps import STEPS, WAYS, Seen, settings, sharpness, table
@@ -9,7 +11,8 @@ from dgpo_core.policy import load_policy
 from dgpo_core.runs import assemble
 from dgpo_core.settings.config import EMBEDDED, Config, ModelConfig
 from dgpo_core.settings.validation import validate
-from tests.helpers import tiny
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_embedded_few_step_lora_says_what_it_was_made_for() -> None:

@@ -19,6 +19,7 @@ from dgpo_core.policy.quantised import QuantisedLinear
 
 gguf = pytest.importorskip("gguf")
 gguf_model = pytest.importorskip("gguf_model")
+pytestmark = pytest.mark.slow
 
 ERROR = {"BF16": 0.005, "Q8_0": 0.01, "Q5_1": 0.05, "Q4_0": 0.12}  # of weights, relative
 

@@ -24,6 +24,8 @@ from dgpo_core.policy import FAMILIES, load_policy
 from dgpo_core.policy.families.hidream import of_experts
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
+pytestmark = pytest.mark.slow
+
 LONG = "a red circle, " * 40  # more tokens than are read
 
 

@@ -19,6 +19,8 @@ from dgpo_core.policy.host_blocks import Blocks, HostLinear, keep_on_host
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.policy.quantised import QuantisedLinear
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 BNB = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
@@ -167,7 +169,6 @@ def test_quantised_blocks_stay_packed_in_main_memory(family: str, kind: str) -> 
     assert torch.equal(expected, found)
 
 
-@pytest.mark.slow
 def test_compiled_blocks_give_the_same() -> None:
     plain = load_policy(tiny.folder("sd3"), rank=2)
     other = load_policy(tiny.folder("sd3"), rank=2, offload_blocks=True)
@@ -184,7 +185,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return tmp_path
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("rewards")
 def test_a_run_ends_in_the_same_lora_and_may_change_its_mind(here: Path, sd3_folder: Path) -> None:
     argv = write_quick(here, sd3_folder, evaluation={"every": 0, "final_images": 0})

@@ -23,6 +23,8 @@ from processes import finish, free_port, start, train_together, wait_for
 from dgpo_core import train
 from dgpo_core.people.gallery import read_gallery
 
+pytestmark = pytest.mark.slow
+
 OPEN = ".dgpo-ranker[open]"
 CHANGES: dict[str, Any] = {"reward": "human", "iterations": 2, "evaluation": {"every": 0}}
 BEST_FIRST = [{"ranking": [[2], [0, 1], [3]]}, {"ranking": [[1]], "worst": [3]}]
@@ -109,7 +111,6 @@ def answer(url: str, groups: list[dict[str, Any]] = BEST_FIRST) -> dict[str, Any
 # --- over HTTP -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_an_answer_trains_and_what_was_asked_is_a_folder_to_train_on(run: Run) -> None:
     run.start()
@@ -131,7 +132,6 @@ def test_an_answer_trains_and_what_was_asked_is_a_folder_to_train_on(run: Run) -
 
 
 @pytest.mark.processes
-@pytest.mark.slow
 def test_without_the_token_nothing_is_told(run: Run) -> None:
     run.start()
     url = run.url()
@@ -158,7 +158,6 @@ def test_without_the_token_nothing_is_told(run: Run) -> None:
     assert fetch(url, f"questions/{asked['token']}", b" " * (2**20 + 1))[0] == 403
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_an_answer_that_was_given_before_a_kill_is_not_asked_again(run: Run, tmp_path: Path, sd3_folder: Path) -> None:
     """Killed with the second question open; the run that goes on asks only that one, and ends like one undisturbed."""
@@ -196,7 +195,6 @@ def _lora(run: Run) -> bytes:
     return (run.folder / "runs/test/lora.safetensors").read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_ctrl_c_while_it_waits_ends_at_once_with_a_checkpoint(run: Run) -> None:
     run.start()
@@ -211,7 +209,6 @@ def test_ctrl_c_while_it_waits_ends_at_once_with_a_checkpoint(run: Run) -> None:
     assert [path.name for path in (run.folder / "runs/test/checkpoints").iterdir()] == ["step_000001.safetensors"]
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_when_time_runs_out_nothing_is_learned_and_it_is_not_asked_again(run: Run) -> None:
     run.start("--human.timeout", "0.5")
@@ -237,7 +234,6 @@ def test_a_port_that_is_taken_is_told(run: Run, capsys: pytest.CaptureFixture[st
     assert "--human.port" in told
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_pairs_are_asked_one_after_the_other_and_train(run: Run) -> None:
     run.start("--human.mode", "pairs", "--human.pairs", "4", "--iterations", "1")
@@ -271,7 +267,6 @@ def _next(url: str, address: str, group: int, pairs: list[list[Any]]) -> dict[st
     return json.loads(said)
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_with_a_taste_you_are_asked_less_and_the_watch_goes_on(run: Run) -> None:
     """Somebody likes it bright; after 8 answers nobody is asked any more."""
@@ -298,7 +293,6 @@ def _brightest_first(url: str, images: list[dict[str, str]]) -> dict[str, Any]:
     return {"ranking": [[i] for i in order]}
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_several_processes_are_refused(run: Run) -> None:
     assert train_together(run.folder, run.argv, 2) == [2, 2]
@@ -349,7 +343,6 @@ def picture(page: Any, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_keys_rank_in_a_browser_and_the_training_goes_on(run: Run, chromium: Any) -> None:
     run.start()
@@ -380,7 +373,6 @@ def test_keys_rank_in_a_browser_and_the_training_goes_on(run: Run, chromium: Any
     assert [text for text in wrong if "ERR_CONNECTION" not in text] == []  # the server goes with the run
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_a_touch_marks_on_a_phone_and_a_wrong_token_shows_nothing(run: Run, chromium: Any) -> None:
     run.start("--human.mode", "thumbs", "--iterations", "1")

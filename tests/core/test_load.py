@@ -102,6 +102,7 @@ def test_a_network_in_its_makers_layout_is_the_same_model_as_its_folder(
         assert torch.equal(policy.predict(*inputs(policy)), whole.predict(*inputs(whole)))
 
 
+@pytest.mark.slow
 def test_a_chroma_in_its_makers_layout_is_converted_to_the_whole_of_its_network() -> None:
     from diffusers import ChromaTransformer2DModel
     from diffusers.loaders.single_file_utils import convert_chroma_transformer_checkpoint_to_diffusers as convert

@@ -20,6 +20,8 @@ from dgpo_core.policy import Cond, load_policy
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = list(tiny.BUILDERS)
 
 
@@ -79,7 +81,6 @@ def test_diffusers_loads_every_key_and_predicts_what_the_trained_model_predicts(
     assert (trained - base).abs().max() > 0.02
 
 
-@pytest.mark.slow
 def test_the_reloaded_pipeline_draws_the_trained_image(tmp_path: Path) -> None:
     policy = load_policy(tiny.folder("sd3"), rank=4, alpha=8.0)
     shake(policy)
@@ -99,7 +100,6 @@ def test_the_reloaded_pipeline_draws_the_trained_image(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "alpha", "exact"), [(4, 8.0, True), (8, 4.0, True), (4, 4.0, True), (3, 7.0, False)])
 def test_rank_and_alpha_come_back(rank: int, alpha: float, exact: bool, tmp_path: Path) -> None:
     policy = load_policy(tiny.folder("sd3"), rank=rank, alpha=alpha)

@@ -66,6 +66,7 @@ FUSED = {  # name of the makers: the modules whose rows lie in it, and their num
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["kohya", "generic"])
 @pytest.mark.parametrize(("family", "name"), list(FUSED))
 def test_a_fused_layer_is_taken_apart_by_rows_at_its_scale(family: str, name: str, style: str, tmp_path: Path) -> None:
@@ -80,6 +81,7 @@ def test_a_fused_layer_is_taken_apart_by_rows_at_its_scale(family: str, name: st
         assert torch.equal(own_b, part / 2), module  # alpha 1 of rank 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "name", "module"),
     [
@@ -125,6 +127,7 @@ def test_names_of_other_trainers_mean_the_networks_own_modules(
     assert torch.equal(found[module][1], 2 * b.flatten(1))
 
 
+@pytest.mark.slow
 def test_a_convolution_is_continued_from(tmp_path: Path) -> None:
     module = "down_blocks.1.resnets.0.conv1"
     out, into, *kernel = tiny.shared("sdxl").network.get_submodule(module).weight.shape

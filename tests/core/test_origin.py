@@ -193,6 +193,7 @@ def changed(lora: Path, folder: Path, **changes: Any) -> Path:
     return folder / "x.safetensors"
 
 
+@pytest.mark.slow
 def test_the_quickstarts_file_is_enough_by_itself(lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["--lora", str(lora), "--images", "2", "--device", "cpu"]) == 0
     told = capsys.readouterr().out
@@ -203,6 +204,7 @@ def test_the_quickstarts_file_is_enough_by_itself(lora: Path, capsys: pytest.Cap
     assert "shapes" in table
 
 
+@pytest.mark.slow
 def test_a_file_sends_nothing_and_runs_nothing(
     lora: Path,
     tmp_path: Path,

@@ -42,6 +42,7 @@ def test_a_tie_is_half_a_win_for_each_and_a_pair_passed_over_says_nothing() -> N
     assert won_once == [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", [1, 50, 3000])
 def test_scores_are_finite_and_sum_to_zero_however_often_it_is_said(repeats: int) -> None:
     pairs = [[i, ">", j] for i, j in itertools.combinations(range(8), 2)] * repeats

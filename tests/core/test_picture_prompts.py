@@ -120,6 +120,7 @@ def test_forty_diamonds_are_walked_once() -> None:
     assert told(drawn("d40", d0=node("CLIPTextEncode", text=BOAT), **nodes)) == BOAT
 
 
+@pytest.mark.slow
 def test_a_long_way_and_a_circle_end() -> None:
     far = {f"r{i}": node("FluxGuidance", conditioning=[f"r{i - 1}", 0]) for i in range(1, 5000)}
     assert told(drawn("r4999", r0=node("CLIPTextEncode", text=BOAT), **far)) == BOAT

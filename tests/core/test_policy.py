@@ -190,6 +190,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_compile_touches_the_repeated_blocks_of_every_family(monkeypatch: pytest.MonkeyPatch) -> None:
     for family in filter(tiny.can_be_built, FAMILIES):
         compiled: list[str] = []

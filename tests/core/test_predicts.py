@@ -18,6 +18,8 @@ from dgpo_core.policy.families.sd15 import SD15
 from dgpo_core.policy.loading.header import Entry, Header
 from dgpo_core.policy.loading.predicts import Evidence, Sign, decide, of_header, of_scheduler
 
+pytestmark = pytest.mark.slow
+
 UNET = ("epsilon", "v", "flow")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 EPSILON = {"_class_name": "EulerDiscreteScheduler", **BETAS}
@@ -126,7 +128,6 @@ def test_a_v_model_with_zero_terminal_snr_draws_what_diffusers_draws() -> None:
     torch.testing.assert_close(ours, latent, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["ddim", "euler", "dpmpp_2m", "unipc"])
 def test_from_the_terminal_step_on_training_and_drawing_stay_finite(solver: str) -> None:
     policy = load_policy(CASES / "sdxl_vpred.safetensors", rank=2)

@@ -21,6 +21,8 @@ from dgpo_core.policy import FAMILIES, load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.policy.prompt_cache import PromptCache, identity, users_folder
 
+pytestmark = pytest.mark.slow
+
 TENSORS = {"tokens": torch.randn(1, 3, 4).bfloat16(), "pooled": torch.zeros(1, 4)}
 
 
@@ -245,7 +247,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return tmp_path
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("rewards")
 def test_a_second_run_reads_nothing_and_learns_the_same(here: Path, sd3_folder: Path, readings: list[str]) -> None:
     argv = [*write_quick(here, sd3_folder), "--memory.prompt_cache", "prompts"]

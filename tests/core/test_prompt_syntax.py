@@ -120,6 +120,7 @@ def test_many_long_lines_and_lines_twice_are_fine(tmp_path: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_tells_it_once_and_before_the_first_image(
     tmp_path: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_run_tells_it_once_and_before_the_first_image(
     assert told.index("Warning: 2 of 3") < told.index("minutes")
 
 
+@pytest.mark.slow
 def test_a_run_refuses_a_pasted_infotext_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

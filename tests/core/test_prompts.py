@@ -91,6 +91,7 @@ def test_stream_takes_more_prompts_than_there_are() -> None:
     assert Counter(prompt.text for prompt in PromptStream(prompts, 9, seed=0).at(0)) == {"a": 3, "b": 3, "c": 3}
 
 
+@pytest.mark.slow
 def test_planning_an_iteration_does_not_cost_more_where_there_are_more_prompts() -> None:
     """A loop of the nodes makes the stream anew for each of a thousand iterations that it looks ahead."""
 

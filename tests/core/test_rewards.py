@@ -108,12 +108,14 @@ def score(reward: Reward, images: Tensor, scenes: Sequence[world.Scene]) -> Tens
     return reward.score(images, [s.prompt() for s in scenes], [s.metadata() for s in scenes])
 
 
+@pytest.mark.slow
 def test_every_picture_of_the_world_is_right_for_its_own_prompt(scenes: Any) -> None:
     right, _, images = scenes
     assert score(Shapes(), images, right).tolist() == [1.0] * COUNT
     assert score(ShapesGraded(), images, right).tolist() == pytest.approx([1.0] * COUNT)
 
 
+@pytest.mark.slow
 def test_no_picture_is_right_for_a_prompt_with_one_wrong_fact(scenes: Any) -> None:
     right, wrong, images = scenes
     # "a circle and a square" with no colours named: the picture of one is right for no prompt that differs in meaning
@@ -125,6 +127,7 @@ def test_no_picture_is_right_for_a_prompt_with_one_wrong_fact(scenes: Any) -> No
     assert graded.mean() > 0.2  # something is right, and the graded verifier says so
 
 
+@pytest.mark.slow
 def test_a_picture_is_wrong_for_prompts_drawn_at_random(scenes: Any) -> None:
     right, _, images = scenes
     others = right[7:] + right[:7]  # 7: of other categories

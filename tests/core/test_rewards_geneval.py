@@ -179,6 +179,7 @@ FACTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "expected"), [(GenEval, [0, 1, 1]), (GenEvalTraining, [2 / 3, 1, 0])])
 def test_what_is_reported_and_what_is_trained_on_are_two_rewards(
     kind: type, expected: list, mask2former: Path, clip: Path

@@ -15,6 +15,8 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.rewards import Reward, make_reward
 
+pytestmark = pytest.mark.slow
+
 PROMPT = 'A shop window with a sign that says "Hello World" at night'
 CASES = Path(__file__).parents[1] / "cases" / "ocr"
 

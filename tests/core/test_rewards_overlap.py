@@ -18,6 +18,8 @@ from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import Reward, Scoring, make_reward
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [Prompt(text) for text in ("red", "blue", "red blue", "blue red", "red red", "blue blue")]
 FORWARD, IMAGE = 0.05, 0.05  # seconds: long against what the tiny model itself takes
 
@@ -45,7 +47,6 @@ def test_scores_and_order_are_the_same(policy: DiffusersPolicy) -> None:
         assert torch.equal(x.scores["bright"], y.scores["bright"])
 
 
-@pytest.mark.slow
 def test_an_iteration_is_shorter_when_the_reward_waits_elsewhere(policy: DiffusersPolicy) -> None:
     _, after = iterate(policy, SlowAfter(seconds=IMAGE), FORWARD)
     _, beside = iterate(policy, Slow(seconds=IMAGE), FORWARD)

@@ -108,6 +108,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         """Quiet."""
 
 
+@pytest.mark.slow
 def test_what_the_hub_has_is_not_complained_of_and_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.constants, "HF_HUB_OFFLINE", False)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
@@ -165,6 +166,7 @@ def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dgpo_core.method.rollout, "noise", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "says"),
     [
@@ -193,6 +195,7 @@ def test_a_training_tells_what_its_reward_lacks_before_anything_is_drawn(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_held_out_prompts_are_checked_as_well(
     sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,8 @@ from dgpo_core.method.rollout import rollout
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy import load_policy
 
+pytestmark = pytest.mark.slow
+
 SIZE = (tiny.SIZE, tiny.SIZE)
 LONG = "a red circle, " * 40  # more than 300 tokens
 

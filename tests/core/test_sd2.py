@@ -17,6 +17,8 @@ from dgpo_core.common.prompts import Prompt
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy import load_policy
 
+pytestmark = pytest.mark.slow
+
 SIZE = (tiny.SIZE, tiny.SIZE)
 SOLVERS = {"v": "ddim", "epsilon": "plms"}  # of the schedulers that they come with
 

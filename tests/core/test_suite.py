@@ -9,6 +9,8 @@ from dgpo_core.benchmark import suite
 from dgpo_core.benchmark.suite import CASES, Case
 from dgpo_core.settings.command_line import parse
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_both_commands_of_a_case_mean_the_same_settings(case: Case, tmp_path: Path) -> None:
@@ -45,7 +47,6 @@ def test_what_failed_stands_in_the_table_beside_what_did_not() -> None:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_the_suite_runs_to_its_end_though_a_case_cannot() -> None:
     short = ["--iterations", "1", "--evaluation.every", "0", "--evaluation.final_images", "10"]

@@ -186,6 +186,7 @@ def test_clips_features_are_taken_where_its_weights_are_and_serve_there_alone(
 # --- files and answers -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_file_that_scores_as_a_reward(asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = asked / "red.safetensors"
     assert command.main([str(asked / "answers.jsonl"), "--out", str(out), "--features", "built-in"]) == 0
@@ -238,6 +239,7 @@ def test_what_is_no_taste_is_told_in_a_sentence(tmp_path: Path) -> None:
         make_reward("taste", {"path": str(tmp_path / "none.safetensors")})
 
 
+@pytest.mark.slow
 def test_a_workflow_names_a_taste_in_the_folder_of_reward_models_and_no_path(
     tmp_path: Path, asked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ from PIL import Image
 
 from dgpo_core.people.told import NEWEST, curve, said
 
+pytestmark = pytest.mark.slow
+
 FIRST = {"iteration": 1, "asked": 4, "ranked": 4}
 NEXT = {"iteration": 2, "asked": 4, "ranked": 3, "wins": 18.0, "against": 24}
 OF_A_REWARD = {"iteration": 1, "reward": 0.5}

@@ -21,7 +21,7 @@ from dgpo_core.runs import assemble
 from dgpo_core.runs.checkpoint import latest_checkpoint, load_checkpoint
 from dgpo_core.settings.yaml_file import load_yaml
 
-pytestmark = pytest.mark.usefixtures("rewards")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("rewards")]
 
 
 @pytest.fixture
@@ -35,7 +35,6 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "runs/test/metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_a_run_leaves_what_it_promises_and_its_gain_can_be_measured_again(
     here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +127,6 @@ def test_all_equal_rewards_are_told_in_the_terminal(
     assert all(value.count_nonzero() == 0 for key, value in lora.items() if "lora_B" in key)
 
 
-@pytest.mark.slow
 def test_modes_2a_and_2b_train_with_a_bfloat16_base_offload_and_checkpointing(here: Path, sd3_folder: Path) -> None:
     for mode in ("2a", "2b"):
         memory = {"gradient_checkpointing": True, "offload": True}
@@ -140,7 +138,6 @@ def test_modes_2a_and_2b_train_with_a_bfloat16_base_offload_and_checkpointing(he
         assert any(value.count_nonzero() for key, value in lora.items() if "lora_B" in key)
 
 
-@pytest.mark.slow
 def test_memory_settings_reach_the_model(sd3_folder: Path) -> None:
     for on in (True, False):
         memory = {"gradient_checkpointing": on, "offload": on}
@@ -150,7 +147,6 @@ def test_memory_settings_reach_the_model(sd3_folder: Path) -> None:
         assert (policy.offload, policy.network.gradient_checkpointing) == (on, on)
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_state(
     here: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +178,6 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_last_good_state(
     assert [r["iteration"] for r in metrics(here)] == [1, 2, 3]
 
 
-@pytest.mark.slow
 def test_a_reward_that_answers_nonsense_ends_the_run_with_the_last_good_state(
     here: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,7 +193,6 @@ def test_a_reward_that_answers_nonsense_ends_the_run_with_the_last_good_state(
     assert load_checkpoint(newest)[1]["step"] == 1
 
 
-@pytest.mark.slow
 def test_a_resumed_run_keeps_its_settings(here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = write_quick(here, sd3_folder, iterations=1, evaluation={"final_images": 0})
     assert train.main(argv) == 0
@@ -217,7 +211,6 @@ def test_a_resumed_run_keeps_its_settings(here: Path, sd3_folder: Path, capsys: 
     assert [r["iteration"] for r in metrics(here)] == [1, 2]
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_what_a_terminal_cannot_show_is_written_as_escapes(encoding: str, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.policy import load_policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
+pytestmark = pytest.mark.slow
+
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 

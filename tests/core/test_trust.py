@@ -21,6 +21,8 @@ from dgpo_core.runs.run import Run
 from dgpo_core.settings.config import RewardTerm
 from dgpo_core.train import main
 
+pytestmark = pytest.mark.slow
+
 WORKFLOW = Path(__file__).parents[2] / "workflows/api/quickstart.json"
 CODE = """
 import pathlib
@@ -123,7 +125,6 @@ PLACES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("content", PLACES.values(), ids=PLACES)
 def test_a_settings_file_that_brings_code_needs_trust(
     content: str, here: Path, capsys: pytest.CaptureFixture[str]
@@ -144,7 +145,6 @@ def test_code_that_is_typed_in_the_same_command_is_trusted(here: Path, capsys: p
     assert not (here / "ran").exists()
 
 
-@pytest.mark.slow
 def test_a_run_tells_what_code_it_runs_and_a_resumed_one_asks_for_trust(
     here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +176,6 @@ def test_a_models_folder_runs_no_code(here: Path, sd3_folder: Path, capsys: pyte
 # --- servers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_servers_are_told_before_they_are_asked_and_a_resumed_one_needs_trust(
     here: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,7 +196,6 @@ def test_servers_are_told_before_they_are_asked_and_a_resumed_one_needs_trust(
         assert told in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_run_with_an_endpoint_resumes_by_itself_and_keeps_only_its_name(
     here: Path, sd3_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ class OneTeaches(Reward):
         return torch.tensor([float(i) if prompt == "red" else 1.0 for i, prompt in enumerate(prompts)])
 
 
+@pytest.mark.slow
 def test_a_training_draws_what_teaches_more_often() -> None:
     config = quick(data={"groups_per_iteration": 1, "pass_over": 3}, reward="any", training={"lr": 1e-3})
     prompts = [Prompt(text) for text in ("red", "blue", "red blue")]

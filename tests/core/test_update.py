@@ -102,6 +102,7 @@ def test_the_guided_reference_of_the_kl_term_changes_the_gradient(policy: Diffus
 # --- micro-batches ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["frozen", "old"])
 def test_the_micro_batch_changes_neither_gradient_nor_tally(reference: str, policy: DiffusersPolicy) -> None:
     moved(policy, "current", seed=1)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from engine import accumulate, make_tasks, moved, quick
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgpo_core.policy.pipeline import DiffusersPolicy
+
+pytestmark = pytest.mark.slow
 
 
 class Waits(TorchDispatchMode):

@@ -23,6 +23,8 @@ from dgpo_core.policy.loading import single_file
 from dgpo_core.policy.loading.folder import Folder
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
+pytestmark = pytest.mark.slow
+
 FP8 = torch.float8_e4m3fn
 State = dict[str, Tensor]
 NETWORK = "model.diffusion_model."
@@ -66,7 +68,6 @@ FORMS: dict[str, tuple[str, bool, dict[str, Tensor]]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "per_row", "more"), FORMS.values(), ids=FORMS)
 def test_scaled_fp8_is_multiplied_by_its_scales(
     name: str, per_row: bool, more: dict[str, Tensor], state: State, tmp_path: Path

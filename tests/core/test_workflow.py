@@ -236,6 +236,7 @@ QUICKSTART = json.loads((WORKFLOWS / "api" / "quickstart.json").read_text())
 WIDGETS = [(id_, name) for id_ in "123456" for name in QUICKSTART[id_]["inputs"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("node", "name"), WIDGETS, ids=lambda part: str(part))
 def test_whatever_stands_in_a_widget_is_read_or_told(node: str, name: str, tmp_path: Path) -> None:
     texts, links = ["", "x", "\x1b[2J"], [[], [["6", 0]], ["6", 0], ["99", 0], [1, [2]]]

@@ -29,6 +29,7 @@ def test_every_preset_and_every_mode_is_there(presets: ModuleType) -> None:
     assert list(presets.preset_values()) == [*preset_names(), *MODE_NAMES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", preset_names())
 def test_the_values_of_a_preset_are_the_engine_s(presets: ModuleType, name: str) -> None:
     values = json.loads(json.dumps(presets.preset_values()))[name]
