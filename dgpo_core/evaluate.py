@@ -21,6 +21,7 @@ from dgpo_core.common.files import write_atomic
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import shown
+from dgpo_core.evaluation.by_tag import tags_of
 from dgpo_core.evaluation.held_out import HeldOut, evaluation_set
 from dgpo_core.evaluation.report import Column, Table, markdown, picture
 from dgpo_core.evaluation.scores import Evaluation, evaluation_weights
@@ -285,7 +286,7 @@ def evaluate(options: EvaluateConfig) -> dict[str, Any]:
         rows[label], pictures[label] = evaluation, groups
         if world.leads:
             print(f"{label}: {len(evaluation)} images, {time.monotonic() - start:.0f} s", flush=True)
-    table = Table(columns, rows)
+    table = Table(columns, rows, tags_of(prompts))
     if world.leads:
         print(f"\n{table}")
         if options.report:

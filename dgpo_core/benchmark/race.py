@@ -13,6 +13,8 @@ from dgpo_core.evaluation.held_out import HeldOut
 from dgpo_core.runs import assemble
 from dgpo_core.settings.config import Config
 
+QUICKSTART = "quickstart"
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -45,13 +47,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Race:
-    """One run of a method: its points in order, the first before any training. group_size, lr: as it ran."""
+    """One run of a method: its points in order, the first before any training. group_size, lr, preset: as it ran."""
 
     method: str
     seed: int
     lr: float
     group_size: int
     points: tuple[Point, ...] = ()
+    preset: str = QUICKSTART
 
     def first(self, success: float) -> Cost | None:
         """The cost up to the first evaluation that is at least so good."""
@@ -87,14 +90,16 @@ class Counter:
 class Contest:
     """A fresh model with one method on it.
 
-    config: the quickstart's settings with seed, learning rate and group size as this run has them. The averaged weights
+    config: the preset's settings with seed, learning rate and group size as this run has them. The averaged weights
     are evaluated, as the quickstart does, on `images` images of seeds that no training uses; that costs nothing here.
     entrant: what `method` is; without, the one that the comparison knows by this name.
     """
 
-    def __init__(self, method: str, config: Config, images: int, entrant: Entrant | None = None) -> None:
+    def __init__(
+        self, method: str, config: Config, images: int, entrant: Entrant | None = None, preset: str = QUICKSTART
+    ) -> None:
         world = World("cpu")
-        self.race = Race(method, config.seed, config.training.lr, config.rollout.group_size)
+        self.race = Race(method, config.seed, config.training.lr, config.rollout.group_size, preset=preset)
         self.policy, size = assemble.load_model(config, "cpu")
         self.counter = Counter(self.policy.network)
         rewards, prompts = assemble.training_rewards(config, "cpu"), assemble.held_out_prompts(config)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_core.benchmark.methods import METHODS
-from dgpo_core.benchmark.race import Cost, Point, Race
+from dgpo_core.benchmark.race import QUICKSTART, Cost, Point, Race
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.reading import parse_json, read_bytes, shown
@@ -40,9 +40,10 @@ def _race(record: Mapping[str, Any], known: Callable[[str], object]) -> Race:
 
 
 def title(race: Race) -> str:
-    """What a race's line is called: the method, and its group size where that is not 16."""
+    """What a race's line is called: the method, and its group size and task where these are not the usual ones."""
     size = "" if race.group_size == 16 else f", groups of {race.group_size}"
-    return METHODS[race.method].what + size
+    task = "" if race.preset == QUICKSTART else f", {race.preset}"
+    return METHODS[race.method].what + size + task
 
 
 def table(races: Sequence[Race]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from dgpo_core.common.group import Group
 from dgpo_core.common.pictures import comparison, png
 from dgpo_core.common.reading import shown
+from dgpo_core.evaluation.by_tag import ByTag
 from dgpo_core.evaluation.scores import Evaluation, Gain, Measurement, total
 from dgpo_core.settings.config import EMBEDDED, Config
 from dgpo_core.settings.shipped import EDITOR, EDITS
@@ -38,10 +39,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All models under all rewards. rows: evaluations by label, the base's first."""
+    """All models under all rewards. rows: evaluations by label, the base's first. tags: of each prompt, or none."""
 
     columns: Sequence[Column]
     rows: Mapping[str, Evaluation]
+    tags: Sequence[str] = ()
 
     def of(self, column: Column) -> Iterator[Row]:
         """The models under one reward, the base first."""
@@ -50,16 +52,22 @@ class Table:
             gain = None if evaluation is base else evaluation.gain(base, column.weights)
             yield Row(label, column.name, Measurement.of(evaluation.total(column.weights)), gain)
 
+    def by_tag(self, column: Column) -> ByTag:
+        """The models under one reward, by kind of prompt."""
+        return ByTag.of(self.rows, column.weights, self.tags)
+
     def as_json(self) -> list[dict[str, Any]]:
         """One entry per model and reward, in this order."""
         return [
             {"model": row.label, "reward": row.column, **row.measured.as_json(), **_gain_json(row.gain)}
+            | tagged.as_json(row.label)
             for column in self.columns
+            for tagged in [self.by_tag(column)]
             for row in self.of(column)
         ]
 
     def __str__(self) -> str:
-        """One block per reward, its columns in line."""
+        """One block per reward, and one by tag where the prompts have any, their columns in line."""
         width = max(map(len, self.rows))
         head = f"{'':{width}}  {'mean':>7}  {'95 % interval':^18}  {'gain':>7}  {'95 % interval':^18}".rstrip()
         blocks = []
@@ -70,6 +78,10 @@ class Table:
                 for a, b, c, d in [r.cells()]
             ]
             blocks.append("\n".join([shown(column.name), head, *rows]))
+            if cells := self.by_tag(column).cells(shown):
+                wide = [max(7, len(name)) for name in cells[0][1:]]
+                lines = [[f"{label:{width}}", *map(str.rjust, line, wide)] for label, *line in cells]
+                blocks.append("\n".join(map("  ".join, lines)))
         return "\n\n".join(blocks)
 
 
@@ -109,6 +121,8 @@ def markdown(table: Table, config: Config) -> str:
     for column in table.columns:
         lines += ["", f"## {escaped(column.name)}", "", *head]
         lines += [f"| {escaped(row.label)} | {' | '.join(row.cells())} |" for row in table.of(column)]
+        if cells := table.by_tag(column).cells(escaped):
+            lines += ["", *(f"| {' | '.join(line)} |" for line in (cells[0], ["---"] * len(cells[0]), *cells[1:]))]
     lines += ["", "## The same prompts and seeds", "", f"Under each picture its {escaped(table.columns[0].name)}.", ""]
     return "\n".join([*lines, "![The same prompts and seeds side by side](report.png)", ""])
 

@@ -151,6 +151,19 @@ def test_an_iteration_moves_the_adapter_and_costs_the_forwards_that_were_worked_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_edits_are_raced_as_well(method: str) -> None:
+    preset = load_preset("quickstart-edits", Config())
+    data, rollout = replace(preset.data, groups_per_iteration=1), replace(preset.rollout, group_size=4)
+    config = replace(preset, data=data, rollout=rollout, reward=(RewardTerm("jpeg_size"),))
+    contest = Contest(method, config, images=2, preset="quickstart-edits")
+    before = weights(contest.policy, "current")
+    contest.iterate()
+    assert not torch.equal(weights(contest.policy, "current"), before)
+    assert results.title(contest.race) == f"{METHODS[method].what}, groups of 4, quickstart-edits"
+
+
+@pytest.mark.slow
 def test_all_methods_but_those_of_an_sde_begin_with_the_same_pictures() -> None:
     def first(method: str) -> Tensor:
         contest = Contest(method, small(), images=2)
