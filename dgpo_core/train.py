@@ -23,7 +23,7 @@ from dgpo_core.common.pictures import reward_curve
 from dgpo_core.common.prompt_syntax import syntax_warning
 from dgpo_core.common.prompts import Prompt, digest_of_prompts
 from dgpo_core.common.terminal import say
-from dgpo_core.evaluation.evaluator import Evaluator, Watch, read_evaluations, side_by_side
+from dgpo_core.evaluation.evaluator import Evaluator, Watch, side_by_side
 from dgpo_core.evaluation.held_out import HeldOut
 from dgpo_core.evaluation.scores import Evaluation, Measurement
 from dgpo_core.method.iteration import Iteration
@@ -284,7 +284,7 @@ def _checkpoint(session: Session, run: Run) -> None:
 def _save_state(session: Session, path: Path) -> None:
     tensors, info = session.trainer.state()
     info |= {"seconds": session.elapsed(), "fingerprint": fingerprint(session.config)}
-    info |= {"ratings": session.ratings, "prompts": session.prompts}
+    info |= {"ratings": session.ratings, "prompts": session.prompts, **session.evaluator.state()}
     save_checkpoint(path, tensors, info)
 
 
@@ -294,6 +294,7 @@ def _resume(session: Session, run: Run | None) -> int:
         return 0
     folder = Path(session.config.output, session.config.name, "checkpoints")
     newest = latest_checkpoint(folder)
+    info: dict[str, Any] = {}
     if newest:
         tensors, info = load_checkpoint(newest, fingerprint(session.config))
         if info.get("ratings", "") != session.ratings:
@@ -307,7 +308,7 @@ def _resume(session: Session, run: Run | None) -> int:
         seconds = info.get("seconds")
         session.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
     step, evaluator = session.trainer.iteration, session.evaluator
-    evaluator.history, lost = read_evaluations(folder.with_name("evaluations"), step, evaluator.held_out.judges)
+    lost = evaluator.go_on(info, folder.with_name("evaluations"), step)
     if run:
         bad = run.truncate_metrics(step if step else -1)
         for count, what in ((bad, "line(s) of metrics.jsonl"), (lost, "file(s) in evaluations/")):
@@ -348,7 +349,8 @@ def _conclude(
     of the adapter that is saved."""
     name = "+".join(evaluator.watch.measured or trained)
     # gone where somebody has deleted metrics.jsonl before a resume
-    before = next((r for r in run.history() if r["iteration"] == 0 and "held_out" in r), None)
+    started = run.history() if not evaluator.since else []
+    before = next((r for r in started if r["iteration"] == 0 and "held_out" in r), None)
     alarms = evaluator.watch.alarms(evaluator.history)
     summary = {"reward": name, **summary} | ({"alarms": [str(alarm) for alarm in alarms]} if alarms else {})
     if after and before and None not in (before["held_out"], before["n"], *before["held_out_ci95"]):

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
 from dgpo_core.common.pictures import grid, png
-from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.prompts import Prompt, digest_of_prompts
 from dgpo_core.evaluation import alarm
 from dgpo_core.evaluation.alarm import Alarm
 from dgpo_core.evaluation.held_out import HeldOut, evaluation_set
@@ -33,12 +34,14 @@ SAMPLE_PROMPTS, SAMPLES_EACH = 6, 6  # rows and columns of the pictures in sampl
 class Watch:
     """Which scores say what. Weights by reward.
 
-    measured: what the gain is told by; in_domain: what is trained; names: what is scored and never trained on.
+    measured: what the gain is told by; in_domain: what is trained; names: what is scored and never trained on; trained:
+    as in_domain, but none where people are the reward.
     """
 
     measured: Mapping[str, float]
     in_domain: Mapping[str, float]
     names: Sequence[str]
+    trained: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -49,8 +52,9 @@ class Watch:
     def of(config: Config, judges: Collection[str]) -> "Watch":
         """What the settings ask for. A trained reward that `judges` lack (a person) has the measured one stand in."""
         measured, trained = evaluation_weights(config), trained_weights(config)
-        in_domain = trained if trained.keys() <= set(judges) else measured
-        return Watch(measured, in_domain, [name for name in watched(config) if name not in in_domain])
+        trained = trained if trained.keys() <= set(judges) else {}
+        in_domain = trained or measured
+        return Watch(measured, in_domain, [name for name in watched(config) if name not in in_domain], trained)
 
     def measure(self, evaluation: Evaluation) -> Measurement:
         """The reward that tells the gain."""
@@ -123,7 +127,7 @@ class Evaluator:
     """Measures a policy again and again, and remembers what it found.
 
     batch: images per forward, fewer since memory ran out, which `tell` is told. history: the evaluations so far, oldest
-    first.
+    first. since: the first iteration whose evaluations are of these held-out prompts; 0 unless they were changed.
     """
 
     held_out: HeldOut
@@ -131,11 +135,39 @@ class Evaluator:
     batch: int = 0
     tell: Callable[[str], None] = print
     history: list[Evaluation] = field(default_factory=list)
+    since: int = 0
 
     @property
     def measures(self) -> bool:
         """Whether there is anything to measure: held-out prompts, and a reward that is not a person's."""
         return bool(self.held_out.prompts and self.watch.measured)
+
+    @cached_property
+    def prompts(self) -> str:
+        """What tells the held-out prompts from others."""
+        return digest_of_prompts(self.held_out.prompts)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"held_out": self.prompts, "held_out_since": self.since}
+
+    def go_on(self, info: Mapping[str, Any], folder: Path, until: int) -> int:
+        """Take up a run at iteration `until`, with the evaluations in its folder; how many of these cannot be read.
+
+        info: what `state` gave. Where that was of other prompts, nothing that was measured before can be compared.
+        """
+        since = info.get("held_out_since")
+        self.since = since if isinstance(since, int) else 0
+        if info.get("held_out", self.prompts) != self.prompts:
+            self.since = until + 1
+            if self.held_out.world.leads:
+                self.tell(
+                    "Warning: the held-out prompts are not those that the run began with: nothing is compared with what"
+                    " was measured before."
+                )
+        found, lost = read_evaluations(folder, until, self.held_out.judges)
+        self.history = [one for one in found if one.iteration >= self.since]
+        return lost
 
     def at(self, iteration: int, adapter: AdapterName | None, images: int) -> Evaluation:
         """Draw and score `images` images of held-out prompts; not yet part of the history."""
@@ -152,10 +184,13 @@ class Evaluator:
         return mine + [prompt.text for prompt in _few(prompts) if self.held_out.world.leads]
 
     def samples(self, iteration: int, adapter: AdapterName | None, prompts: Sequence[Prompt]) -> bytes:
-        """The same prompts and seeds at every call, as one labelled picture, a PNG."""
+        """The same prompts and seeds at every call, as one labelled picture, a PNG.
+
+        Where there are no held-out prompts, the trained reward stands under the pictures: it can judge what is trained.
+        """
         few = _few(prompts)
         rows = evaluation_set(few, SAMPLES_EACH * len(few))
-        weights = self.watch.measured
+        weights = self.watch.measured if self.held_out.prompts else self.watch.trained
 
         def work(batch: int) -> list[Group]:
             return self.held_out.drawing.draw(adapter, rows, batch, self.held_out.check)

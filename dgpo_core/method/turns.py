@@ -7,12 +7,13 @@ stream's seed and on what was learned so far, so a resumed run goes on as one th
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
-from dgpo_core.common.prompts import Prompt, PromptStream
+from dgpo_core.common.prompts import Prompt, PromptStream, digest_of_prompts
 
 
 @dataclass(frozen=True)
@@ -104,18 +105,25 @@ class PassingOver(Turns):
         for turn in range(self.taken, self.taken + turns):
             yield self.stream.prompts[self.stream.number(turn)]
 
+    @cached_property
+    def prompts(self) -> str:
+        """What tells them from others."""
+        return digest_of_prompts(self.stream.prompts)
+
     # --- state -------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         resting = {str(number): times for number, times in self.resting.items()}
-        return {"turns": {"taken": self.taken, "resting": resting}}
+        return {"turns": {"taken": self.taken, "resting": resting, "of": self.prompts}}
 
     def load_state(self, info: Mapping[str, Any]) -> None:
         state: Any = info.get("turns")
         try:
             taken, resting = int(state["taken"]), {int(key): int(times) for key, times in state["resting"].items()}
+            known = state.get("of", self.prompts) == self.prompts
         except (TypeError, KeyError, ValueError, AttributeError):
             raise UserError("The checkpoint does not say which prompts are to be passed over.") from None
+        resting = resting if known else {}  # of others, nothing is known yet
         if taken < 0 or not all(0 <= number < len(self.stream.prompts) for number in resting):
             raise UserError("The checkpoint is of other prompts: start a new run.")
         self.taken, self.resting = taken, resting

@@ -35,6 +35,29 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "runs/test/metrics.jsonl").read_text().splitlines()]
 
 
+def test_held_out_prompts_that_were_changed_are_told_and_compared_with_nothing_before(
+    here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = write_quick(here, sd3_folder, iterations=1, evaluation={"every": 1})
+    assert train.main(argv) == 0
+    for iterations, prompts, told in ((3, "white\n", 1), (4, "white\n", 0)):
+        (here / "held_out.txt").write_text(prompts)
+        before = len(metrics(here))
+        capsys.readouterr()
+        assert train.main([*argv, "--resume", "--iterations", str(iterations)]) == 0
+        assert capsys.readouterr().out.count("the held-out prompts are not those that the run began with") == told
+        new = [line for line in metrics(here)[before:] if "in_domain" in line]
+        assert ["gain" in line["in_domain"] for line in new] == [not (told and line is new[0]) for line in new]
+        assert "base" not in json.loads((here / "runs/test/summary.json").read_text())
+
+
+def test_without_held_out_prompts_samples_are_scored_by_what_is_trained(here: Path, sd3_folder: Path) -> None:
+    data = {"held_out": ""}
+    argv = write_quick(here, sd3_folder, iterations=1, data=data, evaluation={"reward": "shapes"})
+    assert train.main([*argv, "--data.held_out", ""]) == 0
+    assert len([*(here / "runs/test/samples").iterdir()]) >= 2
+
+
 def test_a_run_leaves_what_it_promises_and_its_gain_can_be_measured_again(
     here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

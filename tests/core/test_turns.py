@@ -92,6 +92,17 @@ def test_what_is_read_ahead_holds_all_that_comes() -> None:
         assert {*played(some, iterations, dull="abcde")} <= ahead
 
 
+def test_of_other_prompts_it_is_not_known_what_they_teach() -> None:
+    some, others = turns(names="abcd"), turns(names="xabcd")
+    played(some, 5, dull="ab")
+    assert some.resting
+    others.load_state(some.state())
+    assert (others.taken, others.resting) == (some.taken, {})
+    fewer = turns(names="ab")
+    fewer.load_state(some.state())
+    assert not fewer.resting
+
+
 class OneTeaches(Reward):
     """Only pictures of "red" differ."""
 
