@@ -40,6 +40,7 @@ from dgpo_core.settings.values import read_rewards
 from dgpo_core.settings.yaml_file import load_yaml
 
 SHOWN_PROMPTS = 6  # rows of the picture
+BASE = "base"  # what the model without an adapter is called
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,10 @@ class Plan:
 
     def __str__(self) -> str:
         config, e = self.config, self.config.evaluation
-        prompts = config.data.held_out or "in the settings"
+        prompts = "in the settings" if config.data.held_out_text else config.data.held_out or "in the settings"
         rewards = ", ".join(column.name for column in self.columns)
-        told = {"model": config.model.path, "prompts": prompts, "rewards": rewards}
+        fast = f" with the few-step LoRA {config.model.few_step_lora}" if config.model.few_step_lora else ""
+        told = {"model": f"{config.model.path}{fast}", "prompts": prompts, "rewards": rewards}
         drawn = f"  drawn    {e.solver or config.rollout.solver}, {e.steps} steps, guidance {e.cfg:g}"
         lines = [f"  {what:8} {shown(value)} (from {shown(self.sources[what])})" for what, value in told.items()]
         return "\n".join(["This will be run:", *lines, shown(drawn), *trust.uses(self._measuring)])
@@ -151,6 +153,11 @@ def read_adapters(options: EvaluateConfig) -> list[Adapter]:
         )
     for other in known[1:]:
         first, here = known[0].origin.base, other.origin.base
+        if known[0].origin.few_step_lora != other.origin.few_step_lora and not options.config:
+            raise UserError(
+                f"{shown(known[0].path)} and {shown(other.path)} were not both trained on a base with the same few-step"
+                " LoRA merged into it: measure them one by one, or give settings with --config."
+            )
         if first != here and not options.model:
             raise UserError(
                 f"{shown(other.path)} was trained on {shown(here)}, {shown(known[0].path)} on"
@@ -160,9 +167,10 @@ def read_adapters(options: EvaluateConfig) -> list[Adapter]:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """Short names that differ: a run's name for its lora.safetensors, else the file's."""
+    """Short names that differ, also from the base's: a run's name for its lora.safetensors, else the file's."""
     names = [shown(path.resolve().parent.name if path.stem == "lora" else path.stem, 60) for path in paths]
-    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, start=1)]
+    taken = [BASE, *names]
+    return [f"{name} ({i})" if taken.count(name) > 1 else name for i, name in enumerate(names, start=1)]
 
 
 def plan(adapters: Sequence[Adapter], options: EvaluateConfig) -> Plan:
@@ -172,6 +180,11 @@ def plan(adapters: Sequence[Adapter], options: EvaluateConfig) -> Plan:
     """
     known = next(iter(written(adapters)), None)
     own = load_yaml(options.config) if options.config else None
+    if known and not own and known.origin.few_step_lora == origin.OTHER:
+        raise UserError(
+            f"{shown(known.path)} was trained on a base with a few-step LoRA merged into it, and does not say which:"
+            " give the settings of its run with --config."
+        )
     config = own or (known.origin.config if known else Config())
     columns, rewards_from = _columns(adapters, own, options)
     model, model_from = _model(known, own, options)
@@ -311,7 +324,7 @@ def _measured(
     for place, (adapter, policy, size) in enumerate(_loaded(adapters, config, world.device)):
         policy.check_sources(prompts, size)
         held_out = HeldOut.of(config, policy, prompts, judges, size, world)
-        drawn: list[tuple[str, AdapterName | None]] = [("base", None), (adapter.label, "current")]
+        drawn: list[tuple[str, AdapterName | None]] = [(BASE, None), (adapter.label, "current")]
         for label, name in drawn[place > 0 :]:
             groups: list[Group] = []
 

@@ -106,7 +106,8 @@ _MARKS = set(string.punctuation) - set("-,;/'")
 def markdown(table: Table, config: Config) -> str:
     """report.md: what was measured and how, a table per reward, and the picture beside it."""
     e, n = config.evaluation, len(next(iter(table.rows.values())))
-    held_out = config.data.held_out or "the prompts in the settings"
+    held_out = "" if config.data.held_out_text else config.data.held_out
+    held_out = held_out or "the prompts in the settings"
     prompts = {EMBEDDED: "the embedded held-out prompts", EDITS: "the embedded held-out edits"}.get(held_out)
     base = {EMBEDDED: "the embedded model", EDITOR: "the embedded editor"}.get(config.model.path)
     lines = [

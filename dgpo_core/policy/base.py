@@ -135,7 +135,7 @@ class Policy(ABC):
             if count > most:
                 takes, instead = (
                     "draws from text alone",
-                    'take one that edits (FLUX.1 Kontext, FLUX.2), or leave "image" out',
+                    'take one that edits (FLUX.1 Kontext, FLUX.2, Qwen-Image-Edit), or leave "image" out',
                 )
                 if most:
                     takes, instead = f"takes at most {most}", "leave the others out"

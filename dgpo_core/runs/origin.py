@@ -50,7 +50,8 @@ class Origin:
     base: the name of its base model, one that ships or what a path ended in; held_out: the word for the held-out
     prompts that it was measured on, empty where they do not ship with DGPO; step: the iterations of its training;
     measured: what its gain is told by, weights by the name of a reward, which may be any text; none where people were
-    the reward. config: how it was drawn; all that is not in `_READ` is as by default.
+    the reward. few_step_lora: what was merged into the base, by the word for one that ships, `OTHER` for any other.
+    config: how it was drawn; all that is not in `_READ` is as by default.
     """
 
     base: str
@@ -58,6 +59,7 @@ class Origin:
     step: int
     measured: Mapping[str, float]
     config: Config
+    few_step_lora: str = ""
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -87,6 +89,8 @@ def _settings(config: Config) -> dict[str, Any]:
         if _is_written(name, value):
             (found.setdefault(group, {}) if group else found)[leaf] = value
     found.setdefault("model", {})["path"] = base_name(config.model.path)
+    if config.model.few_step_lora:
+        found["model"]["few_step_lora"] = _merged(config.model.few_step_lora)
     found.setdefault("data", {})["held_out"] = _shipped(config.data.held_out, config.data.held_out_text)
     found["evaluation"]["reward"] = _known(config.evaluation.reward)
     found["reward"] = [{"name": _known(term.name), "weight": term.weight} for term in config.reward]
@@ -123,6 +127,10 @@ def _public(term: RewardTerm) -> RewardTerm:
     return RewardTerm(_known(term.name), term.weight, only_if=condition)
 
 
+def _merged(lora: str) -> str:
+    return lora if not lora or lora in [*shipped.FEW_STEPS] else OTHER
+
+
 def _known(name: str) -> str:
     return name if not name or name in REWARDS or name in PEOPLE else OTHER
 
@@ -147,6 +155,9 @@ def read(path: Path, metadata: Mapping[str, str]) -> Origin | None:
         group, _, leaf = name.partition(".")
         if leaf in groups[group]:
             kept.setdefault(group, {})[leaf] = groups[group][leaf]
+    merged = _merged(_text(groups["model"].get("few_step_lora", ""), f"{where}: model.few_step_lora"))
+    if merged in shipped.FEW_STEPS:
+        kept.setdefault("model", {})["few_step_lora"] = merged
     config = from_dict(kept, replace(Config(), data=DataConfig(held_out="")), where)
     _require_words(config, where)
     validate(config)
@@ -156,6 +167,7 @@ def read(path: Path, metadata: Mapping[str, str]) -> Origin | None:
         step=_step(path, metadata),
         measured=_measured(values.get("reward"), groups["evaluation"].get("reward"), where),
         config=config,
+        few_step_lora=merged,
     )
 
 

@@ -98,7 +98,7 @@ def read_arguments(
     kind: type[Settings], argv: Sequence[str], prog: str, description: str | None, default: Settings | None
 ) -> Settings:
     """The same without looking at ranges, from arguments that `arguments_of` gave."""
-    _refuse_unknown(kind, argv)
+    _refuse_unknown_and_repeated(kind, argv)
     argv = list(_with_switches(kind, argv))
     printed = io.StringIO()
     defaults: dict[str, Any] = {} if default is None else {"default": default}
@@ -153,15 +153,20 @@ def _with_switches(kind: type, argv: Sequence[str]) -> Iterator[str]:
             yield "True"
 
 
-def _refuse_unknown(kind: type, argv: Sequence[str]) -> None:
-    known = {"help"}
+def _refuse_unknown_and_repeated(kind: type, argv: Sequence[str]) -> None:
+    known, lists = {"help"}, set()
     for name, hint in setting_types(kind).items():
         name = name.removeprefix("settings.")
+        if get_origin(fixed_type(hint)) is tuple:
+            lists.add(name)
         group, dot, leaf = name.rpartition(".")
         known |= {name, f"{group}{dot}no_{leaf}"} if fixed_type(hint) is bool else {name}
-    for name in named_options(argv):
+    named = named_options(argv)
+    for name in named:
         if name not in known:
             raise UserError(f"There is no option --{shown(name, 60)}{suggest(name[:200], known, '--')}")
+        if name in lists and named.count(name) > 1:  # the last would count, and the others be forgotten
+            raise UserError(f"--{name} is given {named.count(name)} times: name all of it once, see --help.")
 
 
 def _one_sentence(printed: str, prog: str) -> str:

@@ -93,6 +93,28 @@ def _check_report(folder: Path, rows: dict) -> None:
 
 
 @pytest.mark.slow
+def test_an_adapter_called_as_the_base_is_told_apart_from_it(here: Path, sd3_folder: Path) -> None:
+    found = measured(here, "--lora", trained(here, sd3_folder, "base"), "--reward", "bright")
+    assert [row["model"] for row in found["table"]] == ["base", "base (1)"]
+
+
+@pytest.mark.slow
+def test_prompts_in_the_settings_are_named_as_such(
+    here: Path, sd3_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = trained(here, sd3_folder, "a", data={"held_out": "embedded", "held_out_text": "blue"})
+    measured(here, "--lora", lora, "--reward", "bright", "--report", "out")
+    assert "prompts  in the settings" in capsys.readouterr().out
+    assert "of the prompts in the settings" in (here / "out/report.md").read_text()
+
+
+@pytest.mark.parametrize("option", ["--lora", "--reward"])
+def test_a_list_that_is_given_twice_is_told(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([option, "a", "--images", "4", option, "b"]) == 2
+    assert f"{option} is given 2 times" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_without_rewards_named_it_measures_what_the_files_were_trained_on(here: Path, sd3_folder: Path) -> None:
     a, b = trained(here, sd3_folder, "a"), trained(here, sd3_folder, "b", reward="red")
     argv = ["--lora", a, b, "--model", str(sd3_folder), "--prompts", "held_out.txt", "--images", "6"]

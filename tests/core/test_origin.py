@@ -247,6 +247,10 @@ def test_a_reward_of_a_file_gets_no_options(lora: Path, tmp_path: Path) -> None:
         ({"data": {"held_out_text": "a text"}}, "give some with --prompts FILE"),
         ({"model": {"path": "/home/me/model"}}, r"was trained on model, and does not say where that lies: .* --model"),
         ({"model": {"path": ""}}, "a model that it does not name"),
+        (
+            {"model": {"few_step_lora": "/home/me/turbo"}},
+            "a few-step LoRA merged into it, and does not say which: .* --config",
+        ),
     ],
 )
 def test_a_file_names_no_prompts_and_no_model_but_those_that_ship(
@@ -255,6 +259,20 @@ def test_a_file_names_no_prompts_and_no_model_but_those_that_ship(
     options = evaluate.EvaluateConfig((changed(lora, tmp_path, **changes),))
     with pytest.raises(UserError, match=says):
         evaluate.plan(evaluate.read_adapters(options), options)
+
+
+def test_a_few_step_lora_that_ships_is_part_of_the_base_again_and_any_other_is_not_named(
+    lora: Path, tmp_path: Path
+) -> None:
+    shipped, other = (
+        replace(QUICKSTART, model=replace(QUICKSTART.model, few_step_lora=name)) for name in (EMBEDDED, "my/turbo.sft")
+    )
+    told = [json.loads(origin.describe(config, 1)["dgpo.config"])["model"] for config in (QUICKSTART, shipped, other)]
+    assert [model.get("few_step_lora") for model in told] == [None, EMBEDDED, origin.OTHER]
+    options = evaluate.EvaluateConfig((changed(lora, tmp_path, model={"few_step_lora": EMBEDDED}),))
+    planned = evaluate.plan(evaluate.read_adapters(options), options)
+    assert planned.config.model.few_step_lora == EMBEDDED
+    assert "with the few-step LoRA embedded" in str(planned)
 
 
 def test_settings_of_ones_own_may_name_anything_but_code(lora: Path, tmp_path: Path) -> None:
