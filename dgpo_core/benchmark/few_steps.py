@@ -40,6 +40,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"timesteps": 2, "t_min": 2},
     "first_step": {"timesteps": 1, "t_min": 1},
     "kl_0.1": {"timesteps": 1, "t_min": 1, "kl_weight": 0.1},
+    "guard_1": {"timesteps": 2, "t_min": 2, "norm_guard": 1.0},
 }
 """By name, the settings of the training that differ from the quickstart's."""
 
