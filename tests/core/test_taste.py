@@ -124,6 +124,17 @@ def test_a_pair_that_was_tied_pulls_two_pictures_together() -> None:
     assert 0 < gap[1] < 0.9 * gap[0]
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_of_pictures_that_are_the_same_nothing_is_learned(others: int) -> None:
+    """Where there are no others, and where a fold of the cross-validation is left without them."""
+    twins, apart = torch.full((2, 4), 0.5), torch.tensor([[1.0, 0, 0, 5], [0, 0, 0, 5]])
+    taste = fit([Judged(x, ((0, 1, 1.0),)) for x in [apart] * others + [twins] * (2 - others)], MeanColour())
+    assert (taste.weights != 0).tolist() == [bool(others), False, False, False]
+    assert taste.doubt(twins) == pytest.approx(0, abs=1e-4)
+    assert taste.agreement.mean == 0.5
+    assert not taste.agreement.above_chance
+
+
 # --- what it sees ----------------------------------------------------------------------------------------------------
 
 

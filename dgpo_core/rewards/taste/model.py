@@ -238,6 +238,8 @@ def _most_probable(groups: Sequence[Judged], scale: Tensor) -> tuple[Tensor, Ten
     """
     d, p, counts = _differences(groups, scale)
     basis = _span(groups, scale)
+    if not len(basis):  # all pictures of each group are the same: as good as no answers
+        return torch.zeros_like(scale), torch.eye(len(scale), dtype=torch.float64) / RIDGE
     d = d @ basis.T
     w, ridge = torch.zeros(len(basis), dtype=torch.float64), RIDGE * torch.eye(len(basis), dtype=torch.float64)
 
@@ -252,7 +254,7 @@ def _most_probable(groups: Sequence[Judged], scale: Tensor) -> tuple[Tensor, Ten
         while step.abs().max() > 1e-6 and loss(w + step) > loss(w):
             step = step / 2
         w = w + step
-        if not len(step) or step.abs().max() < 1e-9:
+        if step.abs().max() < 1e-9:
             break
     chance = torch.sigmoid(d @ w)
     inverse = torch.linalg.inv(ridge + (d.T * (counts * chance * (1 - chance))) @ d)
@@ -261,7 +263,10 @@ def _most_probable(groups: Sequence[Judged], scale: Tensor) -> tuple[Tensor, Ten
 
 
 def _span(groups: Sequence[Judged], scale: Tensor) -> Tensor:
-    """Orthonormal rows [R, D] whose sums the groups' differences are; the identity where there are enough of those."""
+    """Orthonormal rows [R, D] whose sums the groups' differences are; the identity where there are enough of those.
+
+    R is 0 where no pictures of a group differ.
+    """
     within = torch.cat([(x - x.mean(0)) * scale for x in (group.x.double() for group in groups)])
     if len(within) > len(scale):
         return torch.eye(len(scale), dtype=torch.float64)
