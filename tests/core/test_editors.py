@@ -1,7 +1,10 @@
 """Models that edit: the source picture reaches the network as in diffusers' own pipelines, and through a training."""
 
+import gc
 import importlib.util
 import json
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,6 +246,19 @@ def test_qwen_image_edit_trains_and_sees_each_prompts_own_picture(tmp_path: Path
     load_policy(tiny.folder("qwenimage"), init_lora=path)  # the network is Qwen-Image's
     with pytest.raises(UserError, match="edits pictures, and the prompt 'red' brings none"):
         policy.check_sources([Prompt("red")], SIZE)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_qwen_image_edit_keeps_no_picture_that_it_has_read(stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, prompt = tiny.shared("qwen-image-edit"), edit("red", 7 + stopped)
+    seen = weakref.ref(prompt.sources[0].image())
+    with monkeypatch.context() as patch, pytest.raises(KeyError) if stopped else nullcontext():
+        if stopped:
+            patch.setattr(policy, "_encode", {}.__getitem__)
+        policy.condition([prompt], "", SIZE)
+    del prompt
+    gc.collect()
+    assert seen() is None
 
 
 def test_flux2_refuses_prompts_that_bring_different_numbers_of_pictures() -> None:

@@ -49,7 +49,7 @@ class QwenImageEdit(QwenImage):
         self._several = type(pipe).__name__ == "QwenImageEditPlusPipeline"
         self.sources = (1, 3 if self._several else 1)
         self._source_latents = SourceLatents(self)
-        self._pictures: dict[str, tuple[Source, ...]] = {}
+        self._pictures: dict[str, tuple[Source, ...]] = {}  # while prompts are encoded
 
     def check_sources(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
         super().check_sources(prompts, size)
@@ -60,7 +60,10 @@ class QwenImageEdit(QwenImage):
             return [], Cond({"tokens": torch.empty(0, 0, 0)})
         asked = [self._about(prompt.text, prompt.sources) for prompt in prompts]
         refused = [self._about(negative, prompt.sources) for prompt in prompts]
-        found = self.encode([*asked, *refused])
+        try:
+            found = self.encode([*asked, *refused])
+        finally:
+            self._pictures.clear()  # they are large, and a policy may be held through many trainings
         latents = self._source_latents.together(prompts, size)
         return beside(found[: len(prompts)], found[len(prompts) :], latents)
 
