@@ -130,7 +130,8 @@ class Policy(ABC):
             if count < least:
                 raise UserError(
                     f"{where}: a model of the family {self.family} edits pictures, and the prompt"
-                    f' {shown(prompt.text, 60)!r} brings none: add "image" to it in a .jsonl file.'
+                    f' {shown(prompt.text, 60)!r} brings none: add "image" to it in a .jsonl file, or'
+                    ' "sources" in a preference file.'
                 )
             if count > most:
                 takes, instead = (
