@@ -4,6 +4,7 @@ What is drawn is fixed when the prompts are read, so that all that comes after (
 kept on disk, a resumed run) sees prompts as any others.
 """
 
+import math
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from dgpo_core.common.errors import UserError
-from dgpo_core.common.prompt_syntax import PYTHON_NAMES, is_template
+from dgpo_core.common.prompt_syntax import PYTHON_NAMES
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import read_text, shown
 from dgpo_core.common.seeds import derive_seed
@@ -22,24 +23,27 @@ TEMPLATE = "template"
 _MOST_PICKS = 1000  # of one text; a file that names itself never ends
 _MOST_BYTES = 4 * 2**20
 _FILE = re.compile(rf"(?<!\w)__((?!(?:{PYTHON_NAMES})__)[^\W_][\w\-/.*]{{0,80}}?)__(?!\w)")
-_CHOICE = re.compile(r"(?<!\\)\{([^{}]*?(?<!\\)\|[^{}]*)(?<!\\)\}")  # an innermost one
+_MARK = r"\\(?:[{}|]|(?![{}|]))"  # one that means itself, or a backslash alone
+_CHOICE = re.compile(rf"(?<!\\)\{{((?:[^{{}}|\\]|{_MARK})*\|(?:[^{{}}\\]|{_MARK})*)\}}")  # an innermost one
 _BAR = re.compile(r"(?<!\\)\|")
-_SHARE = re.compile(r"\s*(\d{1,4}(?:\.\d{1,4})?)::(.*)", re.DOTALL)
+_SHARE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)::(.*)", re.DOTALL)
 _ESCAPED = re.compile(r"\\([{}|])")
+_READ = (_FILE, _CHOICE, _ESCAPED)
 
 
 def drawn(prompts: Sequence[Prompt], count: int, seed: int, folder: Path) -> list[Prompt]:
     """Of each prompt that stands for many, up to `count` that differ, in its place; the others as they are.
 
     In `{a|b}` each choice is as likely as the others, `{3::a|b}` takes a three times as often; choices may hold choices
-    and files. `\\{`, `\\|` and `\\}` mean themselves. `folder` holds the files: a choice a line, lines that start with
-    # are none. A pure function of its arguments and of the files. Raises UserError for a file that is not there, and
-    for what never ends.
+    and files. `\\{`, `\\|` and `\\}` mean themselves, in every prompt. `folder` holds the files: a choice a line, with
+    its share or without, lines that start with # are none. A pure function of its arguments and of the files. Raises
+    UserError for a file that is not there, for shares of which none can be drawn, and for what never ends.
     """
     found: list[Prompt] = []
     for place, prompt in enumerate(prompts):
         own = derive_seed(seed, "wildcards", place)
-        found += _of(prompt, count, own, folder) if is_template(prompt.text) else [prompt]
+        read = any(pattern.search(prompt.text) for pattern in _READ)
+        found += _of(prompt, count, own, folder) if read else [prompt]
     return found
 
 
@@ -54,9 +58,9 @@ def draw(text: str, rng: random.Random, folder: Path, where: str = "") -> str:
     at = shown(where, 1000) or "the prompt"
     for _ in range(_MOST_PICKS):
         if found := _FILE.search(text):
-            picked = rng.choice(_lines(folder, found[1], at))
+            picked = _line(folder, found[1], rng, at)
         elif found := _CHOICE.search(text):
-            picked = _picked(_BAR.split(found[1]), rng, at)
+            picked = _picked(_BAR.split(found[1]), rng, at, shown(found[0], 60))
         else:
             return _settled(text, at)
         text = f"{text[: found.start()]}{picked}{text[found.end() :]}"
@@ -73,15 +77,24 @@ def _settled(text: str, at: str) -> str:
     return text
 
 
-def _picked(choices: Sequence[str], rng: random.Random, at: str) -> str:
+def _picked(choices: Sequence[str], rng: random.Random, at: str, among: str) -> str:
+    """One by its share, without it. among: what holds the choices, for messages."""
     shares = [_SHARE.fullmatch(choice) for choice in choices]
     texts = [share[2] if share else choice for share, choice in zip(shares, choices, strict=True)]
     weights = [float(share[1]) if share else 1.0 for share in shares]
     if not any(weights):
-        none = shown("{" + "|".join(choices) + "}", 60)
-        raise UserError(f"At {at}, no choice in {none} is ever drawn: give one a share above 0.")
+        raise UserError(f"At {at}, no choice in {among} is ever drawn: give one a share above 0.")
+    if not math.isfinite(sum(weights)):
+        raise UserError(f"At {at}, the shares in {among} are too large to count: write smaller ones.")
     (picked,) = rng.choices(texts, weights)
     return picked
+
+
+def _line(folder: Path, name: str, rng: random.Random, at: str) -> str:
+    lines = _lines(folder, name, at)
+    if any(map(_SHARE.fullmatch, lines)):
+        return _picked(lines, rng, at, f"the wildcard file {shown(folder / f'{name}.txt')}")
+    return rng.choice(lines)  # another draw than by equal shares: a seed keeps its texts
 
 
 def _lines(folder: Path, name: str, at: str) -> list[str]:

@@ -41,6 +41,23 @@ def test_a_choice_with_a_share_is_drawn_as_often_as_it_says(folder: Path) -> Non
     assert seen["cat"] / 2000 == pytest.approx(0.75, abs=0.03)  # three standard errors
 
 
+@pytest.mark.parametrize("share", ["0.33333", ".5", "2.", "12345", "0.000000001"])
+def test_any_decimal_number_is_a_share(share: str, folder: Path) -> None:
+    assert all_of(f"a {{{share}::red|{share}::blue}} dot", folder) == {"a red dot", "a blue dot"}
+
+
+def test_a_share_counts_in_files_too(folder: Path) -> None:
+    (folder / "hue.txt").write_text("3::green\n{red|dark red}\n0::blue\n", encoding="utf-8")
+    seen = Counter(draw("a __hue__ dot", random.Random(seed), folder) for seed in range(2000))
+    assert set(seen) == {"a green dot", "a red dot", "a dark red dot"}
+    assert seen["a green dot"] / 2000 == pytest.approx(0.75, abs=0.03)  # three standard errors
+
+
+def test_a_seed_keeps_the_texts_that_it_drew_before_there_were_shares_in_files(folder: Path) -> None:
+    texts = [draw("__colour__ {2::a|b} __animals/cats__", random.Random(seed), folder) for seed in range(4)]
+    assert texts == ["light blue a a red cat", "red a a dark blue cat", "red a a red cat", "red b a light blue cat"]
+
+
 def test_an_empty_choice_leaves_no_gap(folder: Path) -> None:
     assert all_of("a {big |}cat", folder) == {"a big cat", "a cat"}
     assert all_of("a {big|} cat", folder) == {"a big cat", "a cat"}
@@ -50,6 +67,29 @@ def test_marks_mean_themselves_behind_a_backslash_and_where_nothing_is_to_choose
     assert draw(r"a sign that says \{yes\|no\}", random.Random(0), folder) == "a sign that says {yes|no}"
     for words in ("a {cat}, {a:b} and snake__case__word", "a screen with __init__.py"):
         assert draw(words, random.Random(0), folder) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        (r"a {red \{x\}|blue} circle", {"a red {x} circle", "a blue circle"}),
+        (r"a {red\|green|b\}} circle", {"a red|green circle", "a b} circle"}),
+        (r"a {big {\{|\}}|small} circle", {"a big { circle", "a big } circle", "a small circle"}),
+        (r"a {2::\{x\}|C:\dir} circle", {"a {x} circle", r"a C:\dir circle"}),
+        (r"a \{word\} circle", {"a {word} circle"}),
+        (r"a \| and a \ (\(x\))", {r"a | and a \ (\(x\))"}),
+    ],
+)
+def test_what_is_behind_a_backslash_means_itself_in_choices_and_in_prompts_without_any(
+    text: str, texts: set[str], folder: Path
+) -> None:
+    assert {prompt.text for prompt in drawn([Prompt(text)], 50, 0, folder)} == texts
+
+
+@pytest.mark.parametrize("start", ["", "{", "{a|"])
+@pytest.mark.parametrize("text", ["{", "{a|", "a|", r"{\{", r"{a|\}", "{|", r"\{", r"\|", "\\", "9"])
+def test_choices_without_an_end_take_time_that_grows_with_the_text_alone(start: str, text: str, folder: Path) -> None:
+    draw(start + text * 20_000, random.Random(0), folder)
 
 
 def test_what_is_drawn_depends_on_the_seed_and_the_place_alone(folder: Path) -> None:
@@ -76,11 +116,14 @@ def test_texts_differ_and_keep_where_they_are_from(folder: Path) -> None:
         ("__round__", "names itself"),
         ("{|}", "may all be empty"),
         ("a {0::red|0::blue} cat", "no choice in .0::red.0::blue. is ever drawn"),
+        ("a {" + "9" * 400 + "::red|blue} cat", "the shares in .* are too large to count"),
+        ("a __never__ cat", "no choice in the wildcard file .*never.txt is ever drawn: give one a share"),
         ("__empty__", "has no line to choose"),
     ],
 )
 def test_what_cannot_be_drawn_is_told_with_the_line(text: str, says: str, folder: Path) -> None:
     (folder / "round.txt").write_text("a __round__\n", encoding="utf-8")
+    (folder / "never.txt").write_text("0::red\n0.0::blue\n", encoding="utf-8")
     (folder / "empty.txt").write_text("# nothing\n", encoding="utf-8")
     with pytest.raises(UserError, match=says) as error:
         drawn([Prompt(text, where="mine.txt:4")], 1, 0, folder)
