@@ -121,20 +121,22 @@ def _native(models: Any, name: str, prompts: Sequence[Prompt], seeds: Sequence[i
         raise UserError(f"Connect a policy, or all of model_before, model_after, clip and vae; missing: {missing[0]}.")
     model, clip, vae, rollout = models[name], models["clip"], models["vae"], settings.rollout
     height, width = settings.height or 512, settings.width or 512
+    unit, device = int(vae.spacial_compression_encode()), comfy.model_management.intermediate_device()
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(rollout.negative_prompt))
     groups = []
     for prompt in prompts:
         positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
         pictures = []
         for seed in seeds:
-            empty = torch.zeros(1, 4, height // 8, width // 8, device=comfy.model_management.intermediate_device())
+            empty = torch.zeros(1, 4, height // unit, width // unit, device=device)
             latent = comfy.sample.fix_empty_latent_channels(model, empty)
             noise = comfy.sample.prepare_noise(latent, seed)
             x0 = comfy.sample.sample(
                 model, noise, rollout.steps, rollout.cfg, models.get("sampler") or SAMPLERS[0],
                 models.get("scheduler") or comfy.samplers.KSampler.SCHEDULERS[0], positive, negative, latent, seed=seed,
             )  # fmt: skip
-            pictures.append(vae.decode(x0).reshape(-1, height, width, 3))
+            decoded = vae.decode(x0)
+            pictures.append(decoded.reshape(-1, *decoded.shape[-3:]))  # a video's model has a dimension more
         shown = torch.cat(pictures).permute(0, 3, 1, 2).float().cpu()
         groups.append(Group(prompt, tuple(seeds), torch.zeros(len(seeds), 0), shown))
     return groups

@@ -65,9 +65,11 @@ class Taste(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: str | None, sources: str | None, **_: Any) -> list[Any]:
-        """Other answers, or another file, make another taste."""
-        files = [taste_file(name or "")] + [file for path in answers_of(sources or "") for file in _files(path)]
-        return [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()]
+        """Other answers, or another file, make another taste; one that was written anew as it was does not."""
+        taste = taste_file(name or "")
+        files = [file for path in answers_of(sources or "") for file in _files(path)]
+        seen = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()]
+        return [*seen, digest_of(taste) if taste.is_file() else ""]
 
     @classmethod
     def execute(

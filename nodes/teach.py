@@ -28,7 +28,7 @@ from .training import told, trained_lora
 
 WEIGHTS = "ema"
 SAVE_EVERY = 5
-_NEED_OPTIONS = ("remote", "vlm_judge")  # which server; the node Reward has a widget for that
+_NEED_OPTIONS = ("remote", "vlm_judge", "taste")  # which server or file; nodes of their own have widgets for that
 _KINDS = {"SD15": "sd15", "SD20": "sd15", "SSD1B": "sdxl", "Segmind_Vega": "sdxl", "Flux": "flux", "SDXL": "sdxl"}
 
 
@@ -130,8 +130,15 @@ class Teach(io.ComfyNode):
         text: str | None = None,
         judge: str | None = None,
         run: str | None = None,
+        policy: Any = "",
+        reward: Any = "",
     ) -> bool | str:
-        """Names and files that are not there, and a judge that cannot judge these prompts, before anything runs."""
+        """Names and files that are not there, and a judge that cannot judge these prompts, before anything runs.
+
+        What is connected comes as None; what it takes the place of is not looked at.
+        """
+        model, run = (model, run) if policy is not None else (None, None)
+        judge = judge if reward is not None else None
         prompts = None if source is None or (source == TEXT and text is None) else source
         return fields.first_error(
             model=(host.model_path, model),

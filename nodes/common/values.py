@@ -114,6 +114,10 @@ class Groups:
         """These groups behind `others`: one iteration that trains on both. Raises UserError where they do not fit."""
         if others.policy != self.policy or others.terms != self.terms:
             raise UserError("Groups can be joined only where they are of one policy and scored by the same rewards.")
+        sizes = {tuple(group.images.shape[2:]) for group in (*others.groups, *self.groups)}
+        if len(sizes) > 1:
+            told = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
+            raise UserError(f"Groups can be joined only where their images are of one size, not {told}.")
         key = key_of("join", others.key, self.key)
         return dataclasses.replace(self, groups=(*others.groups, *self.groups), key=key)
 

@@ -36,16 +36,26 @@ class Finishing:
                 self._running.pop(node, None)
 
     def ask(self, node: str) -> bool:
-        """Whether the node trains, and so will finish."""
+        """Whether the node trains, and so will finish.
+
+        node: its id on the canvas that it stands on. In a subgraph it runs as "12:3", by the ids of all that it is in.
+        """
         with self._lock:
-            asked = self._running.get(node)
+            inside = [name for name in self._running if name.endswith(f":{node}")]
+            name = inside[0] if node not in self._running and len(inside) == 1 else node
+            asked = self._running.get(name)
             if asked is not None and not asked.is_set():
                 asked.set()
-                self._asked[node] += 1
+                self._asked[name] += 1
             return asked is not None
 
+    def given_up(self, node: str) -> None:
+        """The node has stopped by itself before it was done, which counts as if it had been asked to."""
+        with self._lock:
+            self._asked[node] += 1
+
     def times(self, node: str | None) -> int:
-        """How often the node was asked to: what came of it no longer stands for the whole training.
+        """How often the node was asked to, or gave up: what came of it no longer stands for the whole training.
 
         node: None where ComfyUI does not say which (0.3.64, before a node runs); then those of all count.
         """

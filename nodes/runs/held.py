@@ -66,7 +66,8 @@ class Held:
     def __init__(self) -> None:
         self.models: Bounded[LoadedModel] = Bounded(MOST_MODELS, lambda model: model.policy.to("cpu"))
         self._turns: Counter[str] = Counter()  # by run
-        self._kept: set[tuple[str, str]] = set()  # runs and states
+        self._at: dict[str, str] = {}  # by run, the state that it goes by
+        self._moves = 0
         self._followed: set[Path] = set()  # folders of the runs that went on here
 
     def state(self, key: str) -> State | None:
@@ -84,8 +85,8 @@ class Held:
         return turns.total() if run is None else turns[run]
 
     def steps_kept(self) -> int:
-        """How many states were kept."""
-        return len(self._kept)
+        """How often a run went on to another state, be it one that it has been in before."""
+        return self._moves
 
     def note_writing(self, folder: Path) -> None:
         """To be called before anything is written into a run's folder: if it was lost, that counts for good."""
@@ -96,7 +97,8 @@ class Held:
     def note_kept(self, handle: PolicyHandle, folder: Path, turned: bool) -> None:
         """The run, whose folder this is, goes by the handle's state from here on; turned: it left another branch."""
         self._turns[handle.spec.run] += turned
-        self._kept.add((handle.spec.run, handle.state))
+        self._moves += self._at.get(handle.spec.run) != handle.state
+        self._at[handle.spec.run] = handle.state
         self._followed.add(folder)
 
 

@@ -161,6 +161,7 @@ def run(plan: Plan, progress: host.Progress) -> Done:
 
             while course.unfinished and not course.log.stopped:
                 if not course.iterate(check):
+                    ending = _unanswered(course, progress.node)
                     break
     except Finished:
         ending = f"Finished at {course.handle.step}, as you asked: Run goes on."
@@ -175,6 +176,14 @@ def run(plan: Plan, progress: host.Progress) -> Done:
     if log.stopped:
         handle, state = _before_the_decline(log, handle, state)
     return Done(handle, state, log, "\n".join(filter(None, [ending, summary(plan, state, course.first, log)])))
+
+
+def _unanswered(course: _Course, node: str) -> str:
+    """What to say where nobody answered in time. Raises UserError before the first round: there is nothing to save."""
+    if not course.handle.step:
+        raise UserError("Nobody answered in time, and nothing was learned yet: press Run to be asked again.")
+    FINISHING.given_up(node)
+    return f"Nobody answered in time, so it ended at {course.handle.step}: Run asks again."
 
 
 def _note(said: Mapping[str, float], clock: _Clock) -> dict[str, float]:

@@ -63,7 +63,7 @@ def turns(run: str | None) -> int:
 
 
 def steps_kept() -> int:
-    """How many states were kept since ComfyUI started."""
+    """How often a run went on to another state since ComfyUI started."""
     return HELD.steps_kept()
 
 

@@ -123,7 +123,9 @@ def test_a_model_of_the_graph_is_taught(small_comfy: ComfyServer, name: str) -> 
         if isinstance(value, list):
             policy["inputs"][input_] = [f"m{value[0]}", value[1]]
     told = {"source": "the text below", "text": "a red fox\na blue bird", "judge": "brightness", "size": 64}
+    unused = {"model": "checkpoints/gone.safetensors", "run": "CON"}  # a policy takes their place: nobody looks at them
     taught = {**teach("not_used", **told), **loaders, "policy": policy}
+    taught["1"]["inputs"] |= unused
     taught["1"]["inputs"]["policy"] = ["policy", 0]
     entry = small_comfy.run(taught)
     assert re.match(r"\d+ rounds? done\.", said(entry))

@@ -23,11 +23,11 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_state_counts_once_however_often_it_is_kept(folder: Path) -> None:
+def test_a_state_counts_once_however_often_it_is_kept_and_again_where_a_run_comes_back_to_it(folder: Path) -> None:
     held = Held()
-    for state in ("a", "b", "a"):
+    for state in ("a", "a", "b", "b", "a"):
         held.note_kept(handle(state), folder, turned=False)
-    assert (held.steps_kept(), held.turns("a_run"), held.turns(None)) == (2, 0, 0)
+    assert (held.steps_kept(), held.turns("a_run"), held.turns(None)) == (3, 0, 0)
 
 
 def test_a_run_that_leaves_a_branch_turns_and_no_other_does(folder: Path) -> None:

@@ -145,6 +145,13 @@ def test_groups_that_do_not_fit_are_not_joined() -> None:
         scored.after(values.with_scores(groups(2, handle=replace(HANDLE, step=1, state="x")), [1, 2], "r"))
 
 
+def test_groups_of_another_size_are_not_joined() -> None:
+    wide = groups(2)
+    wide = replace(wide, groups=tuple(replace(group, images=torch.zeros(2, 3, 8, 16)) for group in wide.groups))
+    with pytest.raises(UserError, match="only where their images are of one size, not 8 x 8 and 16 x 8"):
+        wide.after(groups(2))
+
+
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
