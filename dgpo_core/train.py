@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from dgpo_core.common.errors import Interrupted, UserError
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.pictures import reward_curve
 from dgpo_core.common.prompt_syntax import syntax_warning
-from dgpo_core.common.prompts import Prompt, digest_of_prompts
+from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.terminal import say
 from dgpo_core.evaluation.evaluator import Evaluator, Watch, side_by_side
 from dgpo_core.evaluation.held_out import HeldOut
@@ -74,11 +74,6 @@ class Session:
         """Sees whether they are, for all processes alike."""
         minutes = self.config.minutes
         self.over = bool(minutes) and self.world.any(self.elapsed() >= 60 * minutes)
-
-    @cached_property
-    def prompts(self) -> str:
-        """What tells the prompts that are trained on from others."""
-        return digest_of_prompts(self.trainer.stream.prompts)
 
     @property
     def adapter(self) -> AdapterName:
@@ -284,7 +279,7 @@ def _checkpoint(session: Session, run: Run) -> None:
 def _save_state(session: Session, path: Path) -> None:
     tensors, info = session.trainer.state()
     info |= {"seconds": session.elapsed(), "fingerprint": fingerprint(session.config)}
-    info |= {"ratings": session.ratings, "prompts": session.prompts, **session.evaluator.state()}
+    info |= {"ratings": session.ratings, "prompts": session.trainer.turns.digest, **session.evaluator.state()}
     save_checkpoint(path, tensors, info)
 
 
@@ -303,7 +298,7 @@ def _resume(session: Session, run: Run | None) -> int:
                 " can go on from this one's LoRA with --lora.init."
             )
         session.trainer.load_state(tensors, info)
-        if run and info.get("prompts", "") not in ("", session.prompts):
+        if run and info.get("prompts", "") not in ("", session.trainer.turns.digest):
             say("Warning: the training prompts are not those that the run began with; it goes on with the new ones.")
         seconds = info.get("seconds")
         session.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0

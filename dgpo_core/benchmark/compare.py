@@ -77,8 +77,7 @@ def races(options: CompareConfig) -> Iterator[Race]:
                 training = replace(preset.training, lr=lr)
                 rollout = replace(preset.rollout, group_size=options.group_size)
                 config = replace(preset, seed=seed, training=training, rollout=rollout)
-                contest = Contest(method, config, options.images, preset=options.preset)
-                yield from contest.run(options.iterations, due, over)
+                yield from Contest(method, config, options.images).run(options.iterations, due, over)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

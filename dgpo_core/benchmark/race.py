@@ -90,16 +90,15 @@ class Counter:
 class Contest:
     """A fresh model with one method on it.
 
-    config: the preset's settings with seed, learning rate and group size as this run has them. The averaged weights
-    are evaluated, as the quickstart does, on `images` images of seeds that no training uses; that costs nothing here.
+    config: a preset's settings under its name, with seed, learning rate and group size as this run has them. The
+    averaged weights are evaluated, as the quickstart does, on `images` images of seeds that no training uses; that
+    costs nothing here.
     entrant: what `method` is; without, the one that the comparison knows by this name.
     """
 
-    def __init__(
-        self, method: str, config: Config, images: int, entrant: Entrant | None = None, preset: str = QUICKSTART
-    ) -> None:
+    def __init__(self, method: str, config: Config, images: int, entrant: Entrant | None = None) -> None:
         world = World("cpu")
-        self.race = Race(method, config.seed, config.training.lr, config.rollout.group_size, preset=preset)
+        self.race = Race(method, config.seed, config.training.lr, config.rollout.group_size, preset=config.name)
         self.policy, size = assemble.load_model(config, "cpu")
         self.counter = Counter(self.policy.network)
         rewards, prompts = assemble.training_rewards(config, "cpu"), assemble.held_out_prompts(config)

@@ -32,12 +32,13 @@ class ByTag:
     def cells(self, written: Callable[[str], str]) -> list[list[str]]:
         """A head and a line for each model, with the mean of the tags' means last, as GenEval sums up; empty without
         tags. written: how labels and tags, which are from outside, are put down."""
-        lines = []
+        if not self.means:
+            return []
+        lines = [["", *map(written, next(iter(self.means.values()))), "mean of these"]]
         for label, means in self.means.items():
             values = [one.mean for one in means.values()]
             lines.append([written(label), *(f"{value:.3f}" for value in (*values, sum(values) / len(values)))])
-            head = ["", *map(written, means), "mean of these"]
-        return [head, *lines] if lines else []
+        return lines
 
 
 def _means(evaluation: Evaluation, weights: Mapping[str, float], tags: Sequence[str]) -> dict[str, Measurement]:

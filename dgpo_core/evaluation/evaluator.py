@@ -52,9 +52,10 @@ class Watch:
     def of(config: Config, judges: Collection[str]) -> "Watch":
         """What the settings ask for. A trained reward that `judges` lack (a person) has the measured one stand in."""
         measured, trained = evaluation_weights(config), trained_weights(config)
-        trained = trained if trained.keys() <= set(judges) else {}
-        in_domain = trained or measured
-        return Watch(measured, in_domain, [name for name in watched(config) if name not in in_domain], trained)
+        scored = trained.keys() <= set(judges)
+        in_domain = trained if scored else measured
+        names = [name for name in watched(config) if name not in in_domain]
+        return Watch(measured, in_domain, names, trained if scored else {})
 
     def measure(self, evaluation: Evaluation) -> Measurement:
         """The reward that tells the gain."""

@@ -34,6 +34,11 @@ class Turns(ABC):
         """Those of the setting `data.pass_over`."""
         return PassingOver(stream, pass_over) if pass_over else InOrder(stream)
 
+    @cached_property
+    def digest(self) -> str:
+        """What tells these prompts from others."""
+        return digest_of_prompts(self.stream.prompts)
+
     @abstractmethod
     def next(self, iteration: int) -> Drawn:
         """Whose turn it is in this iteration; nothing is taken yet."""
@@ -105,22 +110,17 @@ class PassingOver(Turns):
         for turn in range(self.taken, self.taken + turns):
             yield self.stream.prompts[self.stream.number(turn)]
 
-    @cached_property
-    def prompts(self) -> str:
-        """What tells them from others."""
-        return digest_of_prompts(self.stream.prompts)
-
     # --- state -------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         resting = {str(number): times for number, times in self.resting.items()}
-        return {"turns": {"taken": self.taken, "resting": resting, "of": self.prompts}}
+        return {"turns": {"taken": self.taken, "resting": resting, "of": self.digest}}
 
     def load_state(self, info: Mapping[str, Any]) -> None:
         state: Any = info.get("turns")
         try:
             taken, resting = int(state["taken"]), {int(key): int(times) for key, times in state["resting"].items()}
-            known = state.get("of", self.prompts) == self.prompts
+            known = state.get("of", self.digest) == self.digest
         except (TypeError, KeyError, ValueError, AttributeError):
             raise UserError("The checkpoint does not say which prompts are to be passed over.") from None
         resting = resting if known else {}  # of others, nothing is known yet

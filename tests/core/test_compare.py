@@ -156,7 +156,7 @@ def test_edits_are_raced_as_well(method: str) -> None:
     preset = load_preset("quickstart-edits", Config())
     data, rollout = replace(preset.data, groups_per_iteration=1), replace(preset.rollout, group_size=4)
     config = replace(preset, data=data, rollout=rollout, reward=(RewardTerm("jpeg_size"),))
-    contest = Contest(method, config, images=2, preset="quickstart-edits")
+    contest = Contest(method, config, images=2)
     before = weights(contest.policy, "current")
     contest.iterate()
     assert not torch.equal(weights(contest.policy, "current"), before)
