@@ -9,7 +9,10 @@ Nothing here knows ComfyUI.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +21,7 @@ from dgpo_core.policy import Policy
 from dgpo_core.settings.config import Config
 
 from ..common.bounded import Bounded
-from ..common.values import PolicyHandle
+from ..common.values import PolicyHandle, PolicySpec
 from .states import State
 
 if TYPE_CHECKING:  # it knows ComfyUI
@@ -61,14 +64,45 @@ class LoadedModel:
 
 
 class Held:
-    """models: by what they depend on, at most `MOST_MODELS`; one that goes leaves the accelerator."""
+    """models: by what they depend on, at most `MOST_MODELS`; one that goes leaves the accelerator.
+
+    A model whose weights are ComfyUI's goes once no output that ComfyUI keeps is about it: another workflow, or the
+    button that frees memory, then frees them, too.
+    """
 
     def __init__(self) -> None:
         self.models: Bounded[LoadedModel] = Bounded(MOST_MODELS, lambda model: model.policy.to("cpu"))
+        self._users: dict[str, dict[int, weakref.ref[PolicySpec]]] = {}  # by a model's key
         self._turns: Counter[str] = Counter()  # by run
         self._at: dict[str, str] = {}  # by run, the state that it goes by
         self._moves = 0
         self._followed: set[Path] = set()  # folders of the runs that went on here
+
+    def model(self, key: str, spec: PolicySpec, make: Callable[[PolicySpec], LoadedModel]) -> LoadedModel:
+        """The model under this key; made where there is none, or one of weights that ComfyUI has loaded anew since."""
+        known = self.models.get(key)
+        if known and not known.opened.current():
+            self.models.drop(key)
+        model = self.models.take(key, lambda: make(spec))
+        if model.opened.borrowed:
+            self._keep_for(key, spec)
+        return model
+
+    def _keep_for(self, key: str, spec: PolicySpec) -> None:
+        """The model goes with the last of the specs that it was kept for. Handles and groups of a run share theirs."""
+        thread, user = threading.get_ident(), id(spec)
+
+        def leave(_: weakref.ref[PolicySpec]) -> None:
+            users.pop(user)
+            if users:
+                return
+            del self._users[key]
+            # in another thread, where only the collection of garbage ends one, the next model takes its place
+            if self.models.get(key) and threading.get_ident() == thread:
+                self.models.drop(key)
+
+        users = self._users.setdefault(key, {})
+        users.setdefault(user, weakref.ref(spec, leave))
 
     def state(self, key: str) -> State | None:
         """The state of this key, where a model was left in it."""

@@ -294,11 +294,7 @@ def choose(spec: PolicySpec, config: Config) -> None:
 
 def _load(spec: PolicySpec) -> LoadedModel:
     """The model, from memory or from its files, where it computes."""
-    key = key_of(root_key(spec), spec.memory)
-    known = HELD.models.get(key)
-    if known and not known.opened.current():
-        HELD.models.drop(key)
-    model = HELD.models.take(key, lambda: _open(spec))
+    model = HELD.model(key_of(root_key(spec), spec.memory), spec, _open)
     model.opened.load()
     return model
 

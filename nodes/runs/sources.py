@@ -32,7 +32,7 @@ class Opened:
 
     size: (height, width) in pixels that it was made for; load: brings it to where it computes, and makes room there;
     current: whether it is still on the model that its spec means; patched: a MODEL of ComfyUI's with the policy's own
-    LoRA (`Policy.lora_tensors`) on it.
+    LoRA (`Policy.lora_tensors`) on it; borrowed: whether the weights are ComfyUI's, which decides how long they stay.
     """
 
     policy: Policy
@@ -40,6 +40,7 @@ class Opened:
     load: Callable[[], None]
     patched: Callable[[Lora], Any]
     current: Callable[[], bool] = lambda: True
+    borrowed: bool = False
 
 
 def files(spec: PolicySpec) -> Opened:
@@ -74,6 +75,7 @@ def native(spec: PolicySpec) -> Opened:
         policy.load,
         lambda adapter: native_lora.apply(decided(MODELS.find(name).model.clone(), prediction), adapter),
         lambda: not MODELS.means_another(name, network()),
+        borrowed=True,
     )
 
 

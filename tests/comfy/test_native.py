@@ -194,6 +194,10 @@ def test_a_model_that_comfyui_has_dropped_is_told(found: dict[str, Any]) -> None
     assert "no longer in memory" in case["gone"]
 
 
+def test_the_weights_go_with_the_last_output_that_is_about_them(found: dict[str, Any]) -> None:
+    assert found["sd3"]["node"]["freed"] == [False, True]
+
+
 def test_a_bad_name_of_a_run_is_told(found: dict[str, Any]) -> None:
     assert "cannot be a folder name" in found["sd3"]["node"]["bad_run"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import types
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,25 @@ def look(case: Case, root: Path) -> dict[str, Any]:
         "other_patches": execute(case, patched).spec.model.path != handle.spec.model.path,
         "network": sessions._load(handle_again.spec).policy.patcher.model is again.native.model,
         "lost": lost(again, patched),
+        "freed": freed(case.family),
         "gone": comfy_lora.error(lambda: sessions._load(spec)),
         "bad_run": native_node.NativePolicyNode.validate_inputs(run="a/b", start_from=None),
     }
+
+
+def freed(family: str) -> list[bool]:
+    """Whether the weights are gone: while the outputs of an iteration are kept, and without them."""
+    case = Case(family)
+    sessions.HELD = held.Held()  # it would take a network that it knows for this one, of the same files
+    policy = execute(case)
+    outputs = [policy, *step(policy, 0)]
+    weights = weakref.ref(case.model.model.diffusion_model)
+    del case, policy
+    gc.collect()
+    gone = [weights() is None]
+    outputs.clear()
+    gc.collect()
+    return [*gone, weights() is None]
 
 
 def lost(case: Case, other: Any) -> list[int]:
