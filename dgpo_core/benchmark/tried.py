@@ -1,7 +1,7 @@
-"""`python -m dgpo_core.benchmark.tried`: what makes DGPO learn from less, and what does not, on the embedded model.
+"""`python -m dgpo_core.benchmark.tried`: what makes DGPO learn from less, and what does not, on the embedded models.
 
-Each variant of the quickstart is run until it is good enough; told is how many samples went through the network and
-back until then. Variants are joined by "+": `--variants lr_2e-3 groups_of_8+lr_2e-3`.
+Each variant of the quickstart, or of the other `--preset`, is run until it is good enough; told is how many samples
+went through the network and back until then. Variants are joined by "+": `--variants lr_2e-3 groups_of_8+lr_2e-3`.
 """
 
 import statistics
@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from dgpo_core.benchmark import results
-from dgpo_core.benchmark.race import Contest, Point, Race
+from dgpo_core.benchmark.race import QUICKSTART, Contest, Point, Race
 from dgpo_core.benchmark.variants import VARIANTS, laid_over, variant
 from dgpo_core.settings.command_line import command, parse
 from dgpo_core.settings.config import Config, Count, CountOrZero
@@ -27,6 +28,8 @@ class TriedConfig:
 
     variants: tuple[str, ...] = tuple(VARIANTS)
     """Names, or several joined by "+"."""
+    preset: Literal["quickstart", "quickstart-edits"] = "quickstart"
+    """What they are laid over."""
     seeds: tuple[CountOrZero, ...] = (0,)
     """One run for each."""
     passes: Count = 80
@@ -46,7 +49,7 @@ class TriedConfig:
 def races(options: TriedConfig) -> Iterator[Race]:
     """Every run, point by point. Raises UserError for a name that is none."""
     chosen = [(name, variant(name)) for name in options.variants]
-    preset = load_preset("quickstart", Config())
+    preset = load_preset(options.preset, Config())
 
     def due(iterations: int, passes: int) -> bool:
         return passes >= options.every * 1000
@@ -61,17 +64,23 @@ def races(options: TriedConfig) -> Iterator[Race]:
 
 
 def table(done: Sequence[Race]) -> str:
-    """Markdown: a line for each variant, with the thousands of passes up to each success, seed by seed."""
-    heads = ["variant", "seeds", *(f"to {mark:.2f}" for mark in results.MARKS), "mean to 0.95", "best seen"]
+    """Markdown: a line for each variant of a preset, with the thousands of passes up to each success, seed by seed."""
+
+    def line(race: Race) -> tuple[str, str]:
+        return race.preset, race.method
+
+    heads = ["variant", "seeds", *(f"to {mark:.2f}" for mark in results.MARKS), "mean to 0.95", "best seen", "ran to"]
     lines = []
-    for name, of in groupby(sorted(done, key=lambda race: (race.method, race.seed)), key=lambda race: race.method):
+    for (preset, name), of in groupby(sorted(done, key=lambda race: (*line(race), race.seed)), key=line):
         runs = list(of)
         costs = [[run.first(mark) for run in runs] for mark in results.MARKS]
         cells = [", ".join("-" if c is None else f"{c.passes / 1000:.0f}" for c in row) for row in costs]
         ends = [cost.passes / 1000 for cost in costs[-1] if cost]
         mean = f"{statistics.mean(ends):.0f}" if len(ends) == len(runs) else "-"
         best = ", ".join(f"{run.best:.3f}" for run in runs)
-        lines.append([variant(name).what, ", ".join(str(run.seed) for run in runs), *cells, mean, best])
+        ran = ", ".join(f"{run.points[-1].cost.passes / 1000:.0f}" for run in runs)
+        what = variant(name).what + ("" if preset == QUICKSTART else f", {preset}")
+        lines.append([what, ", ".join(str(run.seed) for run in runs), *cells, mean, best, ran])
     return results.markdown(heads, lines)
 
 

@@ -86,8 +86,12 @@ def test_the_table_has_a_line_for_each_variant_with_its_seeds() -> None:
         points = tuple(Point(i, Cost(1.0 * i, 1500 * i, 500 * i), s) for i, s in enumerate(success))
         return Race("lr_2e-3", seed, 2e-3, 16, points)
 
-    lines = tried.table([race(1, 0.4, 0.8, 0.95), race(0, 0.4, 0.9, 0.92, 0.96)]).splitlines()
-    assert lines[2:] == ["| lr 2e-3 | 0, 1 | 2, 2 | 2, 4 | 6, 4 | 5 | 0.960, 0.950 |"]
+    edits = replace(race(0, 0.1, 0.3), preset="quickstart-edits")
+    lines = tried.table([race(1, 0.4, 0.8, 0.95), edits, race(0, 0.4, 0.9, 0.92, 0.96)]).splitlines()
+    assert lines[2:] == [
+        "| lr 2e-3 | 0, 1 | 2, 2 | 2, 4 | 6, 4 | 5 | 0.960, 0.950 | 6, 4 |",
+        "| lr 2e-3, quickstart-edits | 0 | - | - | - | - | 0.300 | 2 |",
+    ]
 
 
 def test_what_the_exploited_reward_did_is_told_at_a_gain_of_the_honest_one() -> None:
