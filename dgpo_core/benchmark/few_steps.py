@@ -30,19 +30,26 @@ from dgpo_core.runs import assemble
 from dgpo_core.settings.command_line import command, parse
 from dgpo_core.settings.config import EMBEDDED, Config, Count, CountOrZero
 from dgpo_core.settings.presets import load_preset
+from dgpo_core.settings.values import from_dict
 
 STEPS = 2
 """What the embedded few-step LoRA was made for."""
 EDGE = 0.1
 """Change of brightness per pixel from which a pixel is one of an edge, as in the reward edge_density."""
 
+_BOTH, _FIRST = {"timesteps": 2, "t_min": 2}, {"timesteps": 1, "t_min": 1}
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "plain": {"timesteps": 2, "t_min": 2},
-    "first_step": {"timesteps": 1, "t_min": 1},
-    "kl_0.1": {"timesteps": 1, "t_min": 1, "kl_weight": 0.1},
-    "guard_1": {"timesteps": 2, "t_min": 2, "norm_guard": 1.0},
+    "plain": {"training": _BOTH},
+    "first_step": {"training": _FIRST},
+    "kl_0.1": {"training": {**_FIRST, "kl_weight": 0.1}},
+    "guard_1": {"training": {**_BOTH, "norm_guard": 1.0}},
+    "held": {
+        "training": _BOTH,
+        "reward": ["shapes_graded", {"name": "edge_density", "weight": -0.3}],
+        "combine": "normalised",
+    },
 }
-"""By name, the settings of the training that differ from the quickstart's."""
+"""By name, the settings that differ from the quickstart's."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,14 @@ def sharpness(images: Tensor) -> Tensor:
 def settings(way: str, seed: int) -> Config:
     """The quickstart's at the model's own few steps, with the changes of this way."""
     base = load_preset("quickstart", Config())
-    return replace(
+    config = replace(
         base,
         seed=seed,
         model=replace(base.model, few_step_lora=EMBEDDED),
         rollout=replace(base.rollout, steps=STEPS),
         evaluation=replace(base.evaluation, steps=STEPS),
-        training=replace(base.training, **WAYS[way]),
     )
+    return from_dict(WAYS[way], config, way)
 
 
 def run(way: str, seed: int, options: FewStepsConfig) -> Iterator[Seen]:
