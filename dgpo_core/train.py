@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dgpo_core.benchmark.auto import decided
+from dgpo_core.common import patience
 from dgpo_core.common.distributed import World, together
 from dgpo_core.common.errors import Interrupted, UserError
 from dgpo_core.common.files import write_atomic
@@ -129,7 +130,8 @@ def open_session(config: Config, world: World, check: Callable[[], None], tell: 
         _tell_first(gallery.notes, world, tell)
         prompts = assemble.training_prompts(config, gallery)
     policy.check_sources([*prompts, *held_out], size)
-    measured = HeldOut.of(config, policy, held_out, judges, size, world, check)  # tells a bad solver before it trains
+    # tells a bad solver before it trains
+    measured = HeldOut.of(config, policy, held_out, judges, size, world, check, tell)
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
     iterate, ratings = trainer.iterate, ""
     if gallery:
@@ -184,7 +186,8 @@ def _iterate(session: Session, run: Run | None) -> None:
     done = _resume(session, run)  # what is wrong with a checkpoint leaves the run as it is
     session.read_ahead()
     try:
-        _steps(session, run, done)
+        with patience.asking(session.check):
+            _steps(session, run, done)
     except (Interrupted, UserError) as ending:
         session.world.leave(ending)  # nobody waits for the checkpoint
         if run:
@@ -272,8 +275,9 @@ def _samples(session: Session, run: Run | None, adapter: AdapterName | None) -> 
 
 
 def _checkpoint(session: Session, run: Run) -> None:
-    _save_state(session, checkpoint_path(run.checkpoints, session.trainer.iteration))
-    prune_checkpoints(run.checkpoints, session.config.checkpoint.keep)
+    newest = checkpoint_path(run.checkpoints, session.trainer.iteration)
+    _save_state(session, newest)
+    prune_checkpoints(newest, session.config.checkpoint.keep)
 
 
 def _save_state(session: Session, path: Path) -> None:

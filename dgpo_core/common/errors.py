@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+class Exhausted(UserError):
+    """There is no more of something, whichever sample asks: leaving one out does not help."""
+
+
 class Elsewhere(UserError):
     """What another process of the run has told, or is about to tell: this one ends without a word."""
 

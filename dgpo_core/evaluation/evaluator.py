@@ -1,7 +1,7 @@
 """The evaluations of a training: held-out prompts and the same seeds each time, in-domain and watched side by side."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from dgpo_core.evaluation.scores import (
 )
 from dgpo_core.method.memory import within_memory
 from dgpo_core.policy import AdapterName
-from dgpo_core.rewards import score_groups
 from dgpo_core.settings.config import Config
 
 SAMPLE_PROMPTS, SAMPLES_EACH = 6, 6  # rows and columns of the pictures in samples/
@@ -197,8 +196,10 @@ class Evaluator:
             return self.held_out.drawing.draw(adapter, rows, batch, self.held_out.check)
 
         groups, self.batch = within_memory(work, self.batch, SAMPLES_EACH * len(few), self.tell)
-        groups = score_groups(groups, {name: self.held_out.judges[name] for name in weights})
-        scores = [total(group, weights) for group in groups] if weights else None
+        judges = {name: self.held_out.judges[name] for name in weights}
+        scored = replace(self.held_out, judges=judges).judged(groups)
+        good = [group for group in scored if isinstance(group, Group)]
+        scores = [total(group, weights) for group in good] if weights and len(good) == len(groups) else None
         return png(grid(groups, f"iteration {iteration}", scores))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dgpo_core.common.distributed import World
+from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.seeds import derive_seed
@@ -12,7 +13,7 @@ from dgpo_core.diffusion.solvers import Solver
 from dgpo_core.evaluation.scores import Evaluation, Measurement
 from dgpo_core.method.rollout import Check, nothing, rollout
 from dgpo_core.policy.base import AdapterName, Policy
-from dgpo_core.rewards import Reward, guard, score_groups
+from dgpo_core.rewards import Reward, guard, score_each, score_groups
 from dgpo_core.settings.config import Config
 
 PART = 2**29  # bytes of images in memory at once
@@ -76,7 +77,8 @@ class Drawing:
 class HeldOut:
     """Held-out prompts with all that an evaluation of them needs; the processes share its work.
 
-    judges: the rewards that score, by name. unload: whether they leave the accelerator afterwards.
+    judges: the rewards that score, by name. unload: whether they leave the accelerator afterwards. skip: leave out the
+    groups that cannot be scored, and `tell` why, as a training does that is told to.
     """
 
     drawing: Drawing
@@ -85,6 +87,8 @@ class HeldOut:
     world: World
     unload: bool = False
     check: Check = nothing
+    skip: bool = False
+    tell: Callable[[str], None] = lambda text: None
 
     @staticmethod
     def of(
@@ -95,9 +99,11 @@ class HeldOut:
         size: tuple[int, int],
         world: World,
         check: Check = nothing,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> "HeldOut":
         """As the settings say; see `Drawing.of`."""
-        return HeldOut(Drawing.of(policy, config, size), prompts, judges, world, config.memory.move, check)
+        drawing, skip = Drawing.of(policy, config, size), config.on_bad_score == "skip"
+        return HeldOut(drawing, prompts, judges, world, config.memory.move, check, skip, tell)
 
     def texts(self, images: int) -> list[str]:
         """The prompts that this process draws in an evaluation of `images` images."""
@@ -117,18 +123,31 @@ class HeldOut:
         """Draw `images` images and score them by every judge.
 
         Drawn and scored in parts, so that the images of many large ones need not be in memory at once. see: called with
-        the number of each prompt and its scored group, on the process that drew it.
+        the number of each prompt and its scored group, on the process that drew it. Raises UserError for a group that
+        cannot be scored; where such are left out, if there is no other.
         """
         mine = self.world.share(list(enumerate(evaluation_set(self.prompts, images))))
-        scores = []
+        scores, failures = [], []
         for part in _parts(mine, self.drawing.size):
             groups = self.drawing.draw(adapter, [row for _, row in part], batch, self.check)
-            for (i, _), group in zip(part, score_groups(groups, self.judges), strict=True):
+            for (i, _), group in zip(part, self.judged(groups), strict=True):
+                if isinstance(group, UserError):
+                    failures.append(str(group))
+                    continue
                 see(i, group)
                 scores.append((i, group.scores))
         if self.unload:
             guard.idle(self.judges)
-        return Evaluation.of(iteration, self.world.gather(scores))
+        rows, failures = self.world.gather(scores), self.world.gather(failures)
+        if not rows:
+            raise UserError(f"Nothing of an evaluation could be scored. {failures[0]}")
+        if failures and self.world.leads:
+            self.tell(f"Warning: {len(failures)} prompts are left out of an evaluation. {failures[0]}")
+        return Evaluation.of(iteration, rows)
+
+    def judged(self, groups: Sequence[Group]) -> Sequence[Group | UserError]:
+        """The groups with all scores; where groups are left out, what was wrong with one instead."""
+        return score_each(groups, self.judges) if self.skip else score_groups(groups, self.judges)
 
     def measure(
         self, adapter: AdapterName | None, images: int, weights: Mapping[str, float], batch: int = 0

@@ -9,6 +9,9 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
+import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -154,10 +157,12 @@ def _from_file(path: str, attribute: str) -> Any:
     """A class in a Python file, which is run once."""
     if not Path(path).is_file():
         raise UserError(f"There is no file {path} with a reward in it.")
-    spec = importlib.util.spec_from_file_location(f"dgpo_reward_{Path(path).stem}", path)
+    name = f"dgpo_reward_{Path(path).stem}_{zlib.crc32(os.fsencode(os.path.abspath(path))):08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec  # there is one, with a loader, for every .py
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses, and whatever else looks up where a class is from, ask for it
     with guarded(f"The reward file {path} cannot be run:"):
         spec.loader.exec_module(module)
         if hasattr(module, attribute):

@@ -1,14 +1,16 @@
 """Groups scored by several rewards: what can go wrong is told with the reward and the sample."""
 
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dgpo_core.common.errors import UserError
+from dgpo_core.common import patience
+from dgpo_core.common.errors import Exhausted, UserError
 from dgpo_core.common.group import Group
 from dgpo_core.rewards.base import GroupReward, Reward
 from dgpo_core.rewards.guard import described, guarded, overlap
@@ -34,6 +36,20 @@ def score_groups(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list
     }
     parts = {name: values.split([len(group) for group in groups]) for name, values in scores.items()}
     return [group.scored({name: parts[name][i] for name in parts}) for i, group in enumerate(groups)]
+
+
+def score_each(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list[Group | UserError]:
+    """Each group by itself: with its scores as by `score_groups`, or what was wrong with it. Raises Exhausted."""
+    return [_outcome(group, rewards) for group in groups]
+
+
+def _outcome(group: Group, rewards: Mapping[str, Reward]) -> Group | UserError:
+    try:
+        return score_groups([group], rewards)[0]
+    except Exhausted:
+        raise
+    except UserError as error:
+        return error
 
 
 def _scores_of_groups(name: str, reward: GroupReward, groups: Sequence[Group], prompts: Sequence[str]) -> Tensor:
@@ -117,7 +133,8 @@ class Scoring:
         self.after = {name: reward for name, reward in rewards.items() if name not in self.beside}
         self.order, self.one_by_one = list(rewards), one_by_one
         self._worker: ThreadPoolExecutor | None = None
-        self._jobs: dict[Group, Future[list[Group]]] = {}
+        self._over = threading.Event()
+        self._jobs: dict[Group, Future[Group]] = {}
 
     def __enter__(self) -> "Scoring":
         self._worker = ThreadPoolExecutor(1) if self.beside else None
@@ -126,13 +143,22 @@ class Scoring:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._over.set()  # whoever still waits for a server need not
         if self._worker:
             self._worker.shutdown(wait=False, cancel_futures=True)
 
     def start(self, group: Group) -> None:
         """Scores `group` in the background, by the rewards that overlap."""
         if self._worker:
-            self._jobs[group] = self._worker.submit(score_groups, [group], self.beside)
+            self._jobs[group] = self._worker.submit(self._beside, group)
+
+    def _beside(self, group: Group) -> Group:
+        def check() -> None:
+            if self._over.is_set():
+                raise CancelledError
+
+        with patience.asking(check):
+            return score_groups([group], self.beside)[0]
 
     def results(self, groups: Sequence[Group]) -> list[Group | UserError]:
         """For each group its scored self; where groups are scored one by one, what was wrong with it instead.
@@ -147,10 +173,10 @@ class Scoring:
 
     def _scored(self, groups: Sequence[Group]) -> list[Group | UserError]:
         try:
-            beside = [self._jobs[group].result()[0] if self.beside else group for group in groups]
+            beside = [patience.result(self._jobs[group]) if self.beside else group for group in groups]
             after = score_groups(groups, self.after)
         except UserError as error:
-            if not self.one_by_one:
+            if not self.one_by_one or isinstance(error, Exhausted):
                 raise
             return [error]
         found = [{**a.scores, **b.scores} for a, b in zip(beside, after, strict=True)]

@@ -25,6 +25,7 @@ from dgpo_core.common.local_server import JsonHandler, LocalServer
 from dgpo_core.common.reading import parse_json, shown
 from dgpo_core.common.terminal import note
 from dgpo_core.rewards.base import Reward
+from dgpo_core.rewards.guard import described
 from dgpo_core.rewards.network import wire
 from dgpo_core.rewards.network.web import secret
 from dgpo_core.rewards.registry import make_reward
@@ -84,12 +85,16 @@ class RewardServer(LocalServer):
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def scores(self, request: wire.Request) -> list[float]:
-        """The reward's scores. Raises UserError for what it cannot score."""
+        """The reward's scores, turned where lower ones are better, which nobody could know who asks by `remote`.
+
+        Raises UserError for what it cannot score.
+        """
         if self.reward.needs_source and not all(request.sources):
             raise UserError(f"The reward {self.name!r} compares with a source picture, and an image came without one.")
         with self.lock:
             values = self.reward.score_edits(*request)
-        return checked(self.name, values, request.prompts).tolist()
+        scores = checked(self.name, values, request.prompts)
+        return (scores if self.reward.higher_is_better else -scores).tolist()
 
 
 class Handler(JsonHandler):
@@ -149,9 +154,9 @@ class Handler(JsonHandler):
             return HTTPStatus.OK, {"scores": self.server.scores(request)}
         except UserError as error:
             return HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             note(traceback.format_exc())
-            problem = f"The reward {self.server.name!r} failed with {type(error).__name__}: {reason(error)}."
+            problem = f"The reward {self.server.name!r} failed with {described(error)}."
             return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": problem}
 
     def log_message(self, format: str, *args: Any) -> None:

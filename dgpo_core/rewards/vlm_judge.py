@@ -7,14 +7,15 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 import regex
 import torch
 from torch import Tensor
 
-from dgpo_core.common.errors import UserError
+from dgpo_core.common import patience
+from dgpo_core.common.errors import Exhausted, UserError
 from dgpo_core.common.pictures import to_pil
 from dgpo_core.common.reading import parse_json, shown
 from dgpo_core.rewards.network.web import Refused, Server, ServerReward, whole
@@ -34,8 +35,12 @@ it was before: people and their faces, objects, places, colours, style, framing?
 what is wrong. Rate each from 0 (not at all) to 10 (perfectly). Then write the lower of the two numbers alone, on a \
 last line of its own."""
 
-PATTERN = r"(?<![\w.])(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*10(?:\.0+)?\b)?"
-"""A number, which may be followed by "/10" or "out of 10": the 7 of "Score: 7/10"."""
+PATTERN = (
+    r"(?<![\w.,])(-?\d+(?:[.,]\d+)?)"
+    r"(?:[\s*_`)}\]]*(?:points?)?[\s*_`({\[]*(?:/|out\s+of|of|max\.?|on\s+a\s+scale\s+(?:of|from)\s+[01]\s*(?:to|-|–))"
+    r"[\s*_`({\[\\]*10(?:\.0+)?\b)?"
+)
+"""A number, which may be followed by "/10", "out of 10" or the like, with marks as in Markdown: the 7 of "**7**/10"."""
 
 MOST_PATTERN = 1000  # characters
 PATTERN_S = 1.0
@@ -126,11 +131,15 @@ class VlmJudge(ServerReward):
             together = [[*before, image] for before, image in zip(sources, images, strict=True)]
             samples = enumerate(zip(together, prompts, strict=True))
             jobs = [pool.submit(self._judge, i, pictures, prompt, stop) for i, (pictures, prompt) in samples]
-            for job in as_completed(jobs):
-                job.result()
+            waiting = set(jobs)
+            while waiting:
+                done = patience.first(waiting)
+                waiting -= done
+                for job in done:
+                    job.result()
         finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)  # what is under way ends with its timeout at the latest
+            stop.set()  # and what is under way ends
+            pool.shutdown(wait=False, cancel_futures=True)
         return torch.tensor([job.result() for job in jobs], dtype=torch.float32)
 
     def read(self, answer: bytes) -> float:
@@ -150,9 +159,14 @@ class VlmJudge(ServerReward):
         return (value - self.low) / (self.high - self.low)
 
     def _judge(self, i: int, pictures: Sequence[Tensor], prompt: str, stop: threading.Event) -> float:
+        def check() -> None:
+            if stop.is_set():
+                raise CancelledError
+
         body = json.dumps(self._question(pictures, prompt)).encode()
         sample, count = f"sample {i} ({prompt!r})", functools.partial(self._afford, 1, spend=True)
-        return self.server.ask("/chat/completions", body, "application/json", self.read, sample, count, stop)
+        with patience.asking(check):
+            return self.server.ask("/chat/completions", body, "application/json", self.read, sample, count)
 
     def _question(self, pictures: Sequence[Tensor], prompt: str) -> dict[str, Any]:
         """pictures: the sources, if any, and last the image to judge."""
@@ -177,8 +191,8 @@ class VlmJudge(ServerReward):
             raise Refused(f"wrote no score that the pattern finds: {said}")
         found = matches[-1].group(1 if self.pattern.groups else 0)
         try:
-            value = float(found)
-        except (TypeError, ValueError):
+            value = float(found.replace(",", "."))  # as much of the world writes it
+        except (AttributeError, ValueError):  # a group that takes no part is None
             value = math.nan
         if not math.isfinite(value):
             found = f"'{self.server.quoted(str(found), 60)}'"
@@ -186,12 +200,12 @@ class VlmJudge(ServerReward):
         return value
 
     def _afford(self, calls: int, spend: bool = False) -> None:
-        """Raises UserError where so many more requests are more than `max_calls`; else counts them, if so told."""
+        """Raises Exhausted where so many more requests are more than `max_calls`; else counts them, if so told."""
         with self.lock:
             if self.max_calls and self.calls + calls > self.max_calls:
-                self.server.fail(
-                    f"{self.calls} of at most {self.max_calls} requests to {self.server.url} are used and {calls} more"
-                    " are needed: raise max_calls, or set it to 0 for no limit."
+                raise Exhausted(
+                    f"The reward {self.name!r}: {self.calls} of at most {self.max_calls} requests to {self.server.url}"
+                    f" are used and {calls} more are needed: raise max_calls, or set it to 0 for no limit."
                 )
             self.calls += calls if spend else 0
 

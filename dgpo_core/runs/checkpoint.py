@@ -103,9 +103,11 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     return None
 
 
-def prune_checkpoints(folder: str | Path, keep: int) -> None:
-    """Deletes all checkpoints but the newest `keep`."""
-    for path in checkpoints(folder)[:-keep]:
+def prune_checkpoints(newest: Path, keep: int) -> None:
+    """Deletes all that are older than the last `keep` up to `newest`, the one just written: later ones are damaged, as
+    a run that goes on has tried them first, and are not to be counted."""
+    older = [path for path in checkpoints(newest.parent) if step_of(path) <= step_of(newest)]
+    for path in older[:-keep]:
         with contextlib.suppress(OSError):  # one that cannot go does no harm
             path.unlink()
 

@@ -28,6 +28,7 @@ from dgpo_core.comfy.forms import (
     WILDCARDS,
     shipped_model,
 )
+from dgpo_core.common import patience
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import check_folder_name
 from dgpo_core.common.reading import shown
@@ -43,8 +44,10 @@ REWARD_BYTES = 6 * 2**30  # the largest reward model, with what it computes
 
 @contextmanager
 def engine() -> Iterator[None]:
-    """Inside, tensors can be trained: ComfyUI runs nodes in inference mode. The global random state is left alone."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=_cuda()):
+    """Inside, tensors can be trained: ComfyUI runs nodes in inference mode. The global random state is left alone, and
+    Cancel ends what is waited for."""
+    random = torch.random.fork_rng(devices=_cuda())
+    with torch.inference_mode(False), torch.enable_grad(), random, patience.asking(stop_if_cancelled):
         yield
 
 

@@ -103,10 +103,17 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     paths = [_save(tmp_path, step) for step in (5, 10, 999_999, 1_000_000)]
-    prune_checkpoints(tmp_path, keep=2)
+    prune_checkpoints(paths[-1], keep=2)
     assert sorted(tmp_path.iterdir()) == sorted(paths[2:])
-    prune_checkpoints(tmp_path, keep=5)
+    prune_checkpoints(paths[-1], keep=5)
     assert sorted(tmp_path.iterdir()) == sorted(paths[2:])
+
+
+def test_prune_never_takes_the_one_just_written_for_a_damaged_later_one(tmp_path: Path) -> None:
+    paths = [_save(tmp_path, step) for step in (10, 12, 20)]
+    paths[2].write_bytes(b"")
+    prune_checkpoints(paths[1], keep=1)
+    assert sorted(tmp_path.iterdir()) == sorted(paths[1:])
 
 
 def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

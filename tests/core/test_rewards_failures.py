@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from engine import SIZE, everything, make_trainer, quick, write_quick
 from torch import Tensor
 
 from dgpo_core import rewards as registry
-from dgpo_core.common.errors import UserError
+from dgpo_core.common.distributed import World
+from dgpo_core.common.errors import Exhausted, UserError
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.evaluation.evaluator import Evaluator, Watch
+from dgpo_core.evaluation.held_out import HeldOut
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import Reward, score_groups
@@ -120,6 +124,35 @@ def test_an_iteration_without_any_group_trains_nothing_and_the_run_goes_on(polic
     assert torch.equal(everything(policy), before)
     trainer.rewards["bright"] = Bright()
     assert trainer.iterate().metrics["informative"] == 1
+
+
+class Spent(Reward):
+    """One whose means are used up."""
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        raise Exhausted("The reward 'spent': no more calls.")
+
+
+def test_a_reward_whose_means_are_used_up_stops_the_run_all_the_same(policy: DiffusersPolicy) -> None:
+    trainer = trainer_with(policy, Spent(), on_bad_score="skip")
+    with pytest.raises(Exhausted, match="no more calls"):
+        trainer.iterate()
+    assert trainer.iteration == 0
+
+
+def test_an_evaluation_leaves_out_what_cannot_be_scored_where_the_training_does(policy: DiffusersPolicy) -> None:
+    told: list[str] = []
+    config = quick(rollout={"steps": 3}, on_bad_score="skip")
+    held_out = HeldOut.of(config, policy, PROMPTS, {"picky": Picky()}, SIZE, World("cpu"), tell=told.append)
+    assert held_out.score(None, 4).places[:, 0].unique().tolist() == [0]  # of red, blue
+    assert told == ["Warning: 1 prompts are left out of an evaluation. Reward 'picky' failed on sample 0 ('blue') with"
+                    " ValueError: no blue, please."]  # fmt: skip
+    watch = Watch({"picky": 1.0}, {"picky": 1.0}, ["picky"])
+    assert Evaluator(held_out, watch, 4, told.append).samples(0, None, PROMPTS).startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="Nothing of an evaluation could be scored. Reward 'never' failed"):
+        replace(held_out, judges={"never": Never()}).score(None, 4)
+    with pytest.raises(UserError, match="no blue, please"):
+        replace(held_out, skip=False).score(None, 4)
 
 
 def test_after_ten_such_iterations_in_a_row_the_run_stops(policy: DiffusersPolicy) -> None:

@@ -1,16 +1,19 @@
 """Rewards that are not part of DGPO: a class in a Python file, or an entry point of an installed package."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from engine import write_quick
+from judge_server import serving
 
 from dgpo_core import evaluate
 from dgpo_core.comfy.workflow import Workflow, training_of
 from dgpo_core.common.errors import UserError
 from dgpo_core.rewards import known_rewards, make_reward, weights_of
+from dgpo_core.rewards.serve import RewardServer
 from dgpo_core.runs.options import parse_args
 from dgpo_core.settings.config import RewardTerm
 from dgpo_core.settings.yaml_file import load_yaml, to_yaml
@@ -99,6 +102,29 @@ def test_an_entry_point_is_a_reward_like_any_other(package: None) -> None:
 def test_where_lower_is_better_the_weight_turns_its_sign(file: str) -> None:
     terms = (RewardTerm(f"{file}:Redness", 0.5), RewardTerm(f"{file}:Paleness", 2.0), RewardTerm("human", 1.0))
     assert weights_of(terms) == {f"{file}:Redness": 0.5, f"{file}:Paleness": -2.0, "human": 1.0}
+
+
+def test_a_file_may_hold_whatever_a_module_may(tmp_path: Path) -> None:
+    """A dataclass looks its module up by name where annotations are texts; two files may have one name."""
+    source = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Of:\n    x: int\n"
+    )
+    for folder, factor in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(f"{source}{SOURCE}\nclass Mine(Redness):\n    factor = {factor}\n")
+    classes = [type(make_reward(f"{tmp_path}/{folder}/mine.py:Mine")) for folder in "ab"]
+    assert [cls.factor for cls in classes] == [1, 2]
+    assert all(sys.modules[cls.__module__].Mine is cls for cls in classes)
+
+
+def test_one_whose_lower_scores_are_better_is_the_same_over_remote(file: str) -> None:
+    name = f"{file}:Paleness"
+    with serving(RewardServer(name, make_reward(name), "127.0.0.1", 0)) as url:
+        here, there = make_reward(name), make_reward("remote", {"url": url})
+        white = torch.ones(1, 3, 4, 4)
+        by_name = weights_of((RewardTerm(name), RewardTerm("remote")))
+        scores = {name: here.score(white, ["a"], [{}]), "remote": there.score(white, ["a"], [{}])}
+    assert by_name[name] * scores[name] == by_name["remote"] * scores["remote"]
 
 
 def test_a_file_goes_through_the_command_line_and_yaml(file: str) -> None:

@@ -42,6 +42,8 @@ class Odd(Reward):
         together, self.busy = self.busy, self.busy - 1
         if prompts[0] == "crash":
             raise RuntimeError("No such thing.")
+        if prompts[0] == "leave":
+            sys.exit("Enough.")
         if prompts[0] == "mistake":
             raise UserError("This cannot be scored.")
         return torch.full((len(images),), float("nan") if prompts[0] == "nan" else together)
@@ -216,7 +218,8 @@ def test_health_and_one_at_a_time() -> None:
     ("prompt", "told"),
     [
         ("mistake", r"sample 1 \('mistake'\): the server \S+ answered 422 \(This cannot be scored\)\."),
-        ("crash", r"in 2 tries: .* answered 500 \(The reward 'odd' failed with RuntimeError: no such thing\)\."),
+        ("crash", r"in 2 tries: .* answered 500 \(The reward 'odd' failed with RuntimeError: No such thing\)\."),
+        ("leave", r"in 2 tries: .* answered 500 \(The reward 'odd' failed with SystemExit: Enough\)\."),
         ("nan", r"answered 422 \(Reward 'odd' returned nan for sample 0 \('nan'\): it must be a number\)\."),
     ],
 )

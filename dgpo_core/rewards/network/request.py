@@ -12,6 +12,8 @@ from concurrent import futures
 from email.message import Message
 from typing import Any, NamedTuple, TypeVar
 
+from dgpo_core.common import patience
+
 MOST_BYTES = 16 * 2**20  # of an answer
 
 Result = TypeVar("Result")
@@ -40,7 +42,8 @@ def post(request: urllib.request.Request, seconds: float, direct: bool = False) 
 
 
 def _within(seconds: float, work: Callable[[], Result]) -> Result:
-    """What `work` returns or raises. Raises TimeoutError after so many seconds, and leaves it to its thread."""
+    """What `work` returns or raises. Raises TimeoutError after so many seconds, and leaves it to its thread, as where
+    nobody waits any more (`patience`)."""
     done: futures.Future[Result] = futures.Future()
 
     def run() -> None:
@@ -50,10 +53,7 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
             done.set_exception(error)
 
     threading.Thread(target=run, name="dgpo-request", daemon=True).start()
-    try:
-        return done.result(seconds)
-    except futures.TimeoutError:  # TimeoutError itself only from Python 3.11 on
-        raise TimeoutError from None
+    return patience.result(done, seconds)
 
 
 def _post(request: urllib.request.Request, seconds: float, direct: bool, line: "_Line") -> Answer:

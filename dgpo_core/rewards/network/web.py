@@ -3,13 +3,13 @@
 import http.client
 import os
 import random
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar
 
+from dgpo_core.common import patience
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import reason
 from dgpo_core.common.reading import parse_json, shown
@@ -75,24 +75,21 @@ class Server:
         read: Callable[[bytes], Read],
         sample: str,
         before: Callable[[], None] = lambda: None,
-        stop: threading.Event | None = None,
     ) -> Read:
         """What `read` makes of the answer to a POST of `body`, of the content type `kind`.
 
         read: may raise Refused. sample: what the request was for, as in "sample 3 ('a cat')". before: called before
-        each try. stop: once it is set there are no more tries. Raises UserError with the server, the sample and the
-        reason.
+        each try. Raises UserError with the server, the sample and the reason; ends early as `patience` has it.
         """
-        stop = stop or threading.Event()
         for attempt in range(self.retries + 1):
             before()
             try:
                 return read(self._post(path, body, kind))
             except Refused as refused:
-                last = attempt == self.retries or not refused.again
-                if last or stop.wait(max(self._pause(attempt), refused.wait)):
+                if attempt == self.retries or not refused.again:
                     tries = f" in {attempt + 1} tries" if attempt else ""
                     self.fail(f"no score for {sample}{tries}: the server {self.url} {refused}.")
+                patience.pause(max(self._pause(attempt), refused.wait))
         raise AssertionError("unreachable")
 
     def quoted(self, text: str, most: int) -> str:
