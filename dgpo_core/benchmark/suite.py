@@ -174,6 +174,8 @@ def _counted(process: subprocess.Popen[bytes], json_file: Path, left: float) -> 
 
 def report(device: str, json_file: Path | None) -> str:
     """Runs everything; the table. json_file: where the numbers go, too."""
+    if json_file:
+        write_atomic(json_file, "{}\n")  # what cannot be written is told before the minutes, not after them
     found = run(device)
     if json_file:
         write_atomic(json_file, json.dumps(found, indent=2) + "\n")

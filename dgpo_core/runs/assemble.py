@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -127,13 +128,18 @@ def judges(
 
 
 def evaluation_rewards(config: Config, trained: Mapping[str, Reward], device: Device) -> dict[str, Reward]:
-    """The rewards that measure the gain, by name; none where only people could tell it."""
-    names = evaluation_weights(config)
-    return {name: trained.get(name) or make_reward(name, device=str(device)) for name in names}
+    """The rewards that measure the gain, by name, with the options under which they are trained or watched; none where
+    only people could tell it."""
+    options, names = _options_of_watched(config), evaluation_weights(config)
+    return {name: trained.get(name) or make_reward(name, options.get(name), str(device)) for name in names}
 
 
 def watched_rewards(config: Config, made: Mapping[str, Reward], device: Device) -> dict[str, Reward]:
     """The rewards that are scored at each evaluation and never trained on, besides those that are `made`."""
-    options = {term.name: term.options for term in config.watch}
+    options = _options_of_watched(config)
     names = [name for name in watched(config) if name not in made]
     return {name: make_reward(name, options.get(name), str(device)) for name in names}
+
+
+def _options_of_watched(config: Config) -> dict[str, Mapping[str, Any]]:
+    return {term.name: term.options for term in config.watch}

@@ -55,6 +55,8 @@ def parse_args(
         " settings are laid over each other in this order."
     )
     given = read_arguments(CommandLine, argv, prog, description, defaults)
+    if given.settings.groups and "reward" in named_options(argv):
+        raise UserError("Ratings are the reward of --groups: leave --reward out, or watch that one with --watch.")
     config = for_groups(given.settings)
     if chosen.resumed and "track" not in named_options(argv):
         config = replace(config, track=NO_TRACKER)  # where data go is nothing that a folder decides
@@ -73,8 +75,9 @@ def _without_the_demos_measure(config: Config, named: Collection[str]) -> Config
     Its reward `shapes` knows the embedded model's pictures, and its held-out prompts go with its training prompts. What
     the user has `named` stays. On the embedded model `shapes` is still watched, beside a reward of one's own.
     """
-    own_prompts = config.data.prompts not in shipped.TRAINING or bool(config.data.text)
-    own_world = own_prompts or config.model.path not in shipped.MODELS
+    own_model = config.model.path not in shipped.MODELS
+    own_prompts = config.data.prompts not in shipped.TRAINING or bool(config.data.text or (config.groups and own_model))
+    own_world = own_prompts or own_model
     own_reward = not {term.name for term in config.reward} & {HUMAN, RATINGS, *DEMO_REWARDS}
     if own_prompts and not {"data.held_out", "data.held_out_text"} & set(named):
         config = replace(config, data=replace(config.data, held_out=""))

@@ -273,7 +273,7 @@ class EvalConfig:
     final_images: CountOrZero = 512
     """Images of the measurement before and after, for base and adapter each; 0 leaves it out."""
     reward: str = ""
-    """The reward that measures the gain; empty is the sum that is trained (nothing is measured where people are it)."""
+    """What measures the gain (with its options in `watch`); empty: what is trained, without conditions or people."""
     batch: OpenCountOrZero = AUTO
     """Images per forward; bounds memory; 0 draws all at once; 'auto' is what fits the GPU, and 8 where that is
     unknown."""

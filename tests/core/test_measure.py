@@ -12,6 +12,9 @@ from dgpo_core.common.prompts import Prompt
 from dgpo_core.evaluation.held_out import Drawing, HeldOut, evaluation_set
 from dgpo_core.evaluation.scores import Measurement, evaluation_weights, total
 from dgpo_core.policy.pipeline import DiffusersPolicy
+from dgpo_core.rewards.statistics import JpegSize
+from dgpo_core.runs import assemble
+from dgpo_core.settings.config import Config, EvalConfig, RewardTerm
 
 HELD_OUT = [Prompt("blue red"), Prompt("red red"), Prompt("two")]
 
@@ -120,3 +123,11 @@ def test_the_roll_outs_scheduler_goes_with_its_solver(
     monkeypatch.setattr(policy, "solver", lambda name, steps, *size, scheduler: seen.append((name, scheduler, steps)))
     Drawing.of(policy, config, SIZE)
     assert seen == [(*asked, 5)]
+
+
+def test_what_measures_the_gain_has_the_options_that_it_is_watched_with() -> None:
+    options = {"quality": 30}
+    config = Config(watch=(RewardTerm("jpeg_size", 1.0, options),), evaluation=EvalConfig(reward="jpeg_size"))
+    (judge,) = assemble.evaluation_rewards(config, {}, "cpu").values()
+    assert isinstance(judge, JpegSize)
+    assert judge.quality == 30

@@ -196,6 +196,7 @@ def contents(run: Path) -> dict[Path, bytes]:
     ("options", "sentence"),
     [
         (["--groups", "nowhere"], "There is no folder nowhere"),
+        (["--groups", "art", "--reward", "pickscore"], "Ratings are the reward of --groups: leave --reward out"),
         (["--reward", "ratings"], "needs a folder of rated images: give it with --groups FOLDER."),
         (["--groups", "art", "--evaluation.reward", "ratings"], "name one that can score images by itself."),
     ],

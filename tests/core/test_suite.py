@@ -7,6 +7,7 @@ import pytest
 from dgpo_core import bench, fit
 from dgpo_core.benchmark import suite
 from dgpo_core.benchmark.suite import CASES, Case
+from dgpo_core.common.errors import UserError
 from dgpo_core.settings.command_line import parse
 
 pytestmark = pytest.mark.slow
@@ -24,6 +25,11 @@ def test_both_commands_of_a_case_mean_the_same_settings(case: Case, tmp_path: Pa
     assert ours.memory.gradient_checkpointing == theirs.memory.gradient_checkpointing == case.checkpointing
     assert ours.training.micro_batch == theirs.training.micro_batch == case.images
     assert ours.data.groups_per_iteration == theirs.data.groups_per_iteration == 1
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_minutes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        suite.report("no device", tmp_path / "nowhere" / "suite.json")
 
 
 def test_what_failed_stands_in_the_table_beside_what_did_not() -> None:
