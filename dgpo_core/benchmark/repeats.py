@@ -22,14 +22,15 @@ from dgpo_core.policy.pipeline import DiffusersPolicy
 class Repeats:
     """Stands in for `predict` and `decode` of a policy without storage, and for the backward through the former.
 
-    A kind of forward: whether an adapter is on (all three are alike), the shapes of what it is given, whether it will
-    be gone back through. One forward at most is waiting for its backward at any time.
+    A kind of forward: whether an adapter is on (all three are alike), the shapes of what it is given and how long its
+    texts are, whether it will be gone back through. One forward at most is waiting for its backward at any time.
     """
 
     def __init__(self, policy: DiffusersPolicy, ledger: Ledger) -> None:
         self.policy, self.ledger = policy, ledger
         self._predict, self._decode, self._backward = policy.predict, policy.decode, Tensor.backward
         self._costs: dict[tuple[Any, ...], Cost] = {}
+        self._left: set[tuple[Any, ...]] = set()  # kinds whose first forward left something behind, for those after it
         self._kind: tuple[Any, ...] = ()  # of the last forward with gradients
         self._waiting: int | None = None  # bytes of a forward that was not gone through, held for its backward
 
@@ -50,14 +51,18 @@ class Repeats:
     def predict(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """As `Policy.predict`."""
         graded = torch.is_grad_enabled()
-        shapes = tuple(tuple(tensor.shape) for tensor in cond.tensors.values())
-        kind = self.policy.adapters.active is None, tuple(x_t.shape), shapes, graded
+        kind = self.policy.adapters.active is None, tuple(x_t.shape), _told(cond), graded
         known = self._costs.get(kind)
         if graded:
             self._kind = kind
         if known is None:
-            with self.ledger.span() as self._costs[kind]:
-                return self._predict(x_t, t, cond)
+            with self.ledger.span() as cost:
+                answer = self._predict(x_t, t, cond)
+            if not graded and cost.kept > answer.nbytes and kind not in self._left:
+                self._left.add(kind)  # such as tables of places: the next one finds them there, and costs less
+            else:
+                self._costs[kind] = cost
+            return answer
         self.ledger.repeat(known)
         answer = torch.empty(x_t.shape, device=x_t.device, dtype=torch.float32)
         if graded:
@@ -87,3 +92,11 @@ class Repeats:
         self.ledger.hold(-self._waiting)
         self._waiting = None
         self._backward(tensor, *args, **kwargs)
+
+
+def _told(cond: Cond) -> tuple[Any, ...]:
+    """What a forward's cost depends on in a conditioning: shapes and, of texts that go together, how long each is."""
+    return tuple(
+        tuple(tensor.sum(1).tolist()) if tensor.dtype == torch.bool else tuple(tensor.shape)
+        for tensor in cond.tensors.values()
+    )

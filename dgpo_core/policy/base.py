@@ -52,8 +52,9 @@ class Cond:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cond:
-        """Moved and, floating-point tensors only, cast."""
-        return Cond({k: v.to(device, dtype if v.is_floating_point() else None) for k, v in self.tensors.items()})
+        """Moved and, floating-point tensors only, cast. Masks stay where they are: how many tokens count is asked at
+        every forward, and an answer from a device has to be waited for."""
+        return Cond({k: _moved(v, device, dtype) for k, v in self.tensors.items()})
 
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:
@@ -61,6 +62,12 @@ class Cond:
         if len(conds) == 1:
             return conds[0]
         return Cond({k: _stacked([c.tensors[k] for c in conds]) for k in conds[0].tensors})
+
+
+def _moved(tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+    if tensor.dtype == torch.bool:
+        return tensor
+    return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:

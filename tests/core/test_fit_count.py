@@ -46,15 +46,11 @@ def counted(family: str, dtype: torch.dtype, checkpointing: bool, config: Config
     return count_without_weights(policy(family, "meta", dtype, checkpointing), config, SIZE, like="cpu")
 
 
-# Drawing is counted too high for these, Chroma's by a half (1.58 MB of 1.02), Qwen-Image's by 11 % and, in bfloat16, by
-# more than 12: their texts keep lengths of their own, and those of one image at a time are counted as going together
-LOOSE = ("chroma", "qwenimage")
 KEPT, RECOMPUTED = False, True
 # Each family in both number types and both ways, and those that are quickest to run in all four pairs
 PAIRS = [
     pytest.param(family, dtype, way, id=f"{family}-{str(dtype)[6:]}-{'recomputed' if way else 'kept'}")
     for family in (*tiny.BUILDERS, "kontext")
-    if family not in LOOSE
     for dtype in (torch.float32, torch.bfloat16)
     for way in (KEPT, RECOMPUTED)
     if family in ("sd15", "sd3") or (dtype == torch.float32) == (way == RECOMPUTED)

@@ -12,6 +12,7 @@ import torch
 from dgpo_core.benchmark import random_model
 from dgpo_core.common.errors import UserError
 from dgpo_core.policy import FAMILIES, Cond, guided, load_policy, pipeline
+from dgpo_core.policy.families.language import lengths
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
 
@@ -109,6 +110,12 @@ def test_cond_rows() -> None:
     moved = cond.to(dtype=torch.bfloat16)
     assert moved.tensors["a"].dtype == torch.bfloat16
     assert moved.tensors["b"].dtype == torch.int64
+
+
+def test_masks_stay_where_they_can_be_read_without_waiting() -> None:
+    cond = Cond({"tokens": torch.ones(1, 3, 2), "mask": torch.ones(1, 3, dtype=torch.bool)}).to("meta").expand(2)
+    assert cond.tensors["tokens"].is_meta
+    assert lengths(cond.select([1, 0]).tensors["mask"]) == [3, 3]
 
 
 def test_guidance_is_one_forward_and_scale_one_is_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:

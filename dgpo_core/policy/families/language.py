@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dgpo_core.common.sending import sent
+
 
 def mask_of(tokens: Tensor) -> Tensor:
-    """The mask of one prompt's tokens [1,L,C], all of which count: [1,L]. `Cond.cat` fills it up beside the tokens."""
-    return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    """The mask of one prompt's tokens [1,L,C], all of which count: [1,L], on the CPU, where `Cond.to` leaves it.
+    `Cond.cat` fills it up beside the tokens."""
+    return torch.ones(tokens.shape[:2], dtype=torch.bool)
 
 
 def lengths(mask: Tensor) -> list[int]:
     """How many tokens of each row count, by a mask [B,L] that is true up to some place."""
-    if mask.is_meta:  # without storage nothing is known of it but its size
-        return [mask.shape[1]] * len(mask)
     counts: list[int] = mask.sum(1).tolist()
     return counts
 
@@ -27,6 +28,6 @@ def by_length(mask: Tensor) -> list[tuple[int, list[int]]]:
     return sorted(rows.items(), reverse=True)
 
 
-def unless_whole(mask: Tensor) -> Tensor | None:
-    """The mask [B,L], or None where all tokens count: attention without a mask has the faster kernels."""
-    return None if mask.is_meta or bool(mask.all()) else mask
+def unless_whole(mask: Tensor, device: torch.device) -> Tensor | None:
+    """The mask [B,L] on a device, or None where all tokens count: attention without a mask has the faster kernels."""
+    return None if bool(mask.all()) else sent(mask, device)

@@ -82,7 +82,7 @@ class QwenImage(FlowPolicy):
             hidden_states=tokens,
             timestep=t / self.prediction.num_train_timesteps,
             encoder_hidden_states=cond["tokens"],
-            encoder_hidden_states_mask=unless_whole(cond["mask"]),
+            encoder_hidden_states_mask=unless_whole(cond["mask"], x.device),
             img_shapes=[[(1, height // 2, width // 2)] * len(pictures)] * len(x),
             return_dict=False,
         )[0]

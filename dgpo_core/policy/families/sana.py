@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.sending import sent
 from dgpo_core.policy.families.flow import FlowPolicy
 from dgpo_core.policy.families.language import mask_of
 from dgpo_core.policy.lora.names import Place, of_blocks
@@ -101,7 +102,7 @@ class Sana(FlowPolicy):
         found: Tensor = self.network(
             x,
             encoder_hidden_states=cond["tokens"],
-            encoder_attention_mask=cond["mask"],
+            encoder_attention_mask=sent(cond["mask"], x.device),
             timestep=t * self.network.config.timestep_scale,
             return_dict=False,
         )[0]
