@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dgpo_core.benchmark.count import Ledger, Phase
 from dgpo_core.benchmark.repeats import Repeats
-from dgpo_core.benchmark.weightless import META, Answers, attention_of, cuda_workspace, standing_in
+from dgpo_core.benchmark.weightless import META, Answers, attention_of, cuda_workspace, numbers_kept, standing_in
 from dgpo_core.common.distributed import World
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.source import Source
@@ -94,6 +94,7 @@ def count_without_weights(
     ledger = Ledger(META, cuda_workspace) if like == "cuda" else Ledger(META)
     with (
         attention_of(like),
+        numbers_kept(),
         Answers(),
         Repeats(policy, ledger).standing_in(),
         standing_in(pipeline, {"_free_memory": lambda _: room - ledger.total}),

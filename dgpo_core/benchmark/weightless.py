@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-META = torch.device("meta")
+from dgpo_core.benchmark.known import META, Known
+
 _aten = torch.ops.aten
 
 
@@ -25,14 +26,16 @@ _READ = 4096
 
 
 class Answers(TorchDispatchMode):
-    """What tensors without storage are asked for: ones, where numbers are wanted; on the processor, room and no more.
+    """What tensors without storage are asked for: their numbers, where they are known; else ones, and on the processor
+    room and no more.
 
     What an operation gives for tensors of some shapes is asked of torch once: it takes longer than all else here.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[Any, tuple[_Form | None, ...] | list[_Form | None] | _Form | None] = {}
+        self.numbers = Known()
+        self._forms: dict[Any, tuple[_Form | None, ...] | list[_Form | None] | _Form | None] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -43,24 +46,37 @@ class Answers(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is _aten._local_scalar_dense.default and args[0].is_meta:
-            return torch.ones((), dtype=args[0].dtype).item()
+            known = self.numbers.of(args[0])
+            return torch.ones((), dtype=args[0].dtype).item() if known is None else known.item()
         if func is _aten._to_copy.default and args[0].is_meta:
             device = kwargs.get("device")
             if device is not None and torch.device(device).type != "meta":
-                # of a few numbers somebody may read them; of weights nobody does, and they would fill the memory
-                dtype = kwargs.get("dtype") or args[0].dtype
-                if args[0].numel() > _READ:
-                    return torch.empty(args[0].shape, dtype=dtype, device=device)
-                return torch.full(args[0].shape, 1 if dtype.is_floating_point else 0, dtype=dtype, device=device)
+                return self._taken(args[0], device, kwargs.get("dtype") or args[0].dtype)
         gives = _gives(func)
         if gives == "other":
             return func(*args, **kwargs)
         if gives == "changed":
             if not all(tensor.is_meta for tensor in (args[0] if isinstance(args[0], list) else [args[0]])):
                 return func(*args, **kwargs)
+            self.numbers.change(func, args, kwargs)
             return args[0] if func._schema.returns else None
+        made = self.numbers.new(func, args, kwargs)
+        return self._formed(func, args, kwargs) if made is None else made
+
+    def _taken(self, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A copy elsewhere. Of a few numbers somebody may read them; of weights nobody does, and they would fill the
+        memory."""
+        known = self.numbers.of(tensor)
+        if known is not None:
+            return known.to(device, dtype, copy=True)
+        if tensor.numel() > _READ:
+            return torch.empty(tensor.shape, dtype=dtype, device=device)
+        return torch.full(tensor.shape, 1 if dtype.is_floating_point else 0, dtype=dtype, device=device)
+
+    def _formed(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """New tensors of the forms that the operation gives for such arguments."""
         question = func, _described(args), _described(tuple(kwargs.items()))
-        known = self._known.get(question)
+        known = self._forms.get(question)
         if known is not None:
             if isinstance(known, _Form):
                 return known.make()
@@ -70,7 +86,7 @@ class Answers(TorchDispatchMode):
         tensors = (out,) if isinstance(out, Tensor) else out
         forms = [_Form.of(tensor) for tensor in tensors]
         if all(form is None or form.fits(tensor) for form, tensor in zip(forms, tensors, strict=True)):
-            self._known[question] = forms[0] if isinstance(out, Tensor) else type(out)(forms)
+            self._forms[question] = forms[0] if isinstance(out, Tensor) else type(out)(forms)
         return out
 
 
@@ -126,6 +142,22 @@ def standing_in(thing: object, attributes: Mapping[str, Any]) -> Iterator[None]:
                 vars(thing).pop(name)
             else:
                 vars(thing)[name] = value
+
+
+@contextmanager
+def numbers_kept() -> Iterator[None]:
+    """Inside the block `torch.tensor` puts its numbers on the processor before they leave for the device "meta": there
+    at once they would be lost before `Answers` sees them."""
+    known = torch.tensor
+
+    def tensor(data: Any, **options: Any) -> Tensor:
+        device = options.get("device")
+        if device is None or torch.device(device).type != "meta":
+            return known(data, **options)
+        return known(data, **options | {"device": "cpu"}).to(device)
+
+    with standing_in(torch, {"tensor": tensor}):
+        yield
 
 
 @contextmanager
