@@ -24,6 +24,7 @@ from dgpo_core.policy.adapters import NAMES
 from dgpo_core.policy.base import Cond, Policy
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.rewards import Reward
+from dgpo_core.runs.assemble import rated_groups, training_prompts
 from dgpo_core.settings.config import Config, RewardTerm
 
 PHASES = ("encode", "draw", "decode", "update", "evaluation")
@@ -44,10 +45,19 @@ ANY = RewardTerm("any")
 """The term of a configuration that is trained on `Differing`, which is not in the registry."""
 
 
-def with_pictures(prompts: Sequence[Prompt], policy: Policy, size: tuple[int, int]) -> list[Prompt]:
-    """The prompts; those that bring none with as many black pictures as the policy needs to edit."""
-    black = (Source.of_pixels(torch.zeros(3, *size)),) * policy.sources[0]
+def with_pictures(prompts: Sequence[Prompt], policy: Policy, size: tuple[int, int], count: int = 0) -> list[Prompt]:
+    """The prompts; those that bring none with `count` black pictures, or as many more as the policy needs to edit."""
+    black = (Source.of_pixels(torch.zeros(3, *size)),) * max(count, policy.sources[0])
     return [prompt if prompt.sources else replace(prompt, sources=black) for prompt in prompts]
+
+
+def pictures_brought(policy: Policy, config: Config) -> int:
+    """How many pictures the prompts of the settings bring, of those that the policy can take. Raises UserError for
+    prompts that cannot be read."""
+    most = policy.sources[1]
+    if not most or not (config.data.prompts or config.data.text or config.groups):
+        return 0
+    return min(most, max(len(prompt.sources) for prompt in training_prompts(config, rated_groups(config))))
 
 
 def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, int], ledger: Ledger) -> dict[str, Phase]:
@@ -56,7 +66,8 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
     size: height and width in pixels. ledger: of the policy's device.
     """
     config = replace(config, reward=(ANY,), training=replace(config.training, lr=1e-12))
-    prompts = with_pictures([Prompt(f"no {i}") for i in range(config.data.groups_per_iteration)], policy, size)
+    texts = [Prompt(f"no {i}") for i in range(config.data.groups_per_iteration)]
+    prompts = with_pictures(texts, policy, size, pictures_brought(policy, config))
     with _by_phase(policy, ledger), ledger:
         if policy.offload:  # they have been loaded there; a policy without storage is made on the device in whole
             policy.text_encoders_to("cpu")

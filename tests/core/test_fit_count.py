@@ -1,5 +1,6 @@
 """What is counted without weights is what the same iteration takes with them."""
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import engine
 import pytest
 import tiny
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -18,6 +20,7 @@ from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading.libraries import quiet
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.settings.config import Config
+from dgpo_core.settings.values import from_dict
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +88,21 @@ def test_the_count_is_what_the_iteration_takes_when_it_is_run(
         assert found[name].bytes == pytest.approx(real[name].bytes, rel=0.1), name
         assert found[name].flops == real[name].flops > 0, name
         assert (found[name].forwards, found[name].backwards) == (real[name].forwards, real[name].backwards), name
+
+
+@pytest.mark.parametrize("family", ["flux2", "qwen-image-edit"])
+def test_pictures_that_prompts_bring_are_counted(family: str, tmp_path: Path) -> None:
+    file = tmp_path / "edits.jsonl"
+    file.write_text(json.dumps({"prompt": "red", "images": ["a.png", "b.png"]}))
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", SIZE).save(tmp_path / name)
+    config = from_dict({"data": {"prompts": str(file)}}, SETTINGS)
+    real, found = really(family, torch.float32, KEPT, config), counted(family, torch.float32, KEPT, config)
+    alone = counted(family, torch.float32, KEPT)
+    for name in PHASES:
+        assert found[name].bytes == pytest.approx(real[name].bytes, rel=0.1), name
+        assert found[name].flops == real[name].flops, name
+    assert found["draw"].flops > 1.3 * alone["draw"].flops
 
 
 @pytest.mark.parametrize("solver", ["ddim", "plms", "dpmpp_2m", "unipc"])
