@@ -36,8 +36,8 @@ class FitConfig:
     model: str = ""
     """Another model than the preset's: a diffusers folder or a .safetensors file; its weights are not read."""
     random: str = ""
-    """A published architecture instead: sd15, sd21, sd35m, sdxl, flux, kontext, zimage, qwenimage, chroma, flux2-klein,
-    sana or hidream."""
+    """A published architecture instead: sd15, sd21, sd35m, sdxl, flux, kontext, zimage, qwenimage, qwen-image-edit,
+    chroma, flux2-klein, sana or hidream."""
     vram: NotNegative = 0.0
     """Memory of the card in GB (of 2**30 bytes); 0 takes that of --card."""
     card: str = ""

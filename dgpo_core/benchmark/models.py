@@ -32,6 +32,8 @@ PUBLISHED = {
     "lodestones/Chroma1-HD": "chroma",
     "Qwen/Qwen-Image": "qwenimage",
     "Qwen/Qwen-Image-2512": "qwenimage",
+    "Qwen/Qwen-Image-Edit-2509": "qwen-image-edit",
+    "Qwen/Qwen-Image-Edit-2511": "qwen-image-edit",
     "Tongyi-MAI/Z-Image-Turbo": "zimage",
     "Tongyi-MAI/Z-Image": "zimage",
     "Efficient-Large-Model/Sana_1600M_1024px_diffusers": "sana",

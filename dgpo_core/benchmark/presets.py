@@ -10,6 +10,7 @@ PRESETS = {
     "chroma": "chroma-pickscore",
     "flux2-klein": "flux2-klein-pickscore",
     "qwenimage": "qwenimage-pickscore",
+    "qwen-image-edit": "qwenimage-pickscore",
     "zimage": "zimage-pickscore",
     "sana": "sana-pickscore",
     "hidream": "hidream-pickscore",

@@ -14,6 +14,7 @@ from diffusers import (
     Flux2Transformer2DModel,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
+    QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
@@ -24,6 +25,8 @@ from diffusers import (
 from transformers import CLIPTextModelWithProjection
 
 from dgpo_core.benchmark import random_parts as parts
+from dgpo_core.common.packages import is_installed, missing
+from dgpo_core.policy.families.qwenedit import QwenImageEdit
 from dgpo_core.policy.families.sana import instruction
 
 _ZIMAGE = {  # huggingface.co/Tongyi-MAI/Z-Image-Turbo, transformer/config.json
@@ -67,6 +70,12 @@ _QWEN25_VL = {  # text_encoder/config.json: the part that reads
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
 }
 _QWEN25_SIGHT = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+_QWEN25_PICTURE = {  # what stands for a picture in a prompt, and how the config calls it
+    "<|vision_start|>": "vision_start_token_id",
+    "<|image_pad|>": "image_token_id",
+    "<|video_pad|>": "video_token_id",
+    "<|vision_end|>": "vision_end_token_id",
+}
 _FLUX2_KLEIN = {  # huggingface.co/black-forest-labs/FLUX.2-klein-base-4B, transformer/config.json
     "patch_size": 1,
     "in_channels": 128,
@@ -133,23 +142,50 @@ def zimage(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> 
 
 def qwenimage(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> QwenImagePipeline:
     """Qwen-Image: a transformer of 20.4 billion parameters, and Qwen2.5-VL-7B."""
-    place = parts.place_of(device)
-    with place:
-        vae = AutoencoderKLQwenImage().to(dtype)  # the class's own settings are the published ones
-    pipe = QwenImagePipeline(
-        transformer=parts.backbone(QwenImageTransformer2DModel, _QWENIMAGE | overrides, dtype, device),
-        scheduler=FlowMatchEulerDiscreteScheduler(**_QWENIMAGE_LEVELS),
-        vae=vae,
-        text_encoder=_qwen25_vl(dtype, device),
-        tokenizer=parts.tokenizer(512),
+    return _of_letters(QwenImagePipeline(**_qwenimage_parts(parts.tokenizer(512), dtype, device, overrides)))
+
+
+def qwenimage_edit(dtype: torch.dtype, device: torch.device | str, **overrides: Any) -> QwenImageEditPlusPipeline:
+    """Qwen-Image-Edit-2509: Qwen-Image's parts, and what shows pictures to Qwen2.5-VL."""
+    for package in QwenImageEdit.needs:
+        if not is_installed(package):
+            raise missing("A model of the family qwen-image-edit", package)
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor  # imported late, as below
+
+    tokenizer = parts.tokenizer(512)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(_QWEN25_PICTURE)})
+    made = _qwenimage_parts(tokenizer, dtype, device, overrides)
+    for token, name in _QWEN25_PICTURE.items():
+        setattr(made["text_encoder"].config, name, tokenizer.convert_tokens_to_ids(token))
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(), tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor()
     )
-    # of 34 tokens in Qwen's vocabulary, which are dropped again, and many more in one of letters
+    return _of_letters(QwenImageEditPlusPipeline(**made, processor=processor))
+
+
+def _qwenimage_parts(
+    tokenizer: Any, dtype: torch.dtype, device: torch.device | str, overrides: dict[str, Any]
+) -> dict[str, Any]:
+    with parts.place_of(device):
+        vae = AutoencoderKLQwenImage().to(dtype)  # the class's own settings are the published ones
+    return {
+        "transformer": parts.backbone(QwenImageTransformer2DModel, _QWENIMAGE | overrides, dtype, device),
+        "scheduler": FlowMatchEulerDiscreteScheduler(**_QWENIMAGE_LEVELS),
+        "vae": vae,
+        "text_encoder": _qwen25_vl(len(tokenizer), dtype, device),
+        "tokenizer": tokenizer,
+    }
+
+
+def _of_letters(pipe: Any) -> Any:
+    """With a short text around a prompt: theirs is of 34 or 64 tokens in Qwen's vocabulary, which are dropped again,
+    and of many more in one of letters."""
     pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "user: {} assistant:", 0
     return pipe
 
 
-def _qwen25_vl(dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Qwen2.5-VL-7B; with storage, its width with one layer."""
+def _qwen25_vl(words: int, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """Qwen2.5-VL-7B; with storage, its width with one layer and so many words."""
     from transformers import (  # imported late: others need no new one
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
@@ -157,7 +193,7 @@ def _qwen25_vl(dtype: torch.dtype, device: torch.device | str) -> Any:
 
     place, text, sight = parts.place_of(device), dict(_QWEN25_VL), dict(_QWEN25_SIGHT)
     if place.type != "meta":
-        text |= {"vocab_size": len(parts.tokenizer(512)), "intermediate_size": 64, "num_hidden_layers": 1}
+        text |= {"vocab_size": words, "intermediate_size": 64, "num_hidden_layers": 1}
         text |= {"bos_token_id": 0, "eos_token_id": 0}
         sight |= {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=sight, tie_word_embeddings=False)

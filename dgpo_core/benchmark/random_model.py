@@ -30,7 +30,7 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dgpo_core.benchmark import random_parts as parts
-from dgpo_core.benchmark.random_language import flux2_klein, hidream, qwenimage, sana, zimage
+from dgpo_core.benchmark.random_language import flux2_klein, hidream, qwenimage, qwenimage_edit, sana, zimage
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.suggest import suggest
 from dgpo_core.policy.families import FAMILIES
@@ -259,6 +259,7 @@ RANDOM_MODELS: dict[str, Callable[..., Any]] = {
     "chroma": chroma,
     "flux2-klein": flux2_klein,
     "qwenimage": qwenimage,
+    "qwen-image-edit": qwenimage_edit,
     "zimage": zimage,
     "sana": sana,
     "hidream": hidream,

@@ -29,7 +29,7 @@ def fit(arguments: list[str], folder: Path) -> Mapping[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("family", tiny.BUILDERS)
+@pytest.mark.parametrize("family", [*tiny.BUILDERS, *tiny.EDITORS])
 def test_a_diffusers_folder_is_counted_by_its_configs(family: str, tmp_path: Path) -> None:
     folder = tiny.folder(family)
     found = fit(["--model", str(folder), *FEW], tmp_path)
@@ -46,6 +46,7 @@ def test_a_diffusers_folder_is_counted_by_its_configs(family: str, tmp_path: Pat
 def test_a_published_architecture_is_counted_without_any_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tiny.require(name)
     monkeypatch.setitem(RANDOM_MODELS, name, functools.partial(RANDOM_MODELS[name], **SMALL[name]))
     found = fit(["--random", name, "--card", "RTX 4090", *FEW], tmp_path)
     assert found["seconds"]["update"] > 0

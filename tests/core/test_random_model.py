@@ -37,6 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("flux", {"text_encoder": 123_060_480, "text_encoder_2": 4_762_310_656}),
         ("zimage", {"text_encoder": 4_022_468_096}),
         ("qwenimage", {"text_encoder": 8_292_166_656}),
+        ("qwen-image-edit", {"text_encoder": 8_292_166_656}),
         ("chroma", {"text_encoder": 4_762_310_656}),
         ("flux2-klein", {"text_encoder": 4_022_468_096}),
         ("sana", {"text_encoder": 2_614_341_888}),
@@ -44,6 +45,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_without_storage_the_text_encoders_are_whole_too(name: str, encoders: dict[str, int]) -> None:
+    tiny.require(name)
     pipe = RANDOM_MODELS[name](torch.bfloat16, "meta")
     assert {part: parameters(getattr(pipe, part)) for part in encoders} == encoders
 
@@ -63,6 +65,7 @@ def parameters(module: nn.Module) -> int:
         ("sd21", 865_910_724, 83_653_863),
         ("zimage", 6_154_908_736, 83_819_683),
         ("qwenimage", 20_430_401_088, 126_892_531),
+        ("qwen-image-edit", 20_430_401_088, 126_892_531),
         ("chroma", 8_899_983_424, 83_819_683),
         ("flux2-klein", 3_875_544_576, 84_046_115),
         ("sana", 1_604_462_752, 312_250_275),
@@ -70,6 +73,7 @@ def parameters(module: nn.Module) -> int:
     ],
 )
 def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: str, backbone: int, vae: int) -> None:
+    tiny.require(name)
     pipe = RANDOM_MODELS[name](torch.bfloat16, "meta")
     network = pipe.unet if name in ("sd15", "sd21", "sdxl") else pipe.transformer
     assert parameters(network) == backbone
@@ -86,6 +90,7 @@ def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: st
         ("flux", (1, 512, 4096), {"pooled": (1, 768)}),
         ("zimage", (1, 27, 2560), {"mask": (1, 27)}),  # as many as it has, in letters here
         ("qwenimage", (1, 27, 3584), {"mask": (1, 27)}),
+        ("qwen-image-edit", (1, 27, 3584), {"mask": (1, 27)}),  # without its picture
         ("chroma", (1, 13, 4096), {"mask": (1, 13)}),
         ("flux2-klein", (1, 512, 7680), {}),  # with what fills it up
         ("sana", (1, 8, 2304), {"mask": (1, 8)}),  # without the instruction
@@ -96,6 +101,7 @@ def test_backbone_and_vae_have_as_many_parameters_as_the_published_ones(name: st
 def test_prompts_are_encoded_to_the_real_widths_and_token_counts(
     name: str, tokens: tuple[int, ...], beside: dict[str, tuple[int, ...]]
 ) -> None:
+    tiny.require(name)
     setup = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": None, "seed": 0, "offload": True}
     policy = random_policy(name, dtype="float32", device=torch.device("cpu"), **setup)
     one, other = policy.encode(["a red circle", "two blue squares"])
@@ -107,6 +113,7 @@ def test_prompts_are_encoded_to_the_real_widths_and_token_counts(
 @pytest.mark.parametrize("name", RANDOM_MODELS)
 @pytest.mark.usefixtures("small")
 def test_the_benchmark_runs_on_a_random_model_and_its_numbers_are_finite(name: str, tmp_path: Path) -> None:
+    tiny.require(name)
     file = tmp_path / "bench.json"
     options = ["--height", "32", "--width", "32", "--groups", "1", "--group_size", "2", "--iterations", "1"]
     assert main(["--random", name, *options, "--device", "cpu", "--json", str(file)]) == 0

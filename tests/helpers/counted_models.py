@@ -84,3 +84,4 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Changes of each backbone's config that leave a forward of milliseconds."""
 SMALL["kontext"] = SMALL["flux"]
+SMALL["qwen-image-edit"] = SMALL["qwenimage"]

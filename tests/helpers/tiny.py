@@ -231,10 +231,15 @@ def can_be_built(family: str) -> bool:
     return True
 
 
-def build(family: str, folder: Path, **scheduler: Any) -> Any:
-    """A tiny pipeline; folder: where its tokenizers' files are written. Skips the test where it cannot be built."""
+def require(family: str) -> None:
+    """Skips the test where the family cannot be built."""
     if not can_be_built(family):
         pytest.skip(f"The family {family} needs torchvision.")
+
+
+def build(family: str, folder: Path, **scheduler: Any) -> Any:
+    """A tiny pipeline; folder: where its tokenizers' files are written. Skips the test where it cannot be built."""
+    require(family)
     return (BUILDERS | EDITORS)[family](folder, **scheduler)
 
 
