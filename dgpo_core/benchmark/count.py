@@ -6,12 +6,13 @@ without ("meta") alike. What an operation takes and gives back inside itself it 
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -87,6 +88,18 @@ class Phase:
         return sum(kernel.flops * times for kernel, times in self.kernels.items())
 
 
+class Answering(Protocol):
+    """Answers operations in the place of torch."""
+
+    def question(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable | None:
+        """What is the same for operations whose answers take the same bytes and work; None where it cannot be said."""
+
+    def answer(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], question: Hashable | None = None
+    ) -> Any:
+        """What the operation gives; question: what `question` gave for it."""
+
+
 class _Span:
     """A stretch of work that is being looked at."""
 
@@ -99,12 +112,19 @@ class Ledger(TorchDispatchMode):
     """Counts while it is the active mode; tensors that are there before must be told by `own`.
 
     device: the one whose bytes are counted. workspace: the bytes that an operation, given with its arguments, takes
-    while it works. `phases` holds what was counted, by the names that `phase` was given.
+    while it works. answers: who answers in the place of torch. `phases` holds what was counted, by the names that
+    `phase` was given.
     """
 
-    def __init__(self, device: torch.device, workspace: Callable[[Any, Sequence[Any]], int] = lambda *_: 0) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        workspace: Callable[[Any, Sequence[Any]], int] = lambda *_: 0,
+        answers: Answering | None = None,
+    ) -> None:
         super().__init__()
-        self.device, self.workspace = device, workspace
+        self.device, self.workspace, self.answers = device, workspace, answers
+        self._is_here = operator.attrgetter("is_meta" if device.type == "meta" else "is_" + device.type)
         self.phases: dict[str, Phase] = {}
         self.live = dict.fromkeys(KINDS, 0)
         self._total = 0
@@ -112,6 +132,7 @@ class Ledger(TorchDispatchMode):
         self._phase: Phase | None = None
         self._spans: list[_Span] = []
         self._known_flops: dict[tuple[Any, tuple[Any, ...]], int] = {}
+        self._known: dict[Hashable, tuple[int, Kernel | None]] = {}  # by question: workspace and kernel
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -215,27 +236,53 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        given = [x for x in _tensors((out,)) if x.device.type == self.device.type]
+        kwargs, answers = kwargs or {}, self.answers
+        if func.is_view:
+            out = func(*args, **kwargs)
+            if self._hold_all(_tensors((out,))):
+                self._look()
+            return out
+        question = answers.question(func, args, kwargs) if answers else None
+        out = answers.answer(func, args, kwargs, question) if answers else func(*args, **kwargs)
+        given = [x for x in _tensors((out,)) if self._is_here(x)]
         if not given:
             return out
-        for tensor in given:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._held:
-                self._hold(storage, "activations")
-        self._look(self.workspace(func, args))
-        if not func.is_view and func.overloadpacket not in _NO_KERNEL:
-            taken = _tensors((*args, *kwargs.values()))
-            kernel = Kernel(
-                flops=self._flops(func, args, kwargs, out) if func.overloadpacket in _FLOPS else 0,
-                moved=sum(_bytes(x) for x in (*taken, *given)),
-                bits=8 * (taken or given)[0].element_size(),
-                crosses=bool(kwargs.get("non_blocking")),  # as all that comes from main memory is copied
-            )
+        self._hold_all(given)
+        known = self._known.get(question) if question else None
+        if known is None:
+            known = self.workspace(func, args), self._kernel(func, args, kwargs, out, given)
+            if question:
+                self._known[question] = known
+        extra, kernel = known
+        self._look(extra)
+        if kernel is not None:
             for counter in self._counters():
                 counter[kernel] += 1
         return out
+
+    def _hold_all(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether any of them is on the device that was not known there."""
+        any_new = False
+        for tensor in tensors:
+            if self._is_here(tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._held:
+                    self._hold(storage, "activations")
+                    any_new = True
+        return any_new
+
+    def _kernel(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, given: Sequence[Tensor]
+    ) -> Kernel | None:
+        if func.overloadpacket in _NO_KERNEL:
+            return None
+        taken = _tensors((*args, *kwargs.values()))
+        return Kernel(
+            flops=self._flops(func, args, kwargs, out) if func.overloadpacket in _FLOPS else 0,
+            moved=sum(_bytes(x) for x in (*taken, *given)),
+            bits=8 * (taken or given)[0].element_size(),
+            crosses=bool(kwargs.get("non_blocking")),  # as all that comes from main memory is copied
+        )
 
     def _flops(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> int:
         """As torch has it for these shapes, asked once: its formulas take longer than what they count."""

@@ -76,12 +76,15 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
         trainer = Trainer(policy, prompts, {ANY.name: Differing()}, config, size=size, world=World(str(policy.device)))
         for parameter in trainer.step.parameters.values():
             parameter.grad = torch.zeros_like(parameter)  # as from the first update on
+        with ledger.phase("update"):
+            trainer.step.condition(prompts)
         for _ in range(STEADY - 1):
-            with ledger.phase("update"):
+            with ledger.phase("update"), standing_in(trainer.stream, {"per_iteration": _enough(config)}):
                 trainer.iterate()
             _own_what_stays(trainer, ledger)
         encode = ledger.phases["encode"]  # later a prompt's embeddings are there
         ledger.phases.clear()
+        ledger.phases["encode"] = encode
         with ledger.phase("update"):  # all that is not one of the others
             trainer.iterate()
         _own_what_stays(trainer, ledger)
@@ -89,7 +92,14 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
             images = config.evaluation.images or config.evaluation.final_images
             rows = [(prompts[0], list(range(min(config.evaluation.at_once or images, images))))]
             Drawing.of(policy, config, size).draw(config.evaluation.weights, rows)
-    return {name: {**ledger.phases, "encode": encode}.get(name, Phase()) for name in PHASES}
+    return {name: ledger.phases.get(name, Phase()) for name in PHASES}
+
+
+def _enough(config: Config) -> int:
+    """Groups by which all comes into the state that is counted: as many as go through together."""
+    groups, size = config.data.groups_per_iteration, config.rollout.group_size
+    together = max(config.rollout.at_once or groups * size, config.training.at_once)
+    return min(groups, math.ceil(together / size))
 
 
 def count_without_weights(
@@ -102,11 +112,10 @@ def count_without_weights(
     """`count_iteration` for a policy on the device "meta": no forward is computed, and those of one kind are looked at
     once. like: whose attention it takes. room: bytes that the device has, by which the policy decides what
     makes room for what."""
-    ledger = Ledger(META, cuda_workspace) if like == "cuda" else Ledger(META)
+    ledger = Ledger(META, cuda_workspace if like == "cuda" else lambda *_: 0, Answers())
     with (
         attention_of(like),
         numbers_kept(),
-        Answers(),
         Repeats(policy, ledger).standing_in(),
         standing_in(pipeline, {"_free_memory": lambda _: room - ledger.total}),
         standing_in(policy.network, {"to": _Mover(policy.network, ledger)}),

@@ -18,7 +18,8 @@ META = torch.device("meta")
 _CPU = torch.device("cpu")
 _aten = torch.ops.aten
 _MOST = 2**20  # numbers of a tensor that are kept
-_SET = {_aten.arange, _aten.zeros, _aten.ones, _aten.full, _aten.scalar_tensor}  # what they make, their arguments say
+MADE_OF_NUMBERS = {_aten.arange, _aten.zeros, _aten.ones, _aten.full, _aten.scalar_tensor}
+"""Operations that take no tensors, and whose arguments say which numbers they make."""
 _UNSET = {_aten.empty_like, _aten.new_empty, _aten.new_empty_strided}
 
 
@@ -105,14 +106,14 @@ def _of_whole_numbers(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """Whether an operation is given whole numbers on the device, or makes some there: quick to say, and mostly not."""
     tensors = [one for value in args for one in (value if isinstance(value, list | tuple) else (value,))]
     tensors = [one for one in tensors if isinstance(one, Tensor)]
-    if any(one.is_meta and not one.is_floating_point() for one in tensors):
+    if any(one.is_meta and not (one.is_floating_point() or one.is_complex()) for one in tensors):
         return func.overloadpacket not in _UNSET
     device = kwargs.get("device")
     if device is None or torch.device(device).type != "meta":
         return False
     if tensors:  # they are brought there
         return not tensors[0].is_floating_point() and tensors[0].numel() <= _MOST
-    if func.overloadpacket not in _SET:
+    if func.overloadpacket not in MADE_OF_NUMBERS:
         return False
     made = func(*args, **kwargs)
     return not made.is_floating_point() and made.numel() <= _MOST

@@ -1,4 +1,5 @@
-"""Forwards, backwards and decodings that are like earlier ones cost what those cost, and are not gone through again.
+"""Forwards, backwards, draws and decodings that are like earlier ones cost what those cost, and are not gone through
+again.
 
 An iteration has thousands of them, of a dozen kinds. The engine's code runs in full around them: how many there are, in
 which order, and what is kept between them, is what it decides.
@@ -8,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from dgpo_core.benchmark.count import Cost, Ledger
 from dgpo_core.benchmark.weightless import standing_in
-from dgpo_core.policy.base import Cond
+from dgpo_core.diffusion.solvers import SchedulerSolver, Solver
+from dgpo_core.policy.base import Check, Cond
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
 
 class Repeats:
-    """Stands in for `predict` and `decode` of a policy without storage, and for the backward through the former.
+    """Stands in for `predict`, `sample` and `decode` of a policy without storage, and for backwards.
 
     A kind of forward: whether an adapter is on (all three are alike), the shapes of what it is given and how long its
     texts are, whether it will be gone back through. One forward at most is waiting for its backward at any time.
@@ -29,7 +31,10 @@ class Repeats:
     def __init__(self, policy: DiffusersPolicy, ledger: Ledger) -> None:
         self.policy, self.ledger = policy, ledger
         self._predict, self._decode, self._backward = policy.predict, policy.decode, Tensor.backward
+        self._sample = policy.sample
         self._costs: dict[tuple[Any, ...], Cost] = {}
+        self._asked: dict[tuple[Any, ...], tuple[int, int]] = {}  # by kind of draw: calls, and images in them
+        self._remembered: dict[int, int] = {}  # by solver: bytes that it keeps of a draw that was not gone through
         self._left: set[tuple[Any, ...]] = set()  # kinds whose first forward left something behind, for those after it
         self._kind: tuple[Any, ...] = ()  # of the last forward with gradients
         self._waiting: int | None = None  # bytes of a forward that was not gone through, held for its backward
@@ -43,7 +48,7 @@ class Repeats:
 
         Tensor.backward = backward  # type: ignore[assignment, method-assign]
         try:
-            with standing_in(self.policy, {"predict": self.predict, "decode": self.decode}):
+            with standing_in(self.policy, {"predict": self.predict, "sample": self.sample, "decode": self.decode}):
                 yield
         finally:
             Tensor.backward = self._backward  # type: ignore[method-assign]
@@ -69,6 +74,36 @@ class Repeats:
             self._waiting = known.kept - answer.nbytes
             self.ledger.hold(self._waiting)
             answer.requires_grad_()
+        return answer
+
+    def sample(self, solver: Solver, x_T: Tensor, cond: Cond, uncond: Cond, cfg: float, check: Check) -> Tensor:
+        """As `Policy.sample`."""
+        alone = self.policy.adapters.active is None
+        kind = "draw", id(solver), alone, tuple(x_T.shape), _told(cond), _told(uncond), cfg
+        made_here = cast(SchedulerSolver, solver)  # by the policy's `solver`
+        made_here.forget()
+        self.ledger.hold(-self._remembered.pop(id(solver), 0))
+        if kind not in self._costs:
+            return self._gone_through(kind, made_here, x_T, cond, uncond, cfg, check)
+        cost, phase = self._costs[kind], self.ledger.current
+        self.ledger.repeat(cost)
+        phase.calls += self._asked[kind][0]
+        phase.forwards += self._asked[kind][1]
+        answer = torch.empty(x_T.shape, device=self.policy.device, dtype=torch.float32)
+        self._remembered[id(solver)] = cost.kept - answer.nbytes
+        self.ledger.hold(self._remembered[id(solver)])
+        return answer
+
+    def _gone_through(self, kind: tuple[Any, ...], solver: Solver, x_T: Tensor, *rest: Any) -> Tensor:
+        """A draw of this kind. The first may leave something behind, such as tables of places: the second is kept."""
+        phase = self.ledger.current
+        before = phase.calls, phase.forwards
+        with self.ledger.span() as cost:
+            answer = self._sample(solver, x_T, *rest)
+        if kind in self._left:
+            self._costs[kind] = cost
+            self._asked[kind] = phase.calls - before[0], phase.forwards - before[1]
+        self._left.add(kind)
         return answer
 
     def decode(self, latents: Tensor) -> Tensor:

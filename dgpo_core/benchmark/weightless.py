@@ -8,7 +8,7 @@ holds a matrix of all tokens times all tokens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgpo_core.benchmark.known import META, Known
+from dgpo_core.benchmark.known import MADE_OF_NUMBERS, META, Known
 
 _aten = torch.ops.aten
 
@@ -29,13 +29,14 @@ class Answers(TorchDispatchMode):
     """What tensors without storage are asked for: their numbers, where they are known; else ones, and on the processor
     room and no more.
 
-    What an operation gives for tensors of some shapes is asked of torch once: it takes longer than all else here.
+    What an operation gives for tensors of some shapes is asked of torch once: it takes longer than all else here. It is
+    a mode of its own, or what a `Ledger` asks in the place of torch.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.numbers = Known()
-        self._forms: dict[Any, tuple[_Form | None, ...] | list[_Form | None] | _Form | None] = {}
+        self._forms: dict[Hashable, tuple[_Form | None, ...] | list[_Form | None] | _Form | None] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -45,6 +46,22 @@ class Answers(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        return self.answer(func, args, kwargs, self.question(func, args, kwargs))
+
+    def question(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable | None:
+        """The operation and all that the form of its answer depends on; None where that is whole numbers as well."""
+        if func.overloadpacket in MADE_OF_NUMBERS:
+            return None
+        about, options = _described(args), _described(kwargs.items()) if kwargs else ()
+        return None if about is None or options is None else (func, about, options)
+
+    def answer(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], question: Hashable | None = None
+    ) -> Any:
+        """What the operation gives; question: what `question` gave for it."""
+        form = self._forms.get(question) if question else None
+        if form is not None:
+            return _made(form)
         if func is _aten._local_scalar_dense.default and args[0].is_meta:
             known = self.numbers.of(args[0])
             return torch.ones((), dtype=args[0].dtype).item() if known is None else known.item()
@@ -60,8 +77,8 @@ class Answers(TorchDispatchMode):
                 return func(*args, **kwargs)
             self.numbers.change(func, args, kwargs)
             return args[0] if func._schema.returns else None
-        made = self.numbers.new(func, args, kwargs)
-        return self._formed(func, args, kwargs) if made is None else made
+        made = None if question else self.numbers.new(func, args, kwargs)
+        return self._new(func, args, kwargs, question) if made is None else made
 
     def _taken(self, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """A copy elsewhere. Of a few numbers somebody may read them; of weights nobody does, and they would fill the
@@ -73,21 +90,24 @@ class Answers(TorchDispatchMode):
             return torch.empty(tensor.shape, dtype=dtype, device=device)
         return torch.full(tensor.shape, 1 if dtype.is_floating_point else 0, dtype=dtype, device=device)
 
-    def _formed(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """New tensors of the forms that the operation gives for such arguments."""
-        question = func, _described(args), _described(tuple(kwargs.items()))
-        known = self._forms.get(question)
-        if known is not None:
-            if isinstance(known, _Form):
-                return known.make()
-            made = [form and form.make() for form in known]
-            return tuple(made) if isinstance(known, tuple) else made
+    def _new(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], question: Hashable | None) -> Any:
+        """New tensors, whose forms are kept for when the same is asked again."""
         out = func(*args, **kwargs)
+        if question is None:
+            return out
         tensors = (out,) if isinstance(out, Tensor) else out
         forms = [_Form.of(tensor) for tensor in tensors]
         if all(form is None or form.fits(tensor) for form, tensor in zip(forms, tensors, strict=True)):
             self._forms[question] = forms[0] if isinstance(out, Tensor) else type(out)(forms)
         return out
+
+
+def _made(form: Any) -> Any:
+    """What `_Form`s stand for, alone or several."""
+    if isinstance(form, _Form):
+        return form.make()
+    made = [one and one.make() for one in form]
+    return tuple(made) if isinstance(form, tuple) else made
 
 
 class _Form(NamedTuple):
@@ -120,13 +140,23 @@ def _gives(func: Any) -> Literal["new", "changed", "other"]:
     return "changed" if written == [0] and torch.Tag.inplace_view not in func.tags else "other"
 
 
-def _described(value: Any) -> Any:
-    """All that the shapes of an operation's answer depend on, as a key."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device.type
-    if isinstance(value, tuple | list):
-        return tuple(map(_described, value))
-    return type(value), value
+def _described(values: Iterable[Any]) -> tuple[Any, ...] | None:
+    """All that the shapes of an operation's answer depend on, as a key; None where there are whole numbers in it."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            dtype = value.dtype
+            if not (dtype.is_floating_point or dtype.is_complex):
+                return None
+            found.append((value.shape, value.stride(), dtype, value.is_meta))
+        elif isinstance(value, tuple | list):
+            inner = _described(value)
+            if inner is None:
+                return None
+            found.append(inner)
+        else:
+            found.append((type(value), value))
+    return tuple(found)
 
 
 @contextmanager

@@ -79,6 +79,10 @@ class SchedulerSolver(Solver):
     _scheduler: Any
     _reset: Reset
 
+    def forget(self) -> None:
+        """Lets go of the last sample: diffusers' schedulers keep a history of model outputs."""
+        self._reset()
+
     @torch.no_grad()
     def sample(self, predict: Predict, noise: Tensor, on_step: OnStep | None = None) -> Tensor:
         """Integrates from `noise` [B,C,h,w], standard normal, to a clean latent of the same shape, float32.
@@ -86,7 +90,7 @@ class SchedulerSolver(Solver):
         predict(x, t): called with the model's true input [B,C,h,w] (scaled where the scheduler scales) and the model's
         timestep, float32 [B]; returns the network's answer in float32. on_step(done, calls) follows every call.
         """
-        self._reset()  # diffusers' schedulers keep a history of model outputs
+        self.forget()
         scheduler = self._scheduler
         scale_input = getattr(scheduler, "scale_model_input", None)
         x = noise.float() * float(getattr(scheduler, "init_noise_sigma", 1.0))

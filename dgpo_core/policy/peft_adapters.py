@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -80,6 +81,8 @@ class PeftAdapters(Adapters):
     def _reset(self, seed: int) -> None:
         with torch.no_grad():
             for key, first in self._states["current"].items():
+                if first.is_meta:  # without storage there is no start to be drawn
+                    continue
                 value = torch.zeros(first.shape)
                 if key.endswith("lora_A.weight"):
                     value = noise(derive_seed(seed, "lora", key), tuple(first.shape)) / self.rank
@@ -115,9 +118,11 @@ def _add(model: Any, name: str, rank: int, alpha: float, targets: Sequence[str])
     from peft import LoraConfig
 
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
+    # peft draws on the CPU: gigabytes, which without storage would be for nothing
+    without = torch.device("meta") if next(model.parameters()).is_meta else nullcontext()
     try:
         # peft draws an init that is replaced, and warns of a second adapter: the caller's RNG and ears are left alone
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), without:
             warnings.simplefilter("ignore", UserWarning)
             model.add_adapter(config, adapter_name=name)
     except ValueError as error:  # peft: "Target modules ... not found in the base model"
