@@ -44,7 +44,9 @@ class OffTheDevice:
         return found
 
 
-def policy(family: str, device: str, dtype: torch.dtype, checkpointing: bool, dropout: float = 0.0) -> DiffusersPolicy:
+def policy(
+    family: str, device: str, dtype: torch.dtype, checkpointing: bool, dropout: float = 0.0, quantize: str = "none"
+) -> DiffusersPolicy:
     with quiet(), tempfile.TemporaryDirectory() as folder:
         pipe = tiny.build(family, Path(folder))
         for part in pipe.components.values():
@@ -52,7 +54,7 @@ def policy(family: str, device: str, dtype: torch.dtype, checkpointing: bool, dr
                 part.to(device=device, dtype=dtype)
         if device == "cpu" and hasattr(pipe, "processor"):
             pipe.processor = OffTheDevice(pipe.processor)
-        lora = {"rank": 2, "alpha": 4.0, "dropout": dropout, "targets": None, "seed": 0}
+        lora = {"rank": 2, "alpha": 4.0, "dropout": dropout, "targets": None, "seed": 0, "quantize": quantize}
         made = FAMILIES[family](pipe, dtype=dtype, device=torch.device(device), **lora)
     if checkpointing:
         made.enable_gradient_checkpointing()
@@ -88,6 +90,17 @@ def test_the_count_is_what_the_iteration_takes_when_it_is_run(
         assert found[name].bytes == pytest.approx(real[name].bytes, rel=0.1), name
         assert found[name].flops == real[name].flops > 0, name
         assert (found[name].forwards, found[name].backwards) == (real[name].forwards, real[name].backwards), name
+
+
+@pytest.mark.parametrize("family", ["sd3", "qwenimage"])
+def test_a_quantised_base_is_counted_as_it_is_kept(family: str) -> None:
+    how = {"dtype": torch.bfloat16, "checkpointing": True, "quantize": "int8"}
+    real = count_iteration(policy(family, "cpu", **how), SETTINGS, SIZE, Ledger(torch.device("cpu")))
+    found = count_without_weights(policy(family, "meta", **how), SETTINGS, SIZE, like="cpu")
+    for name in PHASES:
+        assert found[name].bytes == pytest.approx(real[name].bytes, rel=0.1), name
+        assert found[name].flops == real[name].flops, name
+    assert found["update"].peak["base"] < counted(family, torch.bfloat16, RECOMPUTED)["update"].peak["base"]
 
 
 @pytest.mark.parametrize("family", ["flux2", "qwen-image-edit"])
