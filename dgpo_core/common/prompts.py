@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompt_syntax import is_infotext_line
-from dgpo_core.common.reading import parse_json, read_bytes, shown
+from dgpo_core.common.reading import lines_of, parse_json, read_bytes, shown
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.common.source import Source, below
 
@@ -41,7 +41,7 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     if path.suffix.lower() not in (".txt", ".jsonl"):
         raise UserError(f"The prompt file {shown(path)} must be a .txt or .jsonl file.")
     read = functools.partial(_read_json, folder=path.parent) if path.suffix.lower() == ".jsonl" else _read_text
-    prompts = _read_lines(_text_of(path).split("\n"), read, f"{path}:")
+    prompts = _read_lines(lines_of(_text_of(path)), read, f"{path}:")
     if not prompts:
         raise UserError(f"The prompt file {shown(path)} has no prompts in it.")
     return prompts
@@ -49,7 +49,7 @@ def load_prompts(path: str | Path) -> list[Prompt]:
 
 def read_prompts(text: str) -> list[Prompt]:
     """The prompts of a text, one per line; as in a .txt file. Raises UserError naming the line."""
-    prompts = _read_lines(text.splitlines(), _read_text, "line ")
+    prompts = _read_lines(lines_of(text), _read_text, "line ")
     if not prompts:
         raise UserError("There are no prompts in the text: write one per line.")
     return prompts

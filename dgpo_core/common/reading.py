@@ -5,6 +5,7 @@ harm: endless, nested without end, a few lines that stand for billions. What pas
 and clean enough that nothing behind it needs to ask again. Every problem is a UserError of one sentence.
 """
 
+import io
 import json
 import os
 import stat
@@ -76,6 +77,15 @@ def read_text(path: str | Path, what: str, most: int = MOST_BYTES) -> str:
         return read_bytes(path, what, most).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{what} {shown(path)} is not UTF-8 text: save it as UTF-8.") from None
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, as every file and every box of prompts, choices and answers is split.
+
+    Line feeds and carriage returns end a line. U+2028, U+2029, U+0085 and form feeds do not, which `str.splitlines`
+    takes for ends as well: they come with texts that are pasted, and JSON writes them as they are.
+    """
+    return io.StringIO(text, newline=None).read().split("\n")
 
 
 def read_json(path: str | Path, what: str, most: int = MOST_BYTES) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompt_syntax import PYTHON_NAMES
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.common.reading import read_text, shown
+from dgpo_core.common.reading import lines_of, read_text, shown
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.common.suggest import suggest
 
@@ -106,7 +106,7 @@ def _lines(folder: Path, name: str, at: str) -> list[str]:
         known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.txt"))
         instead = suggest(name, known) if known else ": put it there, one choice a line."
         raise UserError(f"At {at}, there is no file for the wildcard __{name}__ in {shown(folder)}{instead}")
-    lines = read_text(path, "The wildcard file", _MOST_BYTES).splitlines()
+    lines = lines_of(read_text(path, "The wildcard file", _MOST_BYTES))
     choices = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not choices:
         raise UserError(f"The wildcard file {shown(path)} has no line to choose: write one choice a line.")

@@ -33,7 +33,7 @@ from typing import Any
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import reason
-from dgpo_core.common.reading import parse_json, read_text, shown
+from dgpo_core.common.reading import lines_of, parse_json, read_text, shown
 from dgpo_core.people.preferences import KINDS, WORST, is_rating, middling_scores, scores_from
 from dgpo_core.settings.config import TASTE
 
@@ -141,7 +141,7 @@ def _answers(line: str) -> bool:
 def _lines(path: str | Path) -> list[tuple[int, str]]:
     """The lines that hold something, with their numbers."""
     text = read_text(path, "The preference file")
-    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [(number, line) for number, line in enumerate(lines_of(text), start=1) if line.strip()]
 
 
 class AnswerFile:
@@ -169,7 +169,7 @@ class AnswerFile:
 
     def all(self) -> Iterator[Preference]:
         """Every line that can be read, in order."""
-        for line in self._read().splitlines():
+        for line in lines_of(self._read()):
             with contextlib.suppress(UserError):
                 yield Preference.of(parse_json(line, "The line"))
 

@@ -135,7 +135,7 @@ def unread(files: Sequence[Path]) -> Iterator[str]:
 def _read_csv(path: Path, found: Ratings) -> None:
     """A table with commas, semicolons or tabs, whichever makes its first line name what is needed."""
     text, trouble = _table_text(path)
-    lines = text.splitlines(keepends=True)
+    lines = io.StringIO(text, newline="").readlines()  # with the ends that they have
     skipped = 1 if lines and re.fullmatch(r"sep=.\s*", lines[0]) else 0  # Excel's own note to itself
     first = lines[skipped] if len(lines) > skipped else ""
     delimiter = next((d for d in _DELIMITERS if {"file", "rating"} <= set(_columns(first, d))), "")
@@ -183,7 +183,7 @@ def _rows(path: Path, lines: Sequence[str], delimiter: str, skipped: int) -> Ite
     twice = next((name for name in ("file", "rating", "prompt", "source") if names.count(name) > 1), None)
     if twice:
         raise UserError(f"{shown(path, 1000)}:{skipped + 1}: there are two columns {twice}.")
-    rows = csv.reader(io.StringIO("".join(lines)), delimiter=delimiter, skipinitialspace=True)
+    rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     try:
         next(rows)
         for row in rows:

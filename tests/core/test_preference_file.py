@@ -51,6 +51,15 @@ def test_a_line_that_a_crash_cut_short_costs_only_itself(tmp_path: Path) -> None
         assert thumbs(file, "c") == [0, 1]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0c"])
+def test_a_prompt_may_hold_what_other_programs_take_for_the_end_of_a_line(tmp_path: Path, mark: str) -> None:
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    file.put([said("a", [1, 0], f"a fox{mark}asleep"), said("b", [0, 1])])
+    assert (thumbs(file, "a"), thumbs(file, "b")) == ([1, 0], [0, 1])
+    assert [one.prompt for one in file.all()] == [f"a fox{mark}asleep", "a fox"]
+    assert [one.prompt for one in read_preferences(file.path)] == [f"a fox{mark}asleep", "a fox"]
+
+
 @pytest.mark.parametrize("line", ["[]", "3", "null", '{"key": "a"}', '{"key": "a", "images": ["x"]}', "\x00\x00", "é"])
 def test_lines_of_others_do_not_count(tmp_path: Path, line: str) -> None:
     file = AnswerFile(tmp_path / "answers.jsonl")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dgpo_core.common.errors import UserError
-from dgpo_core.common.prompts import Prompt, PromptStream, load_prompts
+from dgpo_core.common.prompts import Prompt, PromptStream, load_prompts, read_prompts
 
 ORDER = [["4", "0", "3"], ["2", "1", "1"], ["3", "0", "4"], ["4", "2", "3"]]  # as the first version had it
 
@@ -15,6 +15,16 @@ def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeff# a comment\r\na red circle\r\n\r\n  two blue squares  \nein grüner Kreis".encode())
     assert [prompt.text for prompt in load_prompts(path)] == ["a red circle", "two blue squares", "ein grüner Kreis"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_text_has_the_same_lines_in_a_file_and_in_a_box(tmp_path: Path, end: str) -> None:
+    text = f"a red\u2028circle{end}{end}two\u0085blue squares{end}"
+    (tmp_path / "prompts.txt").write_bytes(text.encode())
+    found = load_prompts(tmp_path / "prompts.txt")
+    assert [prompt.text for prompt in found] == ["a red\u2028circle", "two\u0085blue squares"]
+    assert found == read_prompts(text)
+    assert [prompt.where[-1] for prompt in found] == ["1", "3"]
 
 
 def test_jsonl_keeps_the_metadata(tmp_path: Path) -> None:

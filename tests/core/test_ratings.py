@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
         b"\xef\xbb\xbfsep=;\r\nFile;Rating;Prompt\r\na.png;4;a fox\r\nb.png;2;a fox\r\nc.png;3,5;a fox\r\n",
         b"file\trating\tprompt\na.png\t4\ta fox\nb.png\t2\ta fox\nc.png\t3.5\ta fox\n",
         "file\trating\tprompt\na.png\t4\ta fox\nb.png\t2\ta fox\nc.png\t3.5\ta fox\n".encode("utf-16"),
+        b"file;rating;prompt\ra.png;4,0;a fox\rb.png;2;a fox\rc.png;3,5;a fox\r",  # Excel's CSV (Macintosh)
         b"file,rating,prompt,,\na.png,4,a fox,,\nb.png,2,a fox,,\nc.png,3.5,a fox,,,\n",
     ],
 )

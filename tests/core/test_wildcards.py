@@ -41,6 +41,11 @@ def test_a_choice_with_a_share_is_drawn_as_often_as_it_says(folder: Path) -> Non
     assert seen["cat"] / 2000 == pytest.approx(0.75, abs=0.03)  # three standard errors
 
 
+def test_a_choice_in_a_file_ends_where_a_prompt_does(folder: Path) -> None:
+    (folder / "hue.txt").write_bytes("red\u2028green\r\nblue\n".encode())
+    assert all_of("a __hue__ dot", folder) == {"a red green dot", "a blue dot"}  # white space is one blank
+
+
 @pytest.mark.parametrize("share", ["0.33333", ".5", "2.", "12345", "0.000000001"])
 def test_any_decimal_number_is_a_share(share: str, folder: Path) -> None:
     assert all_of(f"a {{{share}::red|{share}::blue}} dot", folder) == {"a red dot", "a blue dot"}
