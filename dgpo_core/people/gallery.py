@@ -11,6 +11,7 @@ hidden folders and bins. Whatever is left out is told.
 
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -135,7 +136,8 @@ def read_preference_gallery(path: str | Path) -> Gallery:
 def read_gallery(folder: str | Path) -> Gallery:
     """The rated groups of a folder.
 
-    Raises UserError for a file of ratings that is wrong (with its line), and where there is nothing to learn.
+    Raises UserError for a file of ratings that is wrong (with its line; one beside an image is left out), and where
+    there is nothing to learn.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -165,7 +167,7 @@ def read_gallery(folder: str | Path) -> Gallery:
 
 def _seen(folder: Path, found: _Found) -> list[Path]:
     """The files of a folder and its subfolders, without those in hidden ones and bins."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if os.path.isfile(path)]
     hidden = [path for path in files if _hidden(path, folder)]
     places = Counter(_hidden(path, folder) for path in hidden if path.suffix.lower() in IMAGES)
     if places:

@@ -86,12 +86,18 @@ def _check_whole(image: Image.Image) -> None:
 
 
 def hints_at_rating(path: Path) -> bool:
-    """Whether a picture may hold a rating, from both ends of its file: what stands there need not be one."""
-    with open(path, "rb") as file:
-        ends = file.read(_END)
-        if file.seek(0, io.SEEK_END) > _END:
-            file.seek(max(_END, file.tell() - _END))
-            ends += file.read(_END)
+    """Whether a picture may hold a rating, from both ends of its file: what stands there need not be one.
+
+    Raises Unreadable for a file that the system does not let us open.
+    """
+    try:
+        with open(path, "rb") as file:
+            ends = file.read(_END)
+            if file.seek(0, io.SEEK_END) > _END:
+                file.seek(max(_END, file.tell() - _END))
+                ends += file.read(_END)
+    except OSError as error:
+        raise Unreadable(reason(error)) from None
     return b"xmp:Rating" in ends or any(tag in ends for tag in _RATING_TAGS)
 
 

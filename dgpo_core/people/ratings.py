@@ -8,9 +8,11 @@
     metadata.json           stars of Eagle, in a folder NAME.info with its image
 
 File names are relative to the file that holds them. Where an image has several ratings, a file beside it goes before
-one for the folder, and that before stars; where two of the same kind differ, the image is left out.
+one for the folder, and that before stars; where two of the same kind differ, the image is left out. A file beside an
+image may be of another program, which has its own ratings: what cannot be read as one is left out, and told.
 """
 
+import contextlib
 import csv
 import io
 import os
@@ -104,7 +106,8 @@ class Ratings:
 def read_ratings(files: Sequence[Path]) -> Ratings:
     """All ratings among the files of a folder.
 
-    Files that hold no ratings are told in the notes; for one that does, and is wrong, UserError names it and the line.
+    Files that hold no ratings are told in the notes, and so is one beside an image that is wrong; for a table, or a
+    ratings.json, that is wrong, UserError names it and the line.
     """
     found, there = Ratings(), set(files)
     for path in files:
@@ -193,7 +196,7 @@ def _rows(path: Path, lines: Sequence[str], delimiter: str, skipped: int) -> Ite
                     f"{where}: there are more columns than the first line names: put a prompt that has"
                     f" {'tabs' if delimiter == chr(9) else repr(delimiter)} in it between double quotes."
                 )
-            if row:
+            if any(value.strip() for value in row):  # spreadsheets write rows of nothing but delimiters
                 padded = [*row, *[""] * len(names)]
                 yield where, {name: value.strip() for name, value in zip(names, padded, strict=False)}
     except csv.Error as error:
@@ -218,24 +221,23 @@ def _read_ratings_json(path: Path, found: Ratings) -> None:
 def _add(record: Any, image: Path, folder: Path, where: str, nearness: int, found: Ratings) -> None:
     """The rating in an object; none where it has none, as in a workflow that lies beside its picture.
 
-    folder: of the file that says so.
+    folder: of the file that says so. Raises UserError for what is there and is wrong.
     """
-    if not isinstance(record, Mapping) or record.get("rating") is None:
+    if not isinstance(record, Mapping) or record.get("rating") in (None, ""):
         return
-    rating, prompt, source = record["rating"], record.get("prompt", ""), record.get("source") or ""
-    if nearness == BESIDE and isinstance(rating, str) and rating.isalpha():
-        found.notes.append(f"Left out: {where} has the rating {shown(rating, 30)!r}, which is no number")
-        return
+    rating, prompt, source = record["rating"], record.get("prompt"), record.get("source")
     if not is_rating(rating):
         raise UserError(
             f"{where}: the rating must be a number, not {_told(rating)}; it is at most {MOST_RATING:,} either way."
         )
-    if not isinstance(prompt, str):
+    if not isinstance(prompt, str | None):
         raise UserError(f"{where}: the prompt must be a text.")
-    if not isinstance(source, str):
+    if not isinstance(source, str | None):
         raise UserError(f'{where}: "source" must be the path of a picture.')
-    before = folder / below(source.strip(), where, "ratings") if source.strip() else None
-    found.add(image, Rated(float(rating), prompt.strip(), where, nearness, before))
+    before = folder / below(source.strip(), where, "ratings") if source and source.strip() else None
+    if before and nearness == BESIDE and not os.path.isfile(before):
+        raise UserError(f'{where}: "source" must be the path of a picture, not {_told(source)}.')
+    found.add(image, Rated(float(rating), (prompt or "").strip(), where, nearness, before))
 
 
 def _told(value: Any) -> str:
@@ -248,15 +250,32 @@ def _told(value: Any) -> str:
 def _read_beside(image: Path, there: set[Path], found: Ratings) -> None:
     for path in (image.with_suffix(".json"), image.with_name(f"{image.name}.json")):
         if path in there and path.name not in ("ratings.json", "metadata.json"):
-            _add(read_json(path, "The file"), image, path.parent, shown(path, 1000), BESIDE, found)
+            _add_beside(path, image, found)
     for path in (image.with_suffix(".xmp"), image.with_name(f"{image.name}.xmp")):
         if path in there:
             _add_stars(xmp_rating(_xmp(path, found)), image, path, found)
-    if image not in found.rated and hints_at_rating(image):
-        try:
+    if image not in found.rated:
+        _add_own_stars(image, found)
+
+
+def _add_beside(path: Path, image: Path, found: Ratings) -> None:
+    """What a file beside its image says. Downloaders and galleries write such files, too, with ratings of any kind and
+    the address of the picture as its source."""
+    try:
+        _add(read_json(path, "The file"), image, path.parent, shown(path, 1000), BESIDE, found)
+    except UserError as error:
+        found.notes.append(f"Left out: {str(error).removeprefix('The file ').rstrip('.')}")
+
+
+def _add_own_stars(image: Path, found: Ratings) -> None:
+    try:
+        hinted = hints_at_rating(image)
+    except Unreadable as error:
+        found.notes.append(f"Left out: {shown(image, 1000)} cannot be opened ({error})")
+        return
+    if hinted:
+        with contextlib.suppress(Unreadable):  # it is told where it is used, and an image without a rating is not
             _add_stars(read_picture(image).rating, image, image, found)
-        except Unreadable:
-            return  # it is told where it is used, and an image without a rating is not
 
 
 def _xmp(path: Path, found: Ratings) -> str:

@@ -1,14 +1,17 @@
 """Ratings in the forms of other programs, what is foreign in a folder of pictures, and pictures of another shape."""
 
+import errno
 import json
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from PIL import Image
 from rated_folder import comfy_chunks, comfy_graph, groups, paint
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.people import picture_file
 from dgpo_core.people.gallery import read_gallery
 
 FOXES = [("a fox", ["a.png", "b.png", "c.png"], [4.0, 2.0, 3.5])]
@@ -126,7 +129,75 @@ def test_ratings_that_are_not_read_are_named(folder: Path) -> None:
     (folder / "a.png.pp3").write_text("[General]\nRank=3\n")
     told = "\n".join(read_gallery(folder).notes)
     assert "1 .pp3 file (RawTherapee) not read: write ratings as XMP or CSV." in told
-    assert "c.json has the rating 'safe', which is no number." in told
+    assert "c.json: the rating must be a number, not 'safe'; it is at most 1,000,000 either way." in told
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{'rating': 3}", " is not valid JSON"),
+        ('{"rating": 1' + 400 * "0" + "}", " cannot be read: it holds a whole number of 401 digits"),
+        ('{"rating": "R-18"}', ": the rating must be a number, not 'R-18'"),
+        ('{"rating": "4"}', ": the rating must be a number, not '4'"),
+        ('{"rating": false}', ": the rating must be a number, not False"),
+        ('{"rating": {"average": 4}}', ": the rating must be a number, not {'average': 4}"),
+        ('{"rating": NaN}', ": the rating must be a number, not nan"),
+        ('{"rating": 1e30}', ": the rating must be a number, not 1e+30; it is at most 1,000,000 either way"),
+        ('{"rating": 4, "prompt": 3}', ": the prompt must be a text"),
+        ('{"rating": 4, "source": ["x"]}', ': "source" must be the path of a picture'),
+        (
+            '{"rating": 4, "source": "https://a.example/1.png"}',
+            ': "source" must be the path of a picture, not \'https:',
+        ),
+        ('{"rating": 4, "source": "../1.png"}', ": the picture ../1.png must be beside the ratings"),
+    ],
+)
+def test_a_file_of_another_program_beside_a_picture_costs_only_itself(
+    folder: Path, content: str, sentence: str
+) -> None:
+    for name in "abc":
+        paint(folder / f"{name}.png", "a fox")
+    (folder / "all.csv").write_text("file,rating\na.png,4\nb.png,2\n")
+    (folder / "c.json").write_text(content)
+    assert groups(folder) == [("a fox", ["a.png", "b.png"], [4.0, 2.0])]
+    assert read_gallery(folder).notes[0].startswith(f"Left out: {folder / 'c.json'}{sentence}")
+
+
+@pytest.mark.parametrize("nothing", ['""', "null"])
+def test_an_empty_rating_is_none_and_an_empty_prompt_is_the_pictures_own(folder: Path, nothing: str) -> None:
+    for name in "abc":
+        paint(folder / f"{name}.png", "a fox")
+    (folder / "ratings.json").write_text(
+        f'{{"a.png": {{"rating": 4, "prompt": {nothing}, "source": {nothing}}}, "b.png": 2}}'
+    )
+    (folder / "c.json").write_text(f'{{"rating": {nothing}, "source": "https://a.example/1.png"}}')
+    assert groups(folder) == [("a fox", ["a.png", "b.png"], [4.0, 2.0])]
+    assert read_gallery(folder).notes == ("Left out: 1 image has no rating.",)
+
+
+@pytest.mark.parametrize("blank", [",,", " , , ", '"",,', ",,,,"])
+def test_rows_of_a_spreadsheet_that_hold_nothing_are_passed_over(folder: Path, blank: str) -> None:
+    for name in "abc":
+        paint(folder / f"{name}.png", "a fox")
+    for delimiter in (",", ";"):
+        rows = ["file,rating,prompt", "a.png,4,", blank, "b.png,2,", "c.png,3.5,", blank, blank]
+        (folder / "mine.csv").write_text("\n".join(rows).replace(",", delimiter))
+        assert groups(folder) == FOXES
+
+
+def test_a_picture_that_may_not_be_opened_costs_only_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        paint(folder / f"{name}.png", "a fox")
+    (folder / "all.csv").write_text("file,rating\na.png,4\nb.png,2\n")
+
+    def denied(path: Path, mode: str) -> BinaryIO:
+        if path.name == "c.png":  # not by its mode: tests may run as a user who may read everything
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return path.open(mode)
+
+    monkeypatch.setattr(picture_file, "open", denied, raising=False)
+    assert groups(folder) == [("a fox", ["a.png", "b.png"], [4.0, 2.0])]
+    assert read_gallery(folder).notes[0] == f"Left out: {folder / 'c.png'} cannot be opened (permission denied)."
 
 
 @pytest.mark.parametrize(
