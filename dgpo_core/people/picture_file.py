@@ -16,13 +16,13 @@ from PIL import Image
 from dgpo_core.comfy.png import GRAPHS, INFOTEXT, OTHERS
 from dgpo_core.common.errors import NoPrompt
 from dgpo_core.common.files import reason
-from dgpo_core.common.pixels import Unreadable, opened, picture_bytes
+from dgpo_core.common.pixels import Unreadable, opened, picture_bytes, picture_size
 
 MOST_TEXT = 32 * 2**20
 """Characters of all texts in one picture, unpacked."""
 XMP = "XML:com.adobe.xmp"
 NAMES = frozenset((*GRAPHS, INFOTEXT, XMP, *OTHERS))
-_COMMENT, _EXIF, _RATING, _ORIENTATION = 0x9286, 0x8769, 0x4746, 0x0112
+_COMMENT, _EXIF, _RATING = 0x9286, 0x8769, 0x4746
 _RATING_TAGS = (b"\x46\x47\x03\x00", b"\x47\x46\x00\x03")  # little and big endian, as a short number
 _END = 256 * 2**10
 _IN_EXIF = re.compile(r"\s*(prompt|workflow)\s*:\s*(?=\{)", re.IGNORECASE)
@@ -53,7 +53,6 @@ def read_picture(path: str | Path) -> PictureFile:
     try:
         with opened(data) as image:
             tags = _tags(image)
-            width, height = image.size if tags.get(_ORIENTATION, 1) not in (5, 6, 7, 8) else image.size[::-1]
             texts = [*(_png_texts(data) if image.format == "PNG" else ()), *_exif_texts(tags), *_xmp_of(image.info)]
             _check_whole(image)
     except Unreadable:
@@ -63,7 +62,7 @@ def read_picture(path: str | Path) -> PictureFile:
     said = [xmp_rating(text) for name, text in texts if name == XMP]
     said.append(_stars(tags.get(_RATING)))
     rating = next((value for value in said if value is not None), None)
-    return PictureFile(height, width, tuple(texts), rating)
+    return PictureFile(*picture_size(data), tuple(texts), rating)
 
 
 def xmp_rating(text: str) -> float | None:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
@@ -17,6 +19,7 @@ from dgpo_core.common.prompts import Prompt, load_prompts
 from dgpo_core.common.source import Source
 from dgpo_core.people.ask import ask
 from dgpo_core.people.gallery import read_gallery
+from dgpo_core.people.picture_file import read_picture
 from dgpo_core.people.questions import OPENED, Questions
 from dgpo_core.rewards import Reward, guard, make_reward, score_groups
 
@@ -42,12 +45,56 @@ def test_a_line_brings_its_picture_by_a_path_from_the_prompt_file(tmp_path: Path
     assert torch.equal(source.image(), torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(3, 4, 6))
 
 
-def test_a_picture_is_read_the_right_way_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["turned.jpg", "turned.png", "turned.webp", "turned.tif"])
+def test_a_picture_is_read_the_right_way_up(tmp_path: Path, name: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    Image.new("RGB", (6, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    source = Source.of_file(tmp_path / "turned.jpg", "p.jsonl:1")
+    Image.new("RGB", (6, 4)).save(tmp_path / name, exif=exif)
+    source = Source.of_file(tmp_path / name, "p.jsonl:1")
     assert source.size == tuple(source.image().shape[-2:]) == (6, 4)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("xmp", [False, True])
+def test_a_png_is_turned_wherever_it_says_so(tmp_path: Path, xmp: bool, behind: bool) -> None:
+    exif, texts = Image.Exif(), PngInfo()
+    if xmp:
+        texts.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    else:
+        exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png", exif=exif, pnginfo=texts)
+    if behind:
+        (tmp_path / "a.png").write_bytes(pixels_first((tmp_path / "a.png").read_bytes()))
+    source = Source.of_file(tmp_path / "a.png", "p.jsonl:1")
+    assert source.size == tuple(source.image().shape[-2:]) == (6, 4)
+    told = read_picture(tmp_path / "a.png")
+    assert (told.height, told.width) == (6, 4)
+
+
+def pixels_first(png: bytes) -> bytes:
+    """With the chunks before the pixels moved behind them, but for the head."""
+    place, chunks = 8, []
+    while place < len(png):
+        length = 12 + int.from_bytes(png[place : place + 4], "big")
+        chunks.append(png[place : place + length])
+        place += length
+    order = {b"IHDR": 0, b"IDAT": 1, b"IEND": 3}
+    return png[:8] + b"".join(sorted(chunks, key=lambda chunk: order.get(chunk[4:8], 2)))
+
+
+def test_a_grey_picture_of_16_bits_keeps_its_greys(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 2**16 - 1, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "depth.png")
+    grey = Source.of_file(tmp_path / "depth.png", "p.jsonl:1").image()
+    assert torch.equal(grey[0], torch.from_numpy(ramp >> 8).float() / 255)
+    assert torch.equal(grey[0], grey[2])
+
+
+def test_a_picture_whose_numbers_have_no_white_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "depth.tif")
+    source = Source.of_file(tmp_path / "depth.tif", "p.jsonl:1")
+    with pytest.raises(UserError, match=r"depth\.tif cannot be read \(its brightness is in numbers that have no white"):
+        source.image()
 
 
 @pytest.mark.parametrize(
