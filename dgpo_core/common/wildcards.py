@@ -28,7 +28,11 @@ _CHOICE = re.compile(rf"(?<!\\)\{{((?:[^{{}}|\\]|{_MARK})*\|(?:[^{{}}\\]|{_MARK}
 _BAR = re.compile(r"(?<!\\)\|")
 _SHARE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)::(.*)", re.DOTALL)
 _ESCAPED = re.compile(r"\\([{}|])")
-_READ = (_FILE, _CHOICE, _ESCAPED)
+_SEVERAL = re.compile(
+    r"(?<!\\)\{\s*(?:\d+(?:-\d*)?|-\d+)\$\$[^{}]{0,60}\}?"
+)  # Dynamic Prompts' {2$$red|blue}, {1-2$$...}
+_VARIABLE = re.compile(r"\$\{\s*[A-Za-z_][\w\-]*\s*(?:\}|[=:][^{}]{0,60})")  # its ${hue=!{red|blue}}, ${hue}
+_READ = (_FILE, _CHOICE, _ESCAPED, _SEVERAL, _VARIABLE)
 
 
 def drawn(prompts: Sequence[Prompt], count: int, seed: int, folder: Path) -> list[Prompt]:
@@ -37,7 +41,8 @@ def drawn(prompts: Sequence[Prompt], count: int, seed: int, folder: Path) -> lis
     In `{a|b}` each choice is as likely as the others, `{3::a|b}` takes a three times as often; choices may hold choices
     and files. `\\{`, `\\|` and `\\}` mean themselves, in every prompt. `folder` holds the files: a choice a line, with
     its share or without, lines that start with # are none. A pure function of its arguments and of the files. Raises
-    UserError for a file that is not there, for shares of which none can be drawn, and for what never ends.
+    UserError for a file that is not there, for shares of which none can be drawn, for what never ends, and for what
+    means something else in Dynamic Prompts: several choices of one, and variables.
     """
     found: list[Prompt] = []
     for place, prompt in enumerate(prompts):
@@ -57,6 +62,7 @@ def draw(text: str, rng: random.Random, folder: Path, where: str = "") -> str:
     """One of the texts that `text` stands for. where: what it is from, for messages."""
     at = shown(where, 1000) or "the prompt"
     for _ in range(_MOST_PICKS):
+        _refuse_others(text, at)
         if found := _FILE.search(text):
             picked = _line(folder, found[1], rng, at)
         elif found := _CHOICE.search(text):
@@ -67,6 +73,20 @@ def draw(text: str, rng: random.Random, folder: Path, where: str = "") -> str:
     raise UserError(
         f"At {at}, a wildcard names itself, so that its text has no end: look at its file in {shown(folder)}."
     )
+
+
+def _refuse_others(text: str, at: str) -> None:
+    """Raises UserError for what another program draws otherwise, before it is drawn as words here."""
+    if found := _SEVERAL.search(text):
+        raise UserError(
+            f"At {at}, {shown(found[0], 60)!r} asks for several choices at once, which is not drawn here: write a"
+            " choice for each, as in {red|blue} {red|blue}."
+        )
+    if found := _VARIABLE.search(text):
+        raise UserError(
+            f"At {at}, {shown(found[0], 60)!r} is a variable, and there are none here: write what it stands for in its"
+            " place, a choice such as {red|blue} or a __file__, or $\\{ for these characters themselves."
+        )
 
 
 def _settled(text: str, at: str) -> str:
