@@ -27,7 +27,7 @@ from dgpo_core.common.group import Group
 from dgpo_core.common.pictures import to_pil
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.people.gallery import RatedGroup
-from dgpo_core.people.judged import judged
+from dgpo_core.people.judged import judged, picture_key
 from dgpo_core.people.preference_file import AnswerFile, Preference
 from dgpo_core.people.preferences import SKIP, scores_from, told_apart
 from dgpo_core.rewards.taste.features import Features
@@ -69,7 +69,7 @@ class Apprentice:
     tell: Callable[[str], None] = print
     device: torch.device | str = "cpu"
     taste: Taste | None = None
-    _looked: dict[str, Tensor] = field(default_factory=dict)
+    _looked: dict[str, tuple[Tensor, tuple[str, ...]]] = field(default_factory=dict)
     _learned: dict[str, Judged] = field(default_factory=dict)
     _of: tuple[str, ...] = ()
     _state: str = ""
@@ -84,7 +84,8 @@ class Apprentice:
         with self.seen.on(self.device):
             self._learn(before)
             x = [self._features(group) for group in groups]
-        self._looked = dict(zip(keys, x, strict=True))
+        known = [tuple(picture_key(to_pil(image)) for image in group.images) for group in groups]
+        self._looked = dict(zip(keys, zip(x, known, strict=True), strict=True))
         trusted = self._trusted(before)
         if not trusted:
             if left == 0:
@@ -114,8 +115,8 @@ class Apprentice:
     def agreed(self, key: str, answer: Mapping[str, Any]) -> float | None:
         """Of a group that was planned just now: what share of the pairs that the person told apart the taste had
         ordered alike; None for none."""
-        x = self._looked[key]
-        self._learned[key] = judgement = Judged(x, tuple(told_apart(answer, len(x))))
+        x, pictures = self._looked[key]
+        self._learned[key] = judgement = Judged(x, tuple(told_apart(answer, len(x))), pictures)
         if self.taste is None or not judgement.told_apart:
             return None
         return agreed(self.taste.scores(x), judgement)

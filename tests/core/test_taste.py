@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,64 @@ def test_a_pair_that_was_tied_pulls_two_pictures_together() -> None:
     tied = fit([Judged(x, ((0, 2, 1.0), (0, 1, 0.5)))], MeanColour())
     gap = [float(taste.scores(x)[0] - taste.scores(x)[1]) for taste in (apart, tied)]
     assert 0 < gap[1] < 0.9 * gap[0]
+
+
+def noise_groups(folder: Path, count: int = 8) -> Path:
+    """Groups of noise that were ranked by dice; returns the preference file."""
+    folder.mkdir()
+    rng, lines = random.Random(3), []
+    for g in range(count):
+        names = [f"{g}-{i}.png" for i in range(SIZE)]
+        for name in names:
+            Image.frombytes("RGB", (4, 4), rng.randbytes(48)).save(folder / name)
+        ranking = [[i] for i in rng.sample(range(SIZE), SIZE)]
+        lines.append({"prompt": "p", "images": names, "ranking": ranking, "version": 2, "key": f"k{g}"})
+    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "answers.jsonl"
+
+
+def test_answers_that_are_given_twice_count_once(tmp_path: Path) -> None:
+    file = noise_groups(tmp_path / "asked")
+    copy = shutil.copytree(file.parent, tmp_path / "copy")
+    once = read_answers([file])
+    for sources in ([file, file], [file, file.parent], [file.parent, copy], [copy / "answers.jsonl", file]):
+        found = read_answers(sources)
+        assert [group.scores for group in found.groups] == [group.scores for group in once.groups]
+        assert found.notes == ("Left out: 8 groups are given twice.",)
+
+
+def test_groups_that_are_in_another_order_are_the_same_and_another_answer_is_not(tmp_path: Path) -> None:
+    file = noise_groups(tmp_path / "asked", 1)
+    line = json.loads(file.read_text())
+    turned = line | {"images": line["images"][::-1], "ranking": [[SIZE - 1 - i] for (i,) in line["ranking"]]}
+    other = line | {"ranking": line["ranking"][::-1]}
+    (tmp_path / "asked" / "more.jsonl").write_text(
+        "".join(json.dumps(a) + "\n" for a in (turned, other | {"key": "o"}))
+    )
+    found = read_answers([tmp_path / "asked"])
+    assert len(found.groups) == 2
+    assert found.notes == ("Left out: 1 group is given twice.",)
+
+
+def test_no_picture_is_learned_from_and_held_out_at_once(tmp_path: Path) -> None:
+    """Dice are no better than chance where the same pictures are in several groups, with an answer that stays."""
+    file = noise_groups(tmp_path / "asked")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    halves = [line | {"images": line["images"][:4], "ranking": [[i] for (i,) in line["ranking"] if i < 4]}
+              for line in lines]  # fmt: skip
+    (tmp_path / "asked" / "halves.jsonl").write_text("".join(json.dumps(half) + "\n" for half in halves))
+    found = judged(read_answers([tmp_path / "asked"]).groups, MeanColour())
+    taste, alone = fit(found, MeanColour()), fit(found[:8], MeanColour())
+    assert (taste.groups, taste.agreement.groups) == (16, 8)
+    assert not taste.agreement.above_chance
+    assert taste.agreement.mean == pytest.approx(alone.agreement.mean, abs=0.15)
+
+
+def test_groups_with_a_picture_in_common_alone_tell_nothing_of_how_well_a_taste_does() -> None:
+    groups = [replace(group, pictures=("a", str(i), "")) for i, group in enumerate(groups_of(5, 0))]
+    assert fit(groups, MeanColour()).agreement == Agreement()
+    apart = [replace(group, pictures=("", "")) for group in groups]
+    assert fit(apart, MeanColour()).agreement == fit(groups_of(5, 0), MeanColour()).agreement
 
 
 @pytest.mark.parametrize("others", [0, 1])

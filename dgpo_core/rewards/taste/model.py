@@ -41,10 +41,14 @@ Pair = tuple[int, int, float]
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A group that somebody judged: its features float32 [G, D], and the pairs that follow from the answer."""
+    """A group that somebody judged: its features float32 [G, D], and the pairs that follow from the answer.
+
+    pictures: what each is known by in other groups; "" for one that is in no other.
+    """
 
     x: Tensor
     pairs: tuple[Pair, ...]
+    pictures: tuple[str, ...] = ()
 
     @property
     def told_apart(self) -> list[Pair]:
@@ -167,7 +171,8 @@ def _taste_of(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Taste:
 
 
 def fit(judged: Sequence[Judged], seen: Features, *, held_out: bool = True) -> Taste:
-    """The taste of these answers. held_out: also how well it agrees, by cross-validation over whole groups.
+    """The taste of these answers. held_out: also how well it agrees, by cross-validation over whole groups, of which
+    those with a picture in common are on one side and count as one.
 
     Raises UserError where no pair is told apart.
     """
@@ -177,7 +182,7 @@ def fit(judged: Sequence[Judged], seen: Features, *, held_out: bool = True) -> T
     x = torch.cat([group.x for group in told]).double()
     scale = _scale([group.x.double() for group in told], seen.blocks)
     w, covariance = _most_probable(told, scale)
-    shares = _held_out(told, scale) if held_out and len(told) > 1 else []
+    shares = _held_out(told, scale) if held_out else []
     return Taste(
         seen.kind,
         (w * scale).float(),
@@ -199,7 +204,8 @@ def summary(taste: Taste) -> str:
     """What a taste was fitted to and how well it does, in sentences."""
     made = f"made of {taste.groups} groups, {taste.images} pictures and {taste.pairs} pairs told apart ({taste.kind})."
     if taste.agreement.groups < 2:
-        return f"{made} One group cannot tell how well it does, so it is not served as a reward: rate more."
+        alone = "One group (or several that have pictures in common) cannot tell how well it does"
+        return f"{made} {alone}, so it is not served as a reward: rate more."
     agrees = f"{made} It agrees with {taste.agreement} that it had not seen."
     return agrees if taste.agreement.above_chance else f"{agrees} That may be chance, so it is not served: rate more."
 
@@ -220,14 +226,28 @@ def _scale(groups: Sequence[Tensor], blocks: Sequence[tuple[str, int]]) -> Tenso
 
 
 def _held_out(groups: Sequence[Judged], scale: Tensor) -> list[float]:
-    """What a taste fitted to the other folds agrees with, for each group."""
-    folds = min(FOLDS, len(groups))
-    shares = [0.0] * len(groups)
-    for fold in range(folds):
-        w, _ = _most_probable([group for i, group in enumerate(groups) if i % folds != fold], scale)
-        for i in range(fold, len(groups), folds):
-            shares[i] = agreed(groups[i].x.double() @ (w * scale), groups[i])
-    return shares
+    """What a taste fitted to the other folds agrees with, for each group; one share for those that share a picture."""
+    kin = _kin(groups)
+    folds = min(FOLDS, max(kin) + 1)
+    shares: list[list[float]] = [[] for _ in range(max(kin) + 1)]
+    for fold in range(folds if folds > 1 else 0):
+        w, _ = _most_probable([group for group, k in zip(groups, kin, strict=True) if k % folds != fold], scale)
+        for group, k in zip(groups, kin, strict=True):
+            if k % folds == fold:
+                shares[k].append(agreed(group.x.double() @ (w * scale), group))
+    return [fmean(of) for of in shares if of]
+
+
+def _kin(groups: Sequence[Judged]) -> list[int]:
+    """A number for each group, counted from 0: one for groups that have a picture in common, also by way of others."""
+    kin, first = list(range(len(groups))), dict[str, int]()
+    for i, group in enumerate(groups):
+        for picture in filter(None, group.pictures):
+            one, other = sorted((kin[i], kin[first.setdefault(picture, i)]))
+            if one != other:
+                kin = [one if k == other else k for k in kin]
+    numbers = {k: number for number, k in enumerate(dict.fromkeys(kin))}
+    return [numbers[k] for k in kin]
 
 
 def _most_probable(groups: Sequence[Judged], scale: Tensor) -> tuple[Tensor, Tensor]:
