@@ -33,6 +33,7 @@ from dgpo_core.method.trainer import Trainer
 from dgpo_core.policy import AdapterName, Policy
 from dgpo_core.rewards import guard, trust
 from dgpo_core.runs import assemble, origin
+from dgpo_core.runs.begun import Begun
 from dgpo_core.runs.checkpoint import (
     best_checkpoint,
     checkpoint_path,
@@ -56,7 +57,7 @@ from dgpo_core.settings.resuming import fingerprint
 class Session:
     """Everything one training run works with.
 
-    iterate: the next iteration. ratings: names the rated groups that are trained on, "" for none.
+    iterate: the next iteration. begun: what a resumed run must have been begun with.
     """
 
     config: Config
@@ -66,7 +67,7 @@ class Session:
     evaluator: Evaluator
     check: Callable[[], None]
     iterate: Callable[[], Iteration]
-    ratings: str = ""
+    begun: Begun = field(default_factory=Begun)
     seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
     over: bool = False  # whether the minutes that the settings give it are
@@ -133,13 +134,12 @@ def open_session(config: Config, world: World, check: Callable[[], None], tell: 
     # tells a bad solver before it trains
     measured = HeldOut.of(config, policy, held_out, judges, size, world, check, tell)
     trainer = Trainer(policy, prompts, rewards, config, size=size, world=world, check=check, tell=tell)
-    iterate, ratings = trainer.iterate, ""
+    iterate = trainer.iterate
     if gallery:
-        ratings = gallery.digest
         rated = RatedGroups(gallery.groups, config.data.groups_per_iteration, trainer.stream.seed)
         iterate = partial(trainer.iterate_rated, rated)
     evaluator = Evaluator(measured, Watch.of(config, judges), config.evaluation.at_once, tell)
-    return Session(config, world, policy, trainer, evaluator, check, iterate, ratings)
+    return Session(config, world, policy, trainer, evaluator, check, iterate, Begun.with_(gallery, judges))
 
 
 def _tell_first(notes: Sequence[str], world: World, tell: Callable[[str], None]) -> None:
@@ -283,7 +283,7 @@ def _checkpoint(session: Session, run: Run) -> None:
 def _save_state(session: Session, path: Path) -> None:
     tensors, info = session.trainer.state()
     info |= {"seconds": session.elapsed(), "fingerprint": fingerprint(session.config)}
-    info |= {"ratings": session.ratings, "prompts": session.trainer.turns.digest, **session.evaluator.state()}
+    info |= {"prompts": session.trainer.turns.digest, **session.begun.info(), **session.evaluator.state()}
     save_checkpoint(path, tensors, info)
 
 
@@ -296,11 +296,7 @@ def _resume(session: Session, run: Run | None) -> int:
     info: dict[str, Any] = {}
     if newest:
         tensors, info = load_checkpoint(newest, fingerprint(session.config))
-        if info.get("ratings", "") != session.ratings:
-            raise UserError(
-                f"The ratings in {session.config.groups} are not those that the run began with: start a new run, which"
-                " can go on from this one's LoRA with --lora.init."
-            )
+        session.begun.require(info, session.config)
         session.trainer.load_state(tensors, info)
         if run and info.get("prompts", "") not in ("", session.trainer.turns.digest):
             say("Warning: the training prompts are not those that the run began with; it goes on with the new ones.")

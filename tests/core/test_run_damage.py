@@ -14,6 +14,8 @@ from dgpo_core.evaluation.alarm import Alarm
 from dgpo_core.evaluation.evaluator import Watch
 from dgpo_core.evaluation.scores import Evaluation
 from dgpo_core.policy.lora import file as lora_file
+from dgpo_core.rewards.taste.features import BuiltIn
+from dgpo_core.rewards.taste.model import Agreement, Taste
 from dgpo_core.runs.checkpoint import best_checkpoint, load_checkpoint, save_checkpoint
 from dgpo_core.train import main
 
@@ -261,6 +263,29 @@ def test_a_checkpoint_that_is_no_trainings_state_is_told_and_changes_nothing(
 @pytest.mark.slow
 def test_a_newest_checkpoint_without_content_is_passed_over(run: Path) -> None:
     _empty(run / "checkpoints/step_000002.safetensors")
+    assert resume() == 0
+
+
+def _taste(path: Path, sign: float) -> None:
+    """One that finds red better, or worse."""
+    weights = torch.zeros(BuiltIn().width)
+    weights[12] = sign
+    Taste("built-in", weights, torch.zeros_like(weights), 50, 400, 900, Agreement(0.9, 0.85, 0.95, 50)).save(path)
+
+
+def test_a_taste_that_was_fitted_anew_is_refused_and_changes_no_checkpoint(
+    sd3_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = write_quick(tmp_path, sd3_folder, **CHANGES | {"reward": "taste=my.safetensors"})
+    _taste(Path("my.safetensors"), 1.0)
+    assert main(argv) == 0
+    before = contents(tmp_path / "runs/test/checkpoints")
+    _taste(Path("my.safetensors"), -1.0)
+    assert resume() == 2
+    assert "The taste my.safetensors is not the one that the run began with" in capsys.readouterr().err
+    assert contents(tmp_path / "runs/test/checkpoints") == before
+    _taste(Path("my.safetensors"), 1.0)
     assert resume() == 0
 
 

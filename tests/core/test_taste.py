@@ -23,7 +23,8 @@ from dgpo_core.rewards import make_reward, require_reward, weight_files
 from dgpo_core.rewards.taste.features import BuiltIn, features, statistics
 from dgpo_core.rewards.taste.model import MOST_BYTES, Agreement, Judged, Taste, agreed, fit
 from dgpo_core.rewards.trust import check_shared
-from dgpo_core.settings.config import RewardTerm
+from dgpo_core.runs.begun import Begun
+from dgpo_core.settings.config import Config, RewardTerm
 from dgpo_core.settings.values import read_rewards
 
 SIZE = 6
@@ -308,6 +309,22 @@ def test_what_is_no_taste_is_told_in_a_sentence(tmp_path: Path) -> None:
         make_reward("taste")
     with pytest.raises(UserError, match="There is no taste"):
         make_reward("taste", {"path": str(tmp_path / "none.safetensors")})
+
+
+def test_a_resumed_run_needs_the_taste_that_it_was_begun_with(tmp_path: Path) -> None:
+    path = tmp_path / "my.safetensors"
+    config = replace(Config(), reward=tuple(read_rewards(f"taste={path}")))
+
+    def now(sign: float) -> Begun:
+        weights = sign * torch.eye(BuiltIn().width)[12]
+        Taste("built-in", weights, torch.zeros_like(weights), 9, 36, 50, Agreement(0.9, 0.8, 0.95, 9)).save(path)
+        return Begun.with_(None, {"taste": make_reward("taste", {"path": str(path)})})
+
+    info = now(1.0).info()
+    now(1.0).require(info, config)
+    now(-1.0).require({"ratings": ""}, config)  # a checkpoint of before tastes were noted
+    with pytest.raises(UserError, match="The taste .*my.safetensors is not the one that the run began with"):
+        now(-1.0).require(info, config)
 
 
 @pytest.mark.slow
