@@ -8,6 +8,7 @@ ends all others at once, where NCCL would wait for it.
 import atexit
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -19,8 +20,11 @@ from torch import Tensor
 
 from dgpo_core.common.errors import Elsewhere, UserError
 from dgpo_core.common.peers import FOR_EVER, Peers
+from dgpo_core.common.reading import shown
 
 T = TypeVar("T")
+_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # sets others; accelerate reads them
 
 
 class World:
@@ -31,7 +35,7 @@ class World:
             chosen = None if device == "auto" else torch.device(device)
         except RuntimeError:
             raise UserError(f"Unknown device {device!r}: use auto, cpu, cuda, cuda:1 or mps.") from None
-        several = {"backend": "gloo"} if int(os.environ.get("WORLD_SIZE", 1)) > 1 else {}
+        several = {"backend": "gloo"} if _are_several() else {}
         self._state = PartialState(cpu=device == "cpu", **several)
         self.rank: int = self._state.process_index
         self.size: int = self._state.num_processes
@@ -115,6 +119,30 @@ class World:
             if self._peers:
                 self._peers.explain()
             raise
+
+
+def _are_several() -> bool:
+    """Whether a launcher has started several processes, by what it has set in the environment.
+
+    Raises UserError for what no launcher sets so: what an earlier one, a container or a shell's profile has left.
+    """
+    for name in _NUMBERS:
+        value = os.environ.get(name, "1")
+        if not re.fullmatch(r"-?\d{1,9}", value):
+            raise UserError(f"{name} is {shown(value, 60)!r} in the environment and must be a number: {_advice(name)}")
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    missing = [name for name in (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing and not any(name in os.environ for name in _BY_MPI):
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment but {missing[0]} is not set, so no launcher"
+            f" has started these processes: {_advice('WORLD_SIZE')}"
+        )
+    return True
+
+
+def _advice(name: str) -> str:
+    return f"unset {name}, or start with accelerate launch."
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dgpo_core.common.distributed import World
+from dgpo_core.common.errors import UserError
 
 # lr 1e-3 over 3 steps moves each number by some 1e-3. Gradients that are summed in another order differ in their last
 # bits, which AdamW turns into as much of a step where a gradient is nearly zero.
@@ -50,6 +51,38 @@ def test_one_process_needs_no_launcher_and_no_messages() -> None:
     world.add_([tensor])
     assert tensor.tolist() == [1, 1]
     world.close()
+
+
+@pytest.mark.parametrize(
+    ("left", "says"),
+    [
+        (
+            {"WORLD_SIZE": "abc"},
+            "WORLD_SIZE is 'abc' in the environment and must be a number: unset WORLD_SIZE, or start",
+        ),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is '' in the environment and must be a number: unset WORLD_SIZE, or start"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x' in the environment"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 in the environment but RANK is not set, so no launcher has started"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+            "but MASTER_ADDR is not set, .*: unset WORLD_SIZE, or start",
+        ),
+    ],
+)
+def test_what_no_launcher_sets_is_one_sentence(
+    left: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=says):
+        World("cpu")
+
+
+def test_a_world_size_of_one_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert World("cpu").size == 1
 
 
 def adapter(folder: Path) -> dict[str, Tensor]:
