@@ -39,7 +39,8 @@ class GenEvalSet:
     seed: int = 0
     """The same seed gives the same prompts."""
     exclude: tuple[str, ...] = ()
-    """Prompt files (.txt, .jsonl): nothing that they ask for is asked for, in other words or another order either."""
+    """Prompt files: nothing that a .jsonl with GenEval's facts asks for is asked for, in other words or another order
+    either; of a .txt, which has no facts, only the same words are left out, and that is told."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,30 @@ class OcrSet:
 def write_geneval(options: GenEvalSet) -> str:
     """Writes the set; returns what was written, in one line."""
     _check(options.count, options.out)
-    free = _unlike(options.exclude, geneval_prompts.meaning)
+    excluded = _prompts_of(options.exclude)
+    free = _unlike(excluded, geneval_prompts.meaning)
     prompts = geneval_prompts.draw(options.count, _generator("geneval", options.seed), free)
     _write(options.out, prompts)
     tasks = Counter(prompt.metadata["tag"] for prompt in prompts)
-    return f"{options.out}: {len(prompts)} prompts ({', '.join(f'{n} {tag}' for tag, n in tasks.most_common())})"
+    listed = ", ".join(f"{n} {tag}" for tag, n in tasks.most_common())
+    return f"{options.out}: {len(prompts)} prompts ({listed}){_without_facts(excluded)}"
+
+
+def _without_facts(excluded: Sequence[Prompt]) -> str:
+    """What is to be told of excluded prompts that say nothing of what they ask for."""
+    count = sum(geneval_prompts.meaning(prompt) is None for prompt in excluded)
+    if not count:
+        return ""
+    return (
+        f"; {count} of the {len(excluded)} prompts of --exclude have no facts of GenEval's, so that only their words"
+        " are left out: the same may be asked for in other words or another order (give the .jsonl that has the facts)"
+    )
 
 
 def write_ocr(options: OcrSet) -> str:
     """Writes the set; returns what was written, in one line."""
     _check(options.count, options.out)
-    free = _unlike(options.exclude, ocr_prompts.meaning)
+    free = _unlike(_prompts_of(options.exclude), ocr_prompts.meaning)
     prompts = ocr_prompts.draw(options.count, options.letters, _generator("ocr", options.seed), free)
     _write(options.out, prompts)
     low, high = options.letters
@@ -87,9 +101,12 @@ def _check(count: int, out: str) -> None:
         raise UserError(f"There is already a file {shown(out)}: give another name to --out, or delete it.")
 
 
-def _unlike(files: Sequence[str], meaning: Callable[[Prompt], Hashable]) -> Callable[[Prompt], bool]:
-    """Whether a prompt is none of those in the files, neither by its words nor by what it asks for."""
-    others = [prompt for file in files for prompt in load_prompts(file)]
+def _prompts_of(files: Sequence[str]) -> list[Prompt]:
+    return [prompt for file in files for prompt in load_prompts(file)]
+
+
+def _unlike(others: Sequence[Prompt], meaning: Callable[[Prompt], Hashable]) -> Callable[[Prompt], bool]:
+    """Whether a prompt is none of the others, neither by its words nor by what it asks for."""
     words = {_words(prompt) for prompt in others}
     meanings = {meaning(prompt) for prompt in others}
     return lambda prompt: _words(prompt) not in words and meaning(prompt) not in meanings

@@ -154,6 +154,17 @@ def test_a_prompt_of_an_excluded_text_file_is_left_out_by_its_words(tmp_path: Pa
     assert not asked & {prompt.text for prompt in prompts}
 
 
+def test_that_a_text_file_excludes_words_alone_is_told(tmp_path: Path) -> None:
+    held = write(tmp_path / "a.jsonl", "geneval", "--count", "150")
+    (tmp_path / "a.txt").write_text("".join(f"{prompt.text}\n" for prompt in held))
+    told = {}
+    for kind in ("jsonl", "txt"):
+        arguments = ["geneval", "--count", "5", "--out", str(tmp_path / f"of_{kind}.jsonl"), "--seed", "2"]
+        told[kind] = prompt_sets.run([*arguments, "--exclude", str(tmp_path / f"a.{kind}")])
+    assert "--exclude" not in told["jsonl"]
+    assert "; 150 of the 150 prompts of --exclude have no facts of GenEval's, so that only their words" in told["txt"]
+
+
 def test_facts_that_are_not_genevals_exclude_nothing_but_their_words(tmp_path: Path) -> None:
     odd = [
         {"tag": 3},
