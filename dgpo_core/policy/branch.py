@@ -1,7 +1,8 @@
 """The LoRA branch, y + scale B A x, computed in the type of x from parameters that stay float32.
 
 A tensor core multiplies bfloat16 many times as fast as float32, and each cast of an activation is one more kernel. So
-the parameters are cast instead: under gradients once a forward, without them once for as long as they do not change.
+the parameters are cast instead: under gradients once a forward, without them once for as long as they do not change. A
+compiler casts them within what it makes of the branch: it cannot trace what is kept with a parameter.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def _in_type_of(x: Tensor, parameter: Tensor) -> Tensor:
     """The parameter in the type of x; its gradient, if it has one, comes back in its own."""
     if parameter.dtype == x.dtype:
         return parameter
-    if torch.is_grad_enabled() and parameter.requires_grad:
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and parameter.requires_grad):
         return parameter.to(x.dtype)
     kept: tuple[int, Tensor] | None = getattr(parameter, _CAST, None)
     if kept is not None:

@@ -20,21 +20,26 @@ from dgpo_core.common.seeds import derive_seed
 class Dropout:
     """The dropout of one adapter: off, but for the blocks of `dropping`.
 
-    p: share of a branch's input that is set to zero, 0 <= p < 1; the rest is divided by 1 - p.
+    p: share of a branch's input that is set to zero, 0 <= p < 1; the rest is divided by 1 - p. is_on: whether any is.
     """
 
     def __init__(self, p: float) -> None:
         self.p = p
         self._seeds: tuple[int, ...] = ()
+        self.is_on = False
 
     @contextmanager
     def dropping(self, seeds: Sequence[int]) -> Iterator[None]:
         """Inside the block it is on; seeds: one of each row of the batches that come."""
-        before, self._seeds = self._seeds, tuple(seeds)
+        before = self._seeds
+        self._drop(tuple(seeds))
         try:
             yield
         finally:
-            self._seeds = before
+            self._drop(before)
+
+    def _drop(self, seeds: tuple[int, ...]) -> None:
+        self._seeds, self.is_on = seeds, bool(seeds) and self.p > 0
 
     def dropping_rows(self, rows: Sequence[int]) -> AbstractContextManager[None]:
         """Inside the block the batches that come are of these rows alone, of those that there are seeds for."""
@@ -51,17 +56,19 @@ class Dropout:
         return run
 
     def __call__(self, x: Tensor, layer: str) -> Tensor:
-        """x [B, ...] as the layer's branch sees it.
+        """x [B, ...] as the layer's branch sees it; see `mask`."""
+        return x * self.mask(x, layer) if self.is_on else x
+
+    def mask(self, x: Tensor, layer: str) -> Tensor:
+        """What x [B, ...] is multiplied by while it is on, of its shape and type.
 
         B is the number of seeds, or a multiple where an engine puts several conditionings of the same rows, one after
         the other, into one batch: a sample has the same mask under all of them. Raises UserError for another B.
         """
-        if not self._seeds or self.p == 0:
-            return x
         if not len(x) or len(x) % len(self._seeds):
             raise UserError(f"The layer {layer} mixes the images of a batch: set the LoRA dropout to 0.")
         masks = torch.stack([self._mask(x, derive_seed(seed, layer)) for seed in self._seeds])
-        return x * masks.repeat(len(x) // len(masks), *[1] * (x.ndim - 1))
+        return masks.repeat(len(x) // len(masks), *[1] * (x.ndim - 1))
 
     def _mask(self, x: Tensor, seed: int) -> Tensor:
         generator = torch.Generator(x.device).manual_seed(seed)

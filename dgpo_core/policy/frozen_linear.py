@@ -17,6 +17,7 @@ from torch.nn import Parameter
 
 from dgpo_core.common.seeds import derive_seed, noise
 from dgpo_core.policy.adapters import NAMES, Adapters, check_settings
+from dgpo_core.policy.base import AdapterName
 from dgpo_core.policy.branch import lora_branch
 
 Forward = Callable[[Tensor], Tensor]
@@ -98,6 +99,11 @@ class LoraBank(Adapters):
         states = {name: _fresh(shapes, rank, seed, name == "current", device) for name in NAMES}
         super().__init__(states, rank=rank, alpha=alpha, dropout=dropout)
         self.targets = tuple(shapes)
+
+    def pairs(self, module: str) -> dict[AdapterName, tuple[Parameter, Parameter]]:
+        """A [r, in] and B [out, r] of one target, by adapter."""
+        names = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+        return {name: (state[names[0]], state[names[1]]) for name, state in self._states.items()}
 
     def add(self, module: str, x: Tensor, y: Tensor) -> Tensor:
         """y [..., out] with the active adapter's branch on x [..., in] added, computed in the type of y."""

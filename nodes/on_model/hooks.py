@@ -8,6 +8,7 @@ copied to tensors that autograd may keep, on the device where the network runs.
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.policy.frozen_linear import LoraBank, frozen_conv, frozen_linear
+from dgpo_core.policy.opaque import OpaqueLinear
 
+from . import compiling
 from .weights import is_linear, is_paged, lent, own_parameters, refuse_unknown
 
 _FUSED = ("linear1", "linear2")  # the attention of Flux's single blocks, in one with their feed-forward
@@ -70,12 +73,16 @@ class Hooks:
     """The forwards of one network with the adapters of `bank` on its targets; see `injection`.
 
     network: a MODEL's diffusion model; checkpointing: recompute the blocks in the backward, read at every injection;
-    keep_inputs: from copies of what they were given, where others write into that (ControlNets of UNets do).
+    keep_inputs: from copies of what they were given, where others write into that (ControlNets of UNets do); compiler:
+    the backend that compiles the repeated blocks, "" for none, read at every injection.
     """
 
     def __init__(self, network: nn.Module, bank: LoraBank) -> None:
         self.network, self.bank = network, bank
         self.checkpointing = self.keep_inputs = False
+        self.compiler = ""
+        self._opaque: dict[str, OpaqueLinear] = {}  # by name, of the Linears in compiled blocks
+        self._compiled: dict[nn.Module, Callable] = {}  # by block
         self._targets = frozenset(bank.targets)
         self._replaced: list[tuple[nn.Module, Callable, Callable | None]] = []
         self._parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -97,15 +104,23 @@ class Hooks:
 
     def _inject(self, device: torch.device) -> None:
         with torch.inference_mode(False):  # weights are loaded in inference mode
+            blocks = [block for block in self._repeated() if "forward" not in vars(block)]
+            within = {part for block in blocks for part in block.modules()}
             for name, module in self.network.named_modules():
-                if is_linear(module):
+                if is_linear(module) and module in within:
+                    self._put(module, self._traceable(module, name).forward)
+                elif is_linear(module):
                     self._replace(module, functools.partial(self._linear, module, name))
                 elif _is_plain_convolution(module):
                     self._replace(module, functools.partial(_convolution, module))
                 else:
                     self._own_parameters(module, device)
-                    if _is_norm(module):
+                    if _is_norm(module) and module in within and "forward" not in vars(module):
+                        self._put(module, types.MethodType(_own_norm, module))
+                    elif _is_norm(module):
                         self._replace(module, _norm)
+            for block in blocks:
+                self._put(block, self._compiled_forward(block))
             for block in _blocks(self.network) if self.checkpointing else ():
                 self._replace(block, self._block)
 
@@ -126,9 +141,10 @@ class Hooks:
 
     def _replace(self, module: nn.Module, forward: Callable) -> None:
         """`forward(original, ...)` in place of the module's own."""
-        before = vars(module).get("forward")
-        ours = functools.partial(forward, module.forward)
-        self._replaced.append((module, ours, before))
+        self._put(module, functools.partial(forward, module.forward))
+
+    def _put(self, module: nn.Module, ours: Callable) -> None:
+        self._replaced.append((module, ours, vars(module).get("forward")))
         module.forward = ours
 
     def _own_parameters(self, module: nn.Module, device: torch.device) -> None:
@@ -138,6 +154,22 @@ class Hooks:
             module._parameters[name] = nn.Parameter(own, requires_grad=False)
         if is_paged(module):
             self._pages.append((module, vars(module).pop("_v")))
+
+    def _repeated(self) -> list[nn.Module]:
+        return compiling.repeated(self.network) if self.compiler else []
+
+    def _traceable(self, module: nn.Module, name: str) -> OpaqueLinear:
+        """A Linear in a compiled block; the same at each injection, as backwards come when it is ejected."""
+        if name not in self._opaque:
+            weight = functools.partial(lent, module)
+            self._opaque[name] = OpaqueLinear(name, tuple(module.weight.shape), weight, self.bank)
+        self._opaque[name].product = module.forward
+        return self._opaque[name]
+
+    def _compiled_forward(self, block: nn.Module) -> Callable:
+        if block not in self._compiled:
+            self._compiled[block] = compiling.compiled(block.forward, self.compiler)
+        return self._compiled[block]
 
     def _block(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if self.keep_inputs:
@@ -171,6 +203,11 @@ def _is_norm(module: nn.Module) -> bool:
 def _norm(original: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Flux adds to its activations in place, which a norm's backward needs as they were."""
     return original(x.clone() if x.requires_grad else x, *args, **kwargs)
+
+
+def _own_norm(norm: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The same as a method, which a compiler takes for one that all norms have."""
+    return _norm(functools.partial(type(norm).forward, norm), x, *args, **kwargs)
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.supported_models as families
@@ -17,21 +15,20 @@ import node_helpers
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.nn.attention import SDPBackend
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.source import Source
 from dgpo_core.policy import AdapterName, Cond, Policy
-from dgpo_core.policy.attention import trainable_attention
 from dgpo_core.policy.base import Check
 from dgpo_core.policy.frozen_linear import LoraBank
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.policy.quantised import NONE
 
-from . import counting
+from . import compiling, counting
 from . import sampling as native_sampling
 from . import texts as native_texts
+from .attention import OVERRIDE, attention
 from .hooks import Hooks, differentiable, target_shapes
 from .packed import packed
 from .sampling import NativeSolver
@@ -87,6 +84,7 @@ class NativePolicy(Policy):
         quantize: str = NONE,
     ) -> None:
         own = model.clone() if quantize == NONE else packed(model, quantize)
+        compiling.without_comfyuis(own)
         self.patcher, self.encode_text, self.vae = native_sampling.decided(own, prediction), encode_text, vae
         base = own.model
         if getattr(base.latent_format, "latent_dimensions", 2) not in (2, 3):
@@ -103,7 +101,7 @@ class NativePolicy(Policy):
         self.patcher.set_injections(INJECTION, [self.hooks.injection()])
         self._reserved = 0.0  # bytes beside the weights, since ComfyUI last placed them
         self.sources = (0, _MOST_SOURCES if sees_references(base) else 0)
-        self.counts = counting.Counts(self, shapes, _attention)
+        self.counts = counting.Counts(self, shapes, attention)
         self._numbers: dict[_Asked, int] = {}  # of every text so far
         self._conditionings: dict[int, Any] = {}  # by number, of the latest texts
 
@@ -232,7 +230,7 @@ class NativePolicy(Policy):
         options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
         helpers.prepare_model_patcher(self.patcher, conds, options)
         samplers.filter_registered_hooks_on_conds(conds, options)
-        options["transformer_options"].setdefault("optimized_attention_override", _attention)
+        options["transformer_options"].setdefault(OVERRIDE, attention)
         model = self.patcher.model
         with torch.no_grad():
             conds = samplers.process_conds(model, x, conds, x.device, latent_image=torch.zeros_like(x), seed=0)
@@ -284,6 +282,10 @@ class NativePolicy(Policy):
 
     def disable_gradient_checkpointing(self) -> None:
         self.hooks.checkpointing = False
+
+    def compile(self, backend: str = "inductor") -> None:
+        compiling.repeated(self.hooks.network)  # refuses a network without any
+        self.hooks.compiler = backend
 
     # --- the VAE -----------------------------------------------------------------------------------------------------
 
@@ -359,23 +361,3 @@ def sees_references(base: Any) -> bool:
     """Whether ComfyUI's class of a model looks at reference latents at all: it asks for them by name."""
     methods = [vars(cls).get("extra_conds") for cls in type(base).__mro__]
     return any("reference_latents" in method.__code__.co_consts for method in methods if method)
-
-
-def _attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """torch's attention: sage and flash have no backward, and roll-outs must see the model that is trained."""
-    with trainable_attention(), _without_cudnn():
-        return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
-
-
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """ComfyUI asks for kernels in an order of its own, which sets aside what `trainable_attention` has switched off."""
-    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
-    if order is None:
-        yield
-        return
-    comfy.ops.SDPA_BACKEND_PRIORITY = [kernel for kernel in order if kernel != SDPBackend.CUDNN_ATTENTION]
-    try:
-        yield
-    finally:
-        comfy.ops.SDPA_BACKEND_PRIORITY = order
