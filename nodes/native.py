@@ -76,7 +76,8 @@ def _run_and_lora() -> list[io.Input]:
 
 def _base() -> list[io.Input]:
     """The last widgets of a node, as they came last."""
-    return fields.inputs(LOAD_POLICY.part("prediction", "quantize"), advanced=("prediction", "quantize"))
+    names = ("prediction", "quantize", "compile")
+    return fields.inputs(LOAD_POLICY.part(*names), advanced=names)
 
 
 class NativePolicyNode(_NativePolicy):

@@ -27,7 +27,10 @@ class LoadPolicy(io.ComfyNode):
             description="A model with a LoRA to train: the embedded one, a checkpoint file or a diffusers folder.",
             inputs=fields.inputs(
                 LOAD_POLICY,
-                advanced=("dropout", "targets", "dtype", "gradient_checkpointing", "offload", "prediction", "quantize"),
+                advanced=(
+                    *("dropout", "targets", "dtype", "gradient_checkpointing", "offload", "prediction", "quantize"),
+                    "compile",
+                ),
                 **fields.RUN,
                 model={
                     "options": host.model_choices(),

@@ -107,6 +107,7 @@ LOAD_POLICY = Form(
         **_same("memory", "gradient_checkpointing", "offload"),
         **_same("model", "prediction", optional=True),
         **_same("model", "quantize", optional=True, default="none"),  # no base is made another by itself
+        **_same("memory", "compile", optional=True),
     },
 )
 PROMPT_LIST = Form(

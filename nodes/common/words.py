@@ -48,6 +48,11 @@ WORDS: Mapping[str, Word] = {
         "Half the memory for the model's weights (fp8, int8) or a quarter (nf4, which needs bitsandbytes), a little"
         " slower; images and what is learned differ slightly. The LoRA stays an ordinary one.",
     ),
+    "compile": Word(
+        "compile the model",
+        "Faster rounds after a slow first one: torch.compile makes machine code of the model's repeated blocks. It"
+        " needs Triton on a GPU and a C++ compiler on a CPU; images and what is learned differ by rounding alone.",
+    ),
     # Prompts
     "source": Word("prompts from"),
     "text": Word("prompts, one per line"),
