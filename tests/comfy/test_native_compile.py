@@ -71,6 +71,10 @@ def test_a_model_from_comfyuis_node_trains_as_one_without_it(found: dict[str, An
     assert case["still_compiled"]  # for the rest of the graph
 
 
+def test_the_node_turns_it_on(found: dict[str, Any]) -> None:
+    assert found["offered"] == ["", "inductor"]
+
+
 def test_what_cannot_be_compiled_or_trained_is_told(found: dict[str, Any]) -> None:
     assert found["comfyuis_own"]["put"].startswith("A node has put compiled parts in the place of the MODEL's own")
     assert found["refused"]["broken"].startswith("torch.compile does not work here (")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from typing import Any
 
 from comfy_native_case import Case, randomise, worst  # first: it finds ComfyUI
 
 # isort: split
 import comfy_lora
+import comfy_native_node
+import folder_paths
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_lora import difference
@@ -160,6 +163,19 @@ def comfyuis_own(case: Case) -> dict[str, Any]:
     }
 
 
+def offered(case: Case) -> list[str]:
+    """What compiles the policy of a node that asks for nothing, and of one that asks for it."""
+    found = []
+    folder_paths.set_output_directory(tempfile.mkdtemp())
+    for asked in ({}, {"compile": True}):
+        handle = comfy_native_node.execute(case, **asked)
+        with torch.inference_mode():
+            policy = comfy_native_node.sessions._load(handle.spec).policy
+        found.append(policy.hooks.compiler)
+        policy.to("cpu")
+    return found
+
+
 def refused(case: Case) -> dict[str, str]:
     """A backend that does not work here, and a network without repeated blocks."""
 
@@ -189,6 +205,7 @@ def main() -> None:
                 "restoring": restoring(flux),
                 "patched": patched(unet),
                 "comfyuis_own": comfyuis_own(unet),
+                "offered": offered(flux),
                 "refused": refused(flux),
             }
         )
