@@ -2,7 +2,8 @@
 
 A tensor core multiplies bfloat16 many times as fast as float32, and each cast of an activation is one more kernel. So
 the parameters are cast instead: under gradients once a forward, without them once for as long as they do not change. A
-compiler casts them within what it makes of the branch: it cannot trace what is kept with a parameter.
+compiler casts them within what it makes of the branch: it would make a graph for each version of a parameter that is
+kept with it, anew after each step.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from dgpo_core.policy.branch import lora_branch
 
@@ -50,3 +51,16 @@ def test_without_gradients_a_parameter_is_cast_again_only_once_it_has_changed() 
     torch.optim.AdamW([A], lr=0.1, foreach=True).step()
     with torch.no_grad():
         assert torch.equal(lora_branch(x, y, A, B, 1.0), lora_branch(x, y, A.bfloat16(), B.bfloat16(), 1.0))
+
+
+def test_a_compiled_branch_makes_no_graph_anew_after_a_step() -> None:
+    x, y, A, B = inputs(torch.bfloat16)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(lora_branch, backend=counter)
+    with torch.no_grad():
+        for _ in range(4):
+            assert torch.equal(compiled(x, y, A, B, 1.0), lora_branch(x, y, A.bfloat16(), B.bfloat16(), 1.0))
+            A.mul_(1.5)
+            B.mul_(1.5)
+    assert counter.frame_count == 1
