@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -23,6 +24,28 @@ MODELS = (
     *("diffusion_models/qwen_image_fp8_e4m3fn", "text_encoders/qwen_2.5_vl_7b_fp8_scaled", "vae/qwen_image_vae"),
     *("diffusion_models/z_image_bf16", "text_encoders/qwen_3_4b"),
 )
+
+
+RECTANGLES = """() => app.graph.nodes.map(node => {
+    const shown = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect()
+    const { scale, offset } = app.canvas.ds, { left, top } = app.canvas.canvas.getBoundingClientRect()
+    const places = shown && [(shown.left - left) / scale - offset[0], (shown.top - top) / scale - offset[1]]
+    const drawn = shown ? [...places, shown.width / scale, shown.height / scale] : [...node.boundingRect]
+    return [`${node.id} ${node.type}`, drawn]
+})"""
+HTML = "() => document.querySelectorAll('[data-node-id]').length"
+
+Rectangle = list[float]  # left, top, width and height on the graph
+
+
+def overlap(one: Rectangle, other: Rectangle, spare: float = 1) -> bool:
+    """Whether they share more than `spare` pixels in both directions."""
+    ends = [min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1)]
+    return min(ends) > spare
+
+
+def holds(box: Rectangle, one: Rectangle, spare: float = 1) -> bool:
+    return all(box[i] <= one[i] + spare and one[i] + one[i + 2] <= box[i] + box[i + 2] + spare for i in (0, 1))
 
 
 def without_meta(prompt: dict[str, Any]) -> list[dict[str, Any]]:
@@ -68,6 +91,38 @@ def test_a_workflow_opens_without_a_red_node_or_an_error(
     assert browser.errors() == []
     api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text("utf-8"))
     assert without_meta(browser.to_api()) == without_meta(api)
+
+
+@pytest.mark.parametrize("renderer", ["classic", "newer"])
+def test_no_node_lies_over_another_or_leaves_its_box(
+    renderer: str, comfy: ComfyServer, files: None, browser: Browser
+) -> None:
+    """Else: TALLER in tests/helpers/ui_workflow.py, for nodes that need more room in Nodes 2.0."""
+    faults = []
+    try:
+        browser.set_setting("Comfy.VueNodes.Enabled", renderer == "newer")
+        for name in NAMES:
+            workflow = json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))
+            browser.load_workflow(workflow)
+            browser.fit()
+            if renderer == "newer" and not browser.evaluate(HTML):
+                pytest.skip("This front end draws nodes on the canvas only.")
+            nodes = browser.evaluate(RECTANGLES)
+            boxes = [(group["title"], group["bounding"]) for group in workflow["groups"]]
+            faults += [
+                f"{name}: {one} {at} lies over {other} {there}"
+                for (one, at), (other, there) in itertools.combinations(nodes, 2)
+                if overlap(at, there)
+            ]
+            faults += [
+                f"{name}: {node} {at} leaves {title} {box}"
+                for node, at in nodes
+                for title, box in boxes
+                if overlap(at, box) and not holds(box, at)
+            ]
+    finally:
+        browser.set_setting("Comfy.VueNodes.Enabled", False)
+    assert faults == []
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("native_")])

@@ -31,6 +31,28 @@ BOX = {"margin": 30, "title": 50, "colour": "#3f789e"}
 VIEW = {"scale": 1, "offset": [95, 140]}  # right of the front end's bar, below its buttons
 SCREEN = (1440, 900)  # pixels
 NOTE = {"width": 360, "letters": 46, "line": 20, "colours": {"color": "#432", "bgcolor": "#653"}}
+NARROWEST = 225  # pixels, in Nodes 2.0
+TALLER = {  # in Nodes 2.0 (front end 1.49.6) than on the canvas: pixels below the title, to leave room for
+    "CheckpointLoaderSimple": 102,
+    "CLIPLoader": 114,
+    "DGPO_BeforeAfter": 366,
+    "DGPO_GroupSampler": 126,
+    "DGPO_HumanRanker": 314,
+    "DGPO_LoRALoader": 182,
+    "DGPO_Reward": 186,
+    "DGPO_SamplerSettings": 342,
+    "DualCLIPLoader": 142,
+    "EmptyLatentImage": 118,
+    "ImageBatch": 78,
+    "ImageToMask": 62,
+    "LoadImage": 322,
+    "ModelSamplingAuraFlow": 62,
+    "PreviewImage": 34,
+    "SaveImage": 70,
+    "UNETLoader": 86,
+    "VAEDecode": 54,
+    "VAELoader": 62,
+}
 SET_CONTROLS = """controls => {
     for (const node of app.graph.nodes)
         for (const widget of node.widgets ?? [])
@@ -109,7 +131,8 @@ def arrange(
     nodes = {str(node["id"]): node for node in workflow["nodes"]}
     overall = depths(links)
     for id_, node in nodes.items():
-        node["size"] = meta[id_].get("size", node["size"])
+        width, height = meta[id_].get("size", node["size"])
+        node["size"] = [max(width, NARROWEST), max(height, TALLER.get(node["type"], 0))]
         if "models" in meta[id_]:
             node["properties"]["models"] = meta[id_]["models"]
     names = sorted({more.get("group", "") for more in meta.values()})  # they are numbered
