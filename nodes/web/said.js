@@ -49,8 +49,14 @@ function show(node, text) {
   node.setDirtyCanvas(true, true);
 }
 
+// Nodes 2.0 shows the last picture of the way a second time, with its size, below the one that stays.
+const ONCE = '[data-testid^="node-body"]:has(.image-preview) > :is(img, img + .text-center) { display: none }';
+
 app.registerExtension({
   name: "dgpo.said",
+  setup() {
+    document.head.append(Object.assign(document.createElement("style"), { textContent: ONCE }));
+  },
   nodeCreated(node) {
     if (TRAIN.includes(node.comfyClass)) addFinish(node);
     const say = SAY[node.comfyClass];
