@@ -31,6 +31,7 @@ WIDGETS = """values => { const node = app.graph.nodes.find(node => node.isSubgra
 CONNECT = """names => { const node = app.graph.nodes.find(node => node.isSubgraphNode?.())
     const loader = LiteGraph.createNode('CheckpointLoaderSimple')
     app.graph.add(loader)
+    loader.widgets[0].value = 'sd_v1-5.safetensors'  // other tests leave more
     names.forEach((name, place) => loader.connect(place, node, node.findInputSlot(name))) }"""
 PICTURE = "[data-node-id] img"
 SMALL = {"iterations": 2, "text": "a red circle\na blue square"}

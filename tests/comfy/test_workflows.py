@@ -17,6 +17,10 @@ from PIL import Image
 API = REPO / "workflows" / "api"
 NAMES = sorted(path.stem for path in API.glob("*.json"))
 NATIVE = [name for name in NAMES if name.startswith("native_")]
+NEWER = {  # by workflow of a model that an older ComfyUI does not know: its file
+    "native_flux2_klein": "flux-2-klein-base-4b.safetensors",
+    "native_zimage": "z_image_bf16.safetensors",
+}
 SMALL_NATIVE: dict[str, dict[str, Any]] = {
     "DGPO_NativePolicy": {"rank": 4, "alpha": 8.0},
     "DGPO_Prompts": {"per_iteration": 1},
@@ -107,8 +111,8 @@ def test_the_quickstart_raises_the_reward(comfy: ComfyServer) -> None:
 @pytest.mark.parametrize("name", NATIVE)
 def test_the_native_workflow_trains_and_its_lora_fits(small_comfy: ComfyServer, name: str) -> None:
     graph = workflow(name)
-    if name == "native_zimage" and "z_image_bf16.safetensors" not in _networks(small_comfy):
-        pytest.skip("this ComfyUI has no Z-Image")
+    if NEWER.get(name, "") not in ["", *_networks(small_comfy)]:
+        pytest.skip("this ComfyUI does not know the model")
     (loader,) = (key for key, node in graph.items() if node["class_type"] == "DGPO_LoRALoader")
     graph["said"] = {"class_type": "PreviewAny", "inputs": {"source": [loader, 2]}}
     entry = small_comfy.run(graph)

@@ -16,6 +16,7 @@ import comfy_lora  # noqa: F401 - it finds ComfyUI
 import small_models
 
 # isort: split
+import comfy.ldm.models.autoencoder
 import comfy.ldm.wan.vae
 import comfy.model_detection
 import comfy.sd
@@ -59,6 +60,15 @@ QWENIMAGE = {
     "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 1, "attention_head_dim": 128,
     "num_attention_heads": 1, "joint_attention_dim": small_models.QWEN["hidden_size"], "axes_dims_rope": (16, 56, 56),
 }  # fmt: skip
+FLUX2 = {
+    "in_channels": 128, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
+    "joint_attention_dim": 3 * small_models.QWEN["hidden_size"], "axes_dims_rope": (32, 32, 32, 32),
+    "guidance_embeds": False,
+}  # fmt: skip
+VAE = {  # FLUX.2's, as wide as the pack `small_models` builds it
+    "double_z": True, "z_channels": 32, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32,
+    "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0, "batch_norm_latent": True,
+}  # fmt: skip
 ZIMAGE = {**comfy_networks.ZIMAGE, "in_channels": 16, "cap_feat_dim": small_models.QWEN["hidden_size"]}
 
 
@@ -84,8 +94,11 @@ def vae(channels: int) -> dict[str, Tensor]:
     return random(comfy.taesd.taesd.TAESD(latent_channels=channels)).state_dict()
 
 
-def checkpoint(path: Path, config: Any, clip: nn.Module, channels: int, network: dict[str, Tensor] | None) -> None:
-    """Network, text encoders and VAE in one file, as ComfyUI saves them; network: its weights, else random ones."""
+def checkpoint(
+    path: Path, config: Any, clip: nn.Module, channels: int, network: dict[str, Tensor] | None, *keys: str
+) -> None:
+    """Network, text encoders and VAE in one file, as ComfyUI saves them; network: its weights, else random ones; keys:
+    empty tensors beside them, which say something by their names."""
     model = config.get_model({})
     model.diffusion_model.load_state_dict(network) if network else random(model.diffusion_model)
     parts = {
@@ -93,7 +106,7 @@ def checkpoint(path: Path, config: Any, clip: nn.Module, channels: int, network:
         **config.process_clip_state_dict_for_saving(clip.state_dict()),
         **config.process_vae_state_dict_for_saving(vae(channels)),
     }
-    write(path, parts)
+    write(path, parts | {key: torch.zeros(0) for key in keys})
 
 
 def write(path: Path, state: dict[str, Tensor]) -> None:
@@ -107,7 +120,8 @@ def native(network: nn.Module) -> dict[str, Tensor]:
 
 
 def newer(root: Path) -> None:
-    """Chroma (whose text encoder and VAE are Flux's), Qwen-Image and, in a ComfyUI that knows it, Z-Image."""
+    """Chroma (whose text encoder and VAE are Flux's), Qwen-Image and, in a ComfyUI that knows them, Z-Image and FLUX.2
+    klein (whose text encoder is Z-Image's)."""
     makers(root, "chroma", "Chroma1-HD", diffusers.ChromaTransformer2DModel(**CHROMA))
     makers(root, "qwenimage", "qwen_image_fp8_e4m3fn", diffusers.QwenImageTransformer2DModel(**QWENIMAGE))
     clip = text_encoder(supported.QwenImage({}).clip_target())
@@ -118,6 +132,10 @@ def newer(root: Path) -> None:
         makers(root, "zimage", "z_image_bf16", diffusers.ZImageTransformer2DModel(**ZIMAGE))
         clip = text_encoder(supported.ZImage({}).clip_target())
         write(root / "text_encoders/qwen_3_4b.safetensors", clip.qwen3_4b.transformer.state_dict())
+    if hasattr(supported, "Flux2"):
+        makers(root, "flux2", "flux-2-klein-base-4b", diffusers.Flux2Transformer2DModel(**FLUX2))
+        own = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=dict(VAE), embed_dim=VAE["z_channels"])
+        write(root / "vae/flux2-vae.safetensors", random(own).state_dict())
 
 
 def makers(root: Path, family: str, name: str, network: nn.Module) -> None:
@@ -134,6 +152,9 @@ def main() -> None:
         ("sd_xl_base_1.0", supported.Segmind_Vega(dict(SDXL))),
     ):
         checkpoint(root / f"checkpoints/{name}.safetensors", config, text_encoder(config.clip_target()), 4, None)
+    config = supported.Segmind_Vega(dict(SDXL))
+    path, clip = root / "checkpoints/NoobAI-XL-Vpred-v1.0.safetensors", text_encoder(config.clip_target())
+    checkpoint(path, config, clip, 4, None, "v_pred", "ztsnr")
     network = native(diffusers.SD3Transformer2DModel(**SD35))
     config = supported.SD3(comfy.model_detection.detect_unet_config(network, ""))
     norm = "transformer.text_model.final_layer_norm.weight"  # by which ComfyUI sees that an encoder is there

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import comfy.ldm.modules.diffusionmodules.model
 import comfy.ldm.wan.vae
 import comfy.model_detection
 import comfy.sd
@@ -36,6 +37,8 @@ _detect_text_encoder = comfy.sd.detect_te_model
 
 @functools.wraps(_text_encoder)
 def small_text_encoder(self: Any, *args: Any, model_options: Any = None, **kwargs: Any) -> None:
+    if isinstance(kwargs.get("layer"), list):  # of Qwen3's 36, FLUX.2 klein takes three
+        kwargs["layer"] = [0, 1, 2]
     _text_encoder(self, *args, model_options={**(model_options or {}), **TEXT_ENCODERS}, **kwargs)
 
 
@@ -85,6 +88,8 @@ comfy.sd1_clip.SDClipModel.__init__ = small_text_encoder
 comfy.model_detection.detect_unet_config = detect_widths
 comfy.sd.detect_te_model = detect_text_encoder
 built_with(comfy.ldm.wan.vae.WanVAE, dim=8)
+for part in (comfy.ldm.modules.diffusionmodules.model.Encoder, comfy.ldm.modules.diffusionmodules.model.Decoder):
+    built_with(part, ch=32)
 built_with(Qwen2VLVisionTransformer, hidden_size=64, intermediate_size=64, num_heads=4, num_layers=1)
 if hasattr(comfy.supported_models, "ZImage"):
     comfy.supported_models.ZImage.unet_config = {"image_model": "lumina2", "dim": ZIMAGE["dim"]}
