@@ -79,24 +79,26 @@ class Taste(io.ComfyNode):
         if any(term.name == TASTE for term in before):
             raise UserError("A taste can be in a chain of rewards only once: fit one to all of your answers.")
         path = taste_file(name)
+        notes: Sequence[str] = ()
         if answers := answers_of(sources):
             if path.exists():
                 Fitted.load(path)  # nothing but a taste is written over
-            _fit(answers, path)
+            notes = _fit(answers, path)
         report = f"{path.stem}: {summary(Fitted.load(path))}" if path.is_file() else ""
         served("", path.stem)  # says what is wrong with it
         term = RewardTerm(TASTE, weight, {"name": path.stem, "digest": digest_of(path)})
-        return io.NodeOutput((*before, term), report, ui=ui.PreviewText(report))
+        return io.NodeOutput((*before, term), report, ui=ui.PreviewText("\n".join([report, *notes])))
 
 
-def _fit(answers: Sequence[Path], path: Path) -> None:
-    """Saves the taste of these answers. Raises UserError where there is nothing to learn."""
-    groups = read_answers(answers).groups
+def _fit(answers: Sequence[Path], path: Path) -> Sequence[str]:
+    """Saves the taste of these answers; what of them was left out. Raises UserError where there is nothing to learn."""
+    gallery = read_answers(answers)
     with host.engine():
         host.make_room()
         seen = features()
         with seen.on(host.device()):
-            fit(judged(groups, seen, host.stop_if_cancelled), seen).save(path)
+            fit(judged(gallery.groups, seen, host.stop_if_cancelled), seen).save(path)
+    return gallery.notes
 
 
 def taste_file(name: str) -> Path:
