@@ -49,14 +49,19 @@ function show(node, text) {
   node.setDirtyCanvas(true, true);
 }
 
-// Nodes 2.0 shows the last picture of the way a second time, with its size, below the one that stays.
-const ONCE = '[data-testid^="node-body"]:has(.image-preview) > :is(img, img + .text-center) { display: none }';
+const sheet = document.createElement("style"); // of this graph's nodes that have been run
+
+/** Nodes 2.0 shows the last picture of the way a second time, with its size, below the one that stays. */
+function showOnce(node) {
+  const body = `[data-testid="node-body-${CSS.escape(node.id)}"]`;
+  const rule = `${body}:has(.image-preview) > :is(img, img + .text-center) { display: none }\n`;
+  if (!sheet.textContent.includes(rule)) sheet.textContent += rule;
+}
 
 app.registerExtension({
   name: "dgpo.said",
-  setup() {
-    document.head.append(Object.assign(document.createElement("style"), { textContent: ONCE }));
-  },
+  setup: () => document.head.append(sheet),
+  beforeConfigureGraph: () => void (sheet.textContent = ""),
   nodeCreated(node) {
     if (TRAIN.includes(node.comfyClass)) addFinish(node);
     const say = SAY[node.comfyClass];
@@ -64,6 +69,7 @@ app.registerExtension({
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.apply(this, arguments);
+      showOnce(this);
       const text = output?.text?.[0];
       show(this, text && say(text));
     };

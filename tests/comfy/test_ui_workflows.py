@@ -22,7 +22,8 @@ MODELS = (
     *("checkpoints/sd3.5_medium_incl_clips_t5xxlfp8scaled", "diffusion_models/flux1-dev", "vae/ae"),
     *("text_encoders/clip_l", "text_encoders/t5xxl_fp16", "diffusion_models/Chroma1-HD"),
     *("diffusion_models/qwen_image_fp8_e4m3fn", "text_encoders/qwen_2.5_vl_7b_fp8_scaled", "vae/qwen_image_vae"),
-    *("diffusion_models/z_image_bf16", "text_encoders/qwen_3_4b"),
+    *("diffusion_models/z_image_bf16", "text_encoders/qwen_3_4b", "checkpoints/NoobAI-XL-Vpred-v1.0"),
+    *("diffusion_models/flux-2-klein-base-4b", "vae/flux2-vae"),
 )
 
 
