@@ -1,9 +1,10 @@
 """Waiting for others, such as a server, that ends where nobody wants the answer any more: Ctrl-C, Cancel."""
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -33,6 +34,16 @@ def asking(check: Callable[[], None]) -> Iterator[None]:
         raise given.why from None
     finally:
         _check.reset(before)
+
+
+def until(over: threading.Event) -> AbstractContextManager[None]:
+    """`asking` for a thread of our own: once the event is set, its waits end with CancelledError."""
+
+    def check() -> None:
+        if over.is_set():
+            raise futures.CancelledError
+
+    return asking(check)
 
 
 def result(job: "futures.Future[Result]", seconds: float = float("inf")) -> Result:

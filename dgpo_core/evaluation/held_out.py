@@ -13,7 +13,7 @@ from dgpo_core.diffusion.solvers import Solver
 from dgpo_core.evaluation.scores import Evaluation, Measurement
 from dgpo_core.method.rollout import Check, nothing, rollout
 from dgpo_core.policy.base import AdapterName, Policy
-from dgpo_core.rewards import Reward, guard, score_each, score_groups
+from dgpo_core.rewards import Reward, Scoring, guard, score_groups
 from dgpo_core.settings.config import Config
 
 PART = 2**29  # bytes of images in memory at once
@@ -147,7 +147,11 @@ class HeldOut:
 
     def judged(self, groups: Sequence[Group]) -> Sequence[Group | UserError]:
         """The groups with all scores; where groups are left out, what was wrong with one instead."""
-        return score_each(groups, self.judges) if self.skip else score_groups(groups, self.judges)
+        if not self.skip:
+            return score_groups(groups, self.judges)
+        size = max(map(len, groups), default=0)
+        with Scoring(self.judges, self.drawing.policy.device, size, one_by_one=True) as scoring:
+            return scoring.results(groups)
 
     def measure(
         self, adapter: AdapterName | None, images: int, weights: Mapping[str, float], batch: int = 0

@@ -15,7 +15,7 @@ from dgpo_core.rewards.registry import (
     reward_class,
     weights_of,
 )
-from dgpo_core.rewards.scoring import Scoring, score_each, score_groups
+from dgpo_core.rewards.scoring import Scoring, score_groups
 
 __all__ = [
     "REWARDS",
@@ -30,7 +30,6 @@ __all__ = [
     "refuse_files",
     "require_reward",
     "reward_class",
-    "score_each",
     "score_groups",
     "weights_of",
 ]

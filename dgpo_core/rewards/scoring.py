@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -36,20 +36,6 @@ def score_groups(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list
     }
     parts = {name: values.split([len(group) for group in groups]) for name, values in scores.items()}
     return [group.scored({name: parts[name][i] for name in parts}) for i, group in enumerate(groups)]
-
-
-def score_each(groups: Sequence[Group], rewards: Mapping[str, Reward]) -> list[Group | UserError]:
-    """Each group by itself: with its scores as by `score_groups`, or what was wrong with it. Raises Exhausted."""
-    return [_outcome(group, rewards) for group in groups]
-
-
-def _outcome(group: Group, rewards: Mapping[str, Reward]) -> Group | UserError:
-    try:
-        return score_groups([group], rewards)[0]
-    except Exhausted:
-        raise
-    except UserError as error:
-        return error
 
 
 def _scores_of_groups(name: str, reward: GroupReward, groups: Sequence[Group], prompts: Sequence[str]) -> Tensor:
@@ -153,11 +139,7 @@ class Scoring:
             self._jobs[group] = self._worker.submit(self._beside, group)
 
     def _beside(self, group: Group) -> Group:
-        def check() -> None:
-            if self._over.is_set():
-                raise CancelledError
-
-        with patience.asking(check):
+        with patience.until(self._over):
             return score_groups([group], self.beside)[0]
 
     def results(self, groups: Sequence[Group]) -> list[Group | UserError]:

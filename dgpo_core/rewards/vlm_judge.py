@@ -7,7 +7,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import regex
@@ -159,13 +159,9 @@ class VlmJudge(ServerReward):
         return (value - self.low) / (self.high - self.low)
 
     def _judge(self, i: int, pictures: Sequence[Tensor], prompt: str, stop: threading.Event) -> float:
-        def check() -> None:
-            if stop.is_set():
-                raise CancelledError
-
         body = json.dumps(self._question(pictures, prompt)).encode()
         sample, count = f"sample {i} ({prompt!r})", functools.partial(self._afford, 1, spend=True)
-        with patience.asking(check):
+        with patience.until(stop):
             return self.server.ask("/chat/completions", body, "application/json", self.read, sample, count)
 
     def _question(self, pictures: Sequence[Tensor], prompt: str) -> dict[str, Any]:
