@@ -55,7 +55,8 @@ def parse_args(
         " settings are laid over each other in this order."
     )
     given = read_arguments(CommandLine, argv, prog, description, defaults)
-    if given.settings.groups and "reward" in named_options(argv):
+    others = {term.name for term in given.settings.reward} - {RATINGS}
+    if given.settings.groups and others and "reward" in named_options(argv):
         raise UserError("Ratings are the reward of --groups: leave --reward out, or watch that one with --watch.")
     config = for_groups(given.settings)
     if chosen.resumed and "track" not in named_options(argv):
