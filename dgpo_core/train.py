@@ -20,7 +20,7 @@ from dgpo_core.common import patience
 from dgpo_core.common.distributed import World, together
 from dgpo_core.common.errors import Interrupted, UserError
 from dgpo_core.common.files import write_atomic
-from dgpo_core.common.pictures import reward_curve
+from dgpo_core.common.pictures import png, reward_curve
 from dgpo_core.common.prompt_syntax import syntax_warning
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.terminal import say
@@ -253,7 +253,7 @@ def _evaluate(session: Session, run: Run | None, adapter: AdapterName | None, im
     record = evaluator.watch.record(evaluator.history)
     if record not in run.history():  # a run that was killed at its very end measures the same again
         run.append_metrics(record)
-    write_atomic(run.reward_png, reward_curve(run.history(), evaluator.watch.title))
+    write_atomic(run.reward_png, png(reward_curve(run.history(), evaluator.watch.title)))
     say(f"Iteration {step}: held-out {evaluator.watch.measure(evaluator.history[-1])}\n  {side_by_side(record)}")
     for warning in record.get("alarms", {}).values():
         say(f"Warning: {warning}.")

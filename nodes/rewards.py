@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from comfy_api.v0_0_2 import io, ui
+from comfy_api.v0_0_2 import io
 
 from dgpo_core.comfy.forms import REWARD_SCORER, REWARD_TERM
 from dgpo_core.common.errors import UserError
@@ -112,14 +112,14 @@ class RewardScorer(io.ComfyNode):
     def execute(cls, groups: Groups, reward: Sequence[RewardTerm]) -> io.NodeOutput:
         edits.require_sources(reward, groups.groups)
         scored = sessions.score(groups, reward)
-        return scored_output(cls, scored)
+        return scored_output(scored)
 
 
-def scored_output(cls: type, scored: Groups) -> io.NodeOutput:
+def scored_output(scored: Groups) -> io.NodeOutput:
     """Groups, score of each image, contact sheet (shown on the node, too)."""
-    sheet = host.to_image(contact_sheet(scored))
+    sheet = contact_sheet(scored)
     scores = [value for group in scored.groups for value in combined(group, scored).tolist()]
-    return io.NodeOutput(scored, scores, sheet, ui=ui.PreviewImage(sheet, cls=cls))
+    return io.NodeOutput(scored, scores, host.to_image(sheet), ui=host.on_node(sheet))
 
 
 class ScoresFromGraph(io.ComfyNode):
@@ -155,7 +155,7 @@ class ScoresFromGraph(io.ComfyNode):
 
     @classmethod
     def execute(cls, groups: list[Groups], scores: list[Any], name: list[str]) -> io.NodeOutput:
-        return scored_output(cls, with_scores(groups[0], numbers_in(scores), name[0].strip() or "graph"))
+        return scored_output(with_scores(groups[0], numbers_in(scores), name[0].strip() or "graph"))
 
 
 class GroupFromImages(io.ComfyNode):
@@ -235,7 +235,7 @@ class GroupFromImages(io.ComfyNode):
         iteration = sessions.where(policy, iteration)
         group = sessions.encode(policy, asked, images[..., :3].permute(0, 3, 1, 2), settings, iteration)
         scored = with_scores(group, numbers, "ratings") if ratings.strip() else group
-        return scored_output(cls, scored.after(groups) if groups else scored)
+        return scored_output(scored.after(groups) if groups else scored)
 
 
 def edit(prompt: Prompt, source: Any) -> Prompt:

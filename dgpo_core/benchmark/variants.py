@@ -244,5 +244,8 @@ VARIANTS: Mapping[str, Variant] = {
     "muon": _training("Muon", Muon),
     "pass_over": Variant("what taught nothing passed over 3 times", {"data": {"pass_over": 3}}),
     "explore": Variant("best and worst of 48 in 3 steps", {}, Explore),
+    "int8": Variant("the base in int8", {"model": {"quantize": "int8"}}),
+    "fp8": Variant("the base in fp8", {"model": {"quantize": "fp8"}}),
+    "nf4": Variant("the base in nf4", {"model": {"quantize": "nf4"}}),
 }
 """By name; each is the quickstart but for what it says."""

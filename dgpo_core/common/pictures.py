@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -14,6 +15,7 @@ from dgpo_core.common.group import Group
 MARGIN, LINE, GAP = 6, 16, 18  # pixels
 LEAST_TILE, MOST_TILE = 96, 512
 MOST_POINTS = 2000  # of a curve
+TICKS = 5  # of an axis, at most; they take most of the time that a curve takes
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -137,13 +139,12 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
-    """A PNG of what is trained, the reward `name`, and beside it of all that is watched, over the iterations.
+def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> Image.Image:
+    """A picture of what is trained, the reward `name`, and beside it of all that is watched, over the iterations.
 
     records: those of metrics.jsonl; ones with "reward" are iterations, ones with "held_out" evaluations. Bars are 95 %
     intervals, dashes the value before the training; what an alarm is about is red.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -152,7 +153,6 @@ def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
     columns = math.ceil(len(watched) / 2)
     inches = 6.4 + 2.6 * columns
     figure = Figure(figsize=(inches, 4.2), dpi=110)  # placed by hand: "constrained" takes longer than all the rest
-    FigureCanvasAgg(figure)
     place = {"left": 0.65 / inches, "right": 1 - 0.15 / inches, "bottom": 0.12, "top": 0.92}
     panels = figure.add_gridspec(2, 1 + columns, width_ratios=[2.2, *[1] * columns], **place, wspace=0.3, hspace=0.4)
     axes = figure.add_subplot(panels[:, 0])
@@ -163,7 +163,8 @@ def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
         _errorbars(axes, looks, "in_domain", "tab:orange", label="held-out prompts")
     axes.set_title(f"trained: {name}" if name else "trained", fontsize=11)
     axes.set_xlabel("iteration")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(TICKS, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(TICKS))
     axes.grid(alpha=0.3)
     if trained or looks:
         axes.legend(loc="lower right", fontsize=9)
@@ -178,9 +179,16 @@ def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
         small.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         small.tick_params(labelsize=8)
         small.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return drawn(figure)
+
+
+def drawn(figure: Any) -> Image.Image:
+    """A matplotlib Figure as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

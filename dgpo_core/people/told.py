@@ -6,10 +6,13 @@ and how often the newest pictures were put before one that the untrained model h
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from PIL import Image
+
+from dgpo_core.common.pictures import TICKS, drawn
 
 NEWEST = 5
 """Rounds that "the newest pictures" are of."""
@@ -36,17 +39,15 @@ def said(records: Records) -> str:
     return ", ".join(parts)
 
 
-def curve(records: Records) -> bytes | None:
-    """A PNG of how often each round's pictures win against the first; without comparisons, of how many groups were
+def curve(records: Records) -> Image.Image | None:
+    """A picture of how often each round's pictures win against the first; without comparisons, of how many groups were
     ranked. None where nobody was asked."""
     if not said(records):
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 4.2), dpi=110)
-    FigureCanvasAgg(figure)
     axes = figure.add_axes((0.11, 0.12, 0.86, 0.79))
     compared = [record for record in records if record.get("against")]
     if compared:
@@ -71,12 +72,10 @@ def curve(records: Records) -> bytes | None:
         axes.set_ylabel("groups ranked")
     axes.set_title(said(records), fontsize=10)
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(TICKS, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(TICKS, integer=True))
     axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return drawn(figure)
 
 
 def _share(records: Records) -> float:

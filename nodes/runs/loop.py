@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import time
 from collections import Counter
@@ -244,8 +243,7 @@ def update_steps(groups: Groups, settings: Training) -> int:
 
 def curve(state: State, log: Log) -> Image.Image:
     """The reward over the iterations, and beside it what is watched."""
-    drawn = people.curve(state.history) or reward_curve([*state.history, *log.records], log.title)
-    return Image.open(io.BytesIO(drawn)).convert("RGB")
+    return people.curve(state.history) or reward_curve([*state.history, *log.records], log.title)
 
 
 def preview(groups: Groups, state: State, log: Log) -> Image.Image:

@@ -69,7 +69,7 @@ def test_the_sheets_show_the_source_before_its_edits(comfy: ComfyServer, loaded:
         step = sheet.width - plain.width  # a picture and the margin of 6 pixels
         pixels = np.asarray(sheet)[50:90].astype(int)  # below the texts; without the frames, which are of the scores
         source, first, second = (pixels[:, at + 9 : at + step - 9] for at in (6, 6 + step, 6 + 2 * step))
-        assert np.array_equal(source, second)
+        assert np.abs(source - second).mean() < 5  # but for what a JPEG leaves out
         assert np.abs(source - first).mean() > 20
 
 

@@ -23,4 +23,4 @@ def test_a_curve_of_many_points_is_one_of_means() -> None:
 @pytest.mark.parametrize("count", [0, 1, 3 * MOST_POINTS])
 def test_a_curve_of_any_length_is_a_picture(count: int) -> None:
     records = [{"iteration": i, "reward": 0.5} for i in range(count)]
-    assert reward_curve(records, "x").startswith(b"\x89PNG")
+    assert reward_curve(records, "x").width > 600

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from PIL import Image
 
 from dgpo_core.people.told import NEWEST, curve, said
 
@@ -41,4 +38,4 @@ def test_there_is_a_curve_where_somebody_was_asked() -> None:
     for records in ([FIRST], [FIRST, NEXT]):
         picture = curve(records)
         assert picture is not None
-        assert Image.open(io.BytesIO(picture)).width > 600
+        assert picture.width > 600
