@@ -30,6 +30,7 @@ from dgpo_core.policy.frozen_linear import LoraBank
 
 native_hooks = importlib.import_module("pack.on_model.hooks")
 native_counting = importlib.import_module("pack.on_model.counting")
+native_attention = importlib.import_module("pack.on_model.attention")
 native_policy = importlib.import_module("pack.on_model.policy")
 META = torch.device("meta")
 SDXL = {
@@ -154,7 +155,7 @@ def count(model: Any, shape: tuple[int, ...], given: dict[str, tuple[int, ...]],
     given = {names.get(key, key): torch.empty(1, *part, device=META) for key, part in given.items()}
     bank = {"shapes": native_hooks.target_shapes(model.diffusion_model, ()), "rank": 32, "alpha": 64}
     start = time.monotonic()
-    found = native_counting.count(model, shape, given, bank, torch.bfloat16, checkpointing, native_policy._attention)
+    found = native_counting.count(model, shape, given, bank, torch.bfloat16, checkpointing, native_attention.attention)
     print(f"counted in {time.monotonic() - start:.1f} s", file=sys.stderr)
     return found.update.peak["activations"]
 
