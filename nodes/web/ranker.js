@@ -7,11 +7,11 @@ import { CLOSED, RankerQueue } from "../../dgpo/web/ranker_queue.js";
 
 const host = {
   name: "ComfyUI",
-  asker: ({ node_id }) => `Human Ranker, node ${node_id}`,
+  asker: ({ node_id }) => `Asked by node ${node_id}`,
   image: ({ filename, subfolder, type }) =>
     api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`),
   post: (path, body) => api.fetchApi(`/dgpo/questions/${path}`, { method: "POST", body }),
-  warn: (detail) => app.extensionManager.toast.add({ severity: "warn", summary: "Human Ranker", detail, life: 8000 }),
+  warn: (detail) => app.extensionManager.toast.add({ severity: "warn", summary: "DGPO", detail, life: 8000 }),
 };
 
 app.registerExtension({
@@ -20,15 +20,18 @@ app.registerExtension({
     const style = new URL("../../dgpo/web/ranker.css", import.meta.url).href;
     document.head.append(el("link", { rel: "stylesheet", href: style }));
     const queue = new RankerQueue(host);
-    const catchUp = async () => {
+    const open = async () => {
       const answer = await api.fetchApi("/dgpo/questions");
-      if (answer.ok) queue.catchUp((await answer.json()).questions);
+      if (!answer.ok) throw new Error(answer.statusText);
+      return (await answer.json()).questions;
     };
+    const catchUp = () => queue.catchUp(open).catch((error) => console.warn("DGPO asks later what is open:", error));
     api.addEventListener("dgpo.question", ({ detail }) => queue.arrive(detail));
     api.addEventListener("dgpo.question_closed", ({ detail }) => {
       queue.forget(detail.token, queue.rankers.get(detail.token)?.sending ? "" : CLOSED[detail.outcome]);
     });
     api.addEventListener("reconnected", catchUp);
+    window.addEventListener("focus", catchUp); // another page was asked, and may be gone
     return catchUp();
   },
 });

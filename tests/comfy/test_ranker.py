@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_browser import Browser
+from comfy_browser import READY, Browser
 from comfy_server import REPO, ComfyServer, Events, ExecutionFailed, PromptRefused, RequestFailed
 from PIL import Image
 
@@ -302,11 +302,16 @@ def test_pairs_by_left_and_right(page: Browser, server: ComfyServer) -> None:
     assert page.errors() == []
 
 
-def test_another_tab_shows_the_question_until_it_is_answered(page: Browser, server: ComfyServer) -> None:
-    prompt = queue(page, groups=1)
+def test_another_tab_that_is_looked_at_shows_the_question_until_it_is_answered(
+    page: Browser, server: ComfyServer
+) -> None:
     other = page.page.context.browser.new_page()
     other.goto(server.url)
-    other.wait_for_selector(OPEN, timeout=120_000)
+    other.wait_for_function(READY, timeout=120_000)
+    prompt = queue(page, groups=1)
+    assert other.locator(OPEN).count() == 0  # who queued is asked
+    other.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    other.wait_for_selector(OPEN)
     press(page, "2", "Enter")
     server.wait(prompt, 30)
     other.wait_for_selector(OPEN, state="detached")

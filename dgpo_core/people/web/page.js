@@ -16,15 +16,19 @@ const queue = new RankerQueue({
   warn: (text) => (notes.textContent = text),
 });
 
+async function open() {
+  const answer = await fetch(address("questions"));
+  const said = await answer.json();
+  if (!answer.ok) throw new Error(said.error);
+  return said.questions;
+}
+
 async function poll() {
   try {
-    const answer = await fetch(address("questions"));
-    const said = await answer.json();
-    if (!answer.ok) throw new Error(said.error);
-    queue.catchUp(said.questions);
+    const questions = await queue.catchUp(open);
     const drawing = "The training is at work. The next images come by themselves; leave this page open.";
-    status.textContent = said.questions.length ? "The training waits for your answer." : drawing;
-    document.title = said.questions.length ? "● DGPO asks" : "DGPO";
+    status.textContent = questions.length ? "The training waits for your answer." : drawing;
+    document.title = questions.length ? "● DGPO asks" : "DGPO";
   } catch (error) {
     const lost = "The training has ended, or cannot be reached.";
     status.textContent = error instanceof TypeError ? lost : error.message;

@@ -2,7 +2,7 @@
 // The same in ComfyUI and on the headless page; what differs between them is its `host`.
 
 import { Marks } from "./ranker_marks.js";
-import { button, clock, el, icon, layout, sourcesOf } from "./ranker_parts.js";
+import { button, clock, deadlineOf, drafts, el, icon, layout, meaning, sourcesOf } from "./ranker_parts.js";
 
 const KEYS = "123456789abcdefghijklmnopqruvwyz"; // of the images; S skips, T ties, X marks the worst
 const LONG_PRESS_MS = 500;
@@ -19,7 +19,8 @@ export class Ranker {
   constructor(question, host, { settled, moved }) {
     Object.assign(this, { question, host, settled, moved, at: 0, once: "", enlarged: null });
     Object.assign(this, { held: false, sending: false, keyed: false });
-    this.deadline = question.seconds_left === null ? Infinity : performance.now() + question.seconds_left * 1000;
+    this.deadline = deadlineOf(question);
+    this.draft = `dgpo.question.${question.token}`;
     this.marks = this.restore();
     this.build();
     this.show(0);
@@ -35,17 +36,13 @@ export class Ranker {
 
   // What was marked survives a reload of the page.
 
-  get draft() {
-    return `dgpo.question.${this.question.token}`;
-  }
-
   restore() {
-    const kept = JSON.parse(sessionStorage.getItem(this.draft) ?? "[]");
+    const kept = drafts.read(this.draft);
     return this.question.groups.map((group, i) => this.blank(group, kept[i]));
   }
 
   keep() {
-    sessionStorage.setItem(this.draft, JSON.stringify(this.marks.map(({ kept }) => kept)));
+    drafts.write(this.draft, this.marks.map(({ kept }) => kept));
   }
 
   /** The marks of a group before anything is said, or as they were kept. */
@@ -71,7 +68,7 @@ export class Ranker {
     const { groups, mode } = this.question;
     this.progress = el("span");
     this.timer = el("span", { class: "dgpo-timer", role: "timer" });
-    this.prompt = el("p", { class: "dgpo-prompt", id: "dgpo-prompt" });
+    this.prompt = el("p", { class: "dgpo-prompt", id: "dgpo-prompt", dir: "auto" });
     this.sources = el("div", { class: "dgpo-sources" });
     this.steps = el("div", { class: "dgpo-steps", "aria-hidden": "true" }, ...groups.map(() => el("span")));
     const aside = button([icon("times")], () => this.close(), {
@@ -188,7 +185,9 @@ export class Ranker {
     if (this.mark.undoable) this.change(() => this.mark.undo());
   }
 
+  /** After the last group nothing is forgotten before it is sent. */
   skip() {
+    if (this.at + 1 === this.marks.length) return this.send(this.at);
     this.marks[this.at] = this.blank(this.group);
     this.keep();
     this.leave();
@@ -208,12 +207,14 @@ export class Ranker {
     else this.send();
   }
 
-  async send() {
+  /** `skipped`: the group of which nothing is to be said, whatever is marked. */
+  async send(skipped = -1) {
     if (this.sending) return;
     this.sending = true;
     this.say("Sending…");
     const { token } = this.question;
-    const body = JSON.stringify({ token, groups: this.marks.map((marks) => marks.answer) });
+    const groups = this.marks.map((marks, i) => (i === skipped ? { skip: true } : marks.answer));
+    const body = JSON.stringify({ token, groups });
     try {
       const answer = await this.host.post(token, body);
       if (answer.ok) return this.settled(token);
@@ -221,7 +222,7 @@ export class Ranker {
       if (answer.status === 404) return this.settled(token, error);
       this.say(error, true);
     } catch {
-      this.say(`${this.host.name} did not answer. Your marks are kept: confirm again to send them.`, true);
+      this.say(`${this.host.name} did not answer. Your marks are kept: confirm or skip again to send them.`, true);
     }
     this.sending = false;
   }
@@ -253,12 +254,13 @@ export class Ranker {
   }
 
   remove() {
-    sessionStorage.removeItem(this.draft);
+    drafts.drop(this.draft);
+    this.dialog.close(); // gives the focus back
     this.dialog.remove();
   }
 
   /** True where the key meant something here. */
-  key({ key, shiftKey, repeat, ctrlKey, metaKey, altKey }) {
+  key({ key, code, shiftKey, repeat, ctrlKey, metaKey, altKey }) {
     const focused = this.dialog.contains(document.activeElement) ? document.activeElement : this.dialog;
     const image = focused.dataset.index === undefined ? null : Number(focused.dataset.index);
     if (ctrlKey || metaKey || altKey) return false;
@@ -271,18 +273,18 @@ export class Ranker {
     else if (key === " " && (image !== null || focused === this.dialog)) this.enlarge(image ?? this.shown[0]);
     else if (key === "Enter" && (image !== null || focused === this.dialog)) this.next();
     else if (key === "Backspace") this.takeBack();
-    else return this.letter(key.toLowerCase(), this.enlarged ?? (this.keyed ? image : null), shiftKey);
+    else return this.letter(meaning({ key, code }), this.enlarged ?? (this.keyed ? image : null));
     return true;
   }
 
   /** `image`: the one that is enlarged, or that keys have gone to. */
-  letter(letter, image, shift) {
+  letter(letter, image) {
     const picked = letter.length === 1 ? KEYS.slice(0, this.group.images.length).indexOf(letter) : -1;
     if (letter === "s") this.skip();
     else if (letter === "t" && this.question.mode === "rank") this.toggle("tie");
     else if (letter === "x" && image !== null) this.bad(image);
     else if (letter === "x") this.toggle("bad");
-    else if (picked >= 0) this.pick(picked, shift);
+    else if (picked >= 0) this.pick(picked); // Shift types the digits of some keyboards: it says nothing
     else return false;
     return true;
   }
@@ -320,7 +322,7 @@ export class Ranker {
     this.sources.replaceChildren(...sourcesOf(this.group, this.host));
     this.tiles = images.map((image, index) => this.tile(image, index));
     this.fill();
-    this.grid.scrollTop = 0;
+    this.grid.scrollTop = this.dialog.scrollTop = 0;
     this.progress.textContent = `Group ${at + 1} of ${this.marks.length}`;
     [...this.steps.children].forEach((step, i) => {
       step.classList.toggle("dgpo-done", i < at);
@@ -376,12 +378,14 @@ export class Ranker {
     const count = this.grid.children.length;
     if (!count) return;
     const style = getComputedStyle(this.grid);
-    const first = this.grid.querySelector("img");
+    const { naturalHeight = 1, naturalWidth = 1 } = [...this.grid.querySelectorAll("img")].find((i) => i.naturalWidth) ?? {};
+    const shape = naturalHeight / naturalWidth;
+    this.grid.style.setProperty("--dgpo-shape", 1 / shape); // of those, too, that have not come, or never will
     const { columns, tile } = layout(count, {
       gap: parseFloat(style.rowGap),
       width: this.grid.clientWidth - 2 * parseFloat(style.paddingLeft),
       height: this.grid.clientHeight - 2 * parseFloat(style.paddingTop),
-      shape: first.naturalWidth ? first.naturalHeight / first.naturalWidth : 1,
+      shape,
       below: (this.grid.querySelector(".dgpo-thumbs")?.offsetHeight ?? -6) + 6,
     });
     this.columns = columns;

@@ -116,6 +116,7 @@ export class Marks {
 export class PairMarks {
   constructor(size, wanted, kept = {}) {
     Object.assign(this, { size, wanted, pairs: kept.pairs ?? [], pair: null, scores: Array(size).fill(0) });
+    this.stacked = false; // or one above the other
   }
 
   /** Of the pair that is shown: `better` is one of its images, or null with `how` "=" or "?". */
@@ -151,7 +152,8 @@ export class PairMarks {
 
   describe(image) {
     const { pair } = this;
-    return pair ? ["left", "right"][pair.indexOf(image)] : `place ${this.placeOf(image)}`;
+    const sides = this.stacked ? ["upper", "lower"] : ["left", "right"];
+    return pair ? sides[pair.indexOf(image)] : `place ${this.placeOf(image)}`;
   }
 
   /** 1 for the highest score. */

@@ -48,7 +48,8 @@ export class PairRanker extends Ranker {
   }
 
   arrow(key) {
-    const by = { ArrowLeft: 0, ArrowRight: 1 }[key];
+    const upright = this.mark.stacked ? { ArrowUp: 0, ArrowDown: 1 } : {};
+    const by = { ArrowLeft: 0, ArrowRight: 1, ...upright }[key];
     if (this.enlarged !== null) return by === undefined || this.turn(by || -1);
     if (by === undefined) this.choose(null, key === "ArrowUp" ? "=" : "?");
     else if (this.mark.pair) this.choose(this.mark.pair[by]);
@@ -103,6 +104,15 @@ export class PairRanker extends Ranker {
     this.fit();
   }
 
+  /** Where there is room for one column, one is above the other, and the arrows mean that. */
+  fit() {
+    super.fit();
+    const stacked = this.columns === 1;
+    if (this.mark.stacked === stacked) return;
+    this.mark.stacked = stacked;
+    this.update();
+  }
+
   update() {
     super.update();
     this.neither.forEach((way) => way.setAttribute("aria-disabled", !this.mark.pair));
@@ -114,7 +124,7 @@ export class PairRanker extends Ranker {
 
   dress(tile, index) {
     const { pair } = this.mark;
-    const badge = pair ? "←→"[pair.indexOf(index)] : this.mark.placeOf(index);
+    const badge = pair ? (this.mark.stacked ? "↑↓" : "←→")[pair.indexOf(index)] : this.mark.placeOf(index);
     tile.querySelector(".dgpo-badge").replaceChildren(badge ?? "");
     tile.querySelector(".dgpo-pick").setAttribute("aria-label", `Image ${index + 1}, ${this.mark.describe(index)}`);
   }

@@ -1,4 +1,4 @@
-// What the dialog is made of: elements, buttons, icons, the time that is left, and where the images go.
+// What the dialog is made of: elements, buttons, icons, keys, drafts, the time that is left, and where the images go.
 
 const LEAST_TILE = 150; // pixels
 
@@ -24,6 +24,31 @@ export function sourcesOf({ sources = [] }, host) {
   const picture = (source, i) => el("img", { src: host.image(source), alt: `Source ${i + 1}`, title });
   return sources.map((source, i) => el("a", { href: host.image(source), target: "_blank" }, picture(source, i)));
 }
+
+/** A key's letter or digit on every keyboard: by its place where the layout has neither there (ы is S, & may be 1). */
+export function meaning({ key, code = "" }) {
+  if (key.length > 1 || /^[a-z0-9]$/i.test(key)) return key.toLowerCase();
+  return code.match(/^(?:Digit|Key)(.)$/)?.[1].toLowerCase() ?? key;
+}
+
+/** What survives a reload of the page, where the browser lets it keep anything. */
+export const drafts = {
+  read: (name) => quietly(() => JSON.parse(sessionStorage.getItem(name))) ?? [],
+  write: (name, value) => quietly(() => sessionStorage.setItem(name, JSON.stringify(value))),
+  drop: (name) => quietly(() => sessionStorage.removeItem(name)),
+};
+
+function quietly(act) {
+  try {
+    return act();
+  } catch {
+    return null; // no storage: cookies are blocked, or it is full
+  }
+}
+
+/** When there is no time left, on the page's clock. */
+export const deadlineOf = ({ seconds_left }) =>
+  seconds_left === null ? Infinity : performance.now() + seconds_left * 1000;
 
 /** The time that is left, as 9:41; nothing where there is no end to it. */
 export function clock(deadline) {
