@@ -172,8 +172,8 @@ class Questions:
     ) -> Answer | None:
         """Blocks until somebody answers; None where nobody does within `timeout_s` seconds (0: wait for ever).
 
-        What `check` raises, some times a second, ends the wait. `save` is given a valid answer before it counts as
-        given; where it raises, the question stays open.
+        What `check` raises, some times a second, ends the wait; pages are told its `outcome`, else that it was
+        cancelled. `save` is given a valid answer before it counts as given; where it raises, the question stays open.
         """
         waiting = _Waiting(question, time.monotonic() + timeout_s if timeout_s > 0 else None, save)
         with self._lock:
@@ -183,6 +183,9 @@ class Questions:
             self._notify(OPENED, waiting.as_json())
             waiting.wait(check)
             outcome = "timeout"
+        except BaseException as ending:
+            outcome = getattr(ending, "outcome", outcome)
+            raise
         finally:
             with self._lock:
                 del self._open[question.token]

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 class Finished(Exception):
     """Raised inside a training that is to end: the round that is on its way does not count."""
 
+    outcome = "finished"  # of a question that was open then
+
 
 class Finishing:
     """The trainings that run, by the ids of their nodes, and how often each was asked to finish."""

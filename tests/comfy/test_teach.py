@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from comfy_graphs import Graph
 from comfy_results import files, line, lora
-from comfy_server import REPO, ComfyServer
+from comfy_server import REPO, ComfyServer, ExecutionFailed
 
 MOMENT = 0.1  # minutes
 
@@ -79,6 +79,56 @@ def test_finish_now_keeps_what_was_learned_and_the_next_run_goes_on(comfy: Comfy
         assert time.monotonic() < end
         time.sleep(0.1)
     comfy.wait(prompt)
+
+
+def test_finish_now_reaches_a_node_two_subgraphs_deep(comfy: ComfyServer) -> None:
+    """The button knows the node's id in the innermost one."""
+    inside = json.loads(json.dumps(teach("deep", minutes=60)).replace('["1", ', '["12:5:1", '))
+    prompt = comfy.queue({"12:5:1": inside.pop("1"), **inside})
+    end = time.monotonic() + 120
+    while not comfy.post("/dgpo/finish", {"node": "1"})["finishing"]:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    (told,) = (out["text"][0] for id_, out in comfy.wait(prompt)["outputs"].items() if id_ == "12:5:1")
+    assert told.startswith("Finished at ")
+
+
+def test_finish_now_while_a_person_is_asked_closes_the_question_as_finished(comfy: ComfyServer) -> None:
+    prompt = comfy.queue(teach("finish_asked", minutes=60, judge="I choose"))
+    while not (asked := comfy.get("/dgpo/questions")["questions"]):
+        time.sleep(0.1)
+    assert comfy.post("/dgpo/finish", {"node": "1"}) == {"finishing": True}
+    assert said(comfy.wait(prompt)).startswith("Finished at 0, as you asked")
+    ends = {closed["token"]: closed["outcome"] for closed in comfy.events.of("dgpo.question_closed")}
+    assert ends[asked[0]["token"]] == "finished"
+
+
+@pytest.mark.usefixtures("_comfyui")
+def test_who_does_not_answer_in_time_is_asked_again_by_the_next_run() -> None:
+    with ComfyServer({"dgpo": REPO, "impatient": REPO / "tests" / "comfy" / "packs" / "impatient"}) as server:
+        server.run({"1": {"class_type": "TestImpatient", "inputs": {}}})
+        graph = teach("late", judge="I choose")
+        with pytest.raises(ExecutionFailed, match="Nobody answered in time, and nothing was learned yet"):
+            server.run(graph)
+        graph["1"]["inputs"]["minutes"] = 7 * MOMENT
+        prompt = server.queue(graph)
+        (question,) = wait_for_question(server)
+        groups = [{"ranking": [[0]]} for _ in question["groups"]]
+        server.post(f"/dgpo/questions/{question['token']}", {"groups": groups})
+        ended = said(server.wait(prompt))
+        assert ended.startswith("Nobody answered in time, so it ended at 1: Run asks again.\n1 round done.")
+        prompt = server.queue(graph)  # the same, but it was not done
+        assert wait_for_question(server)
+        server.interrupt()
+        server.wait(prompt, allow_failure=True)
+
+
+def wait_for_question(server: ComfyServer) -> list[dict[str, Any]]:
+    end = time.monotonic() + 120
+    while not (asked := server.get("/dgpo/questions")["questions"]):
+        assert time.monotonic() < end, server.log()[-2000:]
+        time.sleep(0.1)
+    return asked
 
 
 def test_a_person_teaches_and_is_not_asked_twice(comfy: ComfyServer) -> None:

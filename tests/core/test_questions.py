@@ -114,6 +114,19 @@ def test_an_interrupt_ends_the_wait(registry: Any, events: list[Any]) -> None:
     assert events[-1][1]["outcome"] == "cancelled"
 
 
+def test_what_ends_the_wait_may_have_a_name_of_its_own_for_it(registry: Any, events: list[Any]) -> None:
+    class Finished(Exception):
+        outcome = "finished"
+
+    def check() -> None:
+        raise Finished
+
+    asker = Asker(registry, a_question(), check=check)
+    asker.join(2)
+    assert isinstance(asker.error, Finished)
+    assert events[-1][1]["outcome"] == "finished"
+
+
 def test_two_questions_do_not_mix(registry: Any) -> None:
     first, second = Asker(registry, a_question("5")), Asker(registry, a_question("6"))
     assert [q["node_id"] for q in registry.pending()] == ["5", "6"]
