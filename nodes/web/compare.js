@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { fitted, recalled } from "./recall.js";
 
 const HEIGHT = 280; // pixels at least, the line below included
 const STYLE = `
@@ -72,7 +73,7 @@ function slider() {
   return { root, give: (found) => { pairs = found; show(Math.min(shown, found.length - 1)); } };
 }
 
-function widgetOf(node) {
+function widgetOf(node, again) {
   if (!node.dgpoCompare) {
     const { root, give } = slider();
     const options = { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT };
@@ -80,23 +81,27 @@ function widgetOf(node) {
     widget.serialize = false;
     widget.options.serialize = false;
     node.dgpoCompare = give;
-    const [width, least] = node.computeSize();
-    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
+    fitted(node, again);
   }
   return node.dgpoCompare;
 }
 
+function compare(node, output, again = false) {
+  const { before = [], after = [], captions = [] } = output ?? {};
+  const pairs = before.map((image, i) => ({ before: image, after: after[i], caption: captions[i] ?? "" }));
+  if (pairs.length) widgetOf(node, again)(pairs);
+  node.setDirtyCanvas(true, true);
+}
+
 app.registerExtension({
   name: "dgpo.compare",
+  ...recalled((node, ...more) => node.comfyClass === "DGPO_BeforeAfter" && compare(node, ...more)),
   nodeCreated(node) {
     if (node.comfyClass !== "DGPO_BeforeAfter") return;
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);
-      const { before = [], after = [], captions = [] } = output ?? {};
-      const pairs = before.map((image, i) => ({ before: image, after: after[i], caption: captions[i] ?? "" }));
-      if (pairs.length) widgetOf(this)(pairs);
-      this.setDirtyCanvas(true, true);
+      compare(this, output);
     };
   },
 });

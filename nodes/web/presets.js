@@ -26,9 +26,17 @@ function differs(chosen, widget) {
   return value !== undefined && value !== widget.value;
 }
 
+/** What the preset is, another node says. True: it was told. */
+function warn() {
+  const detail = `The preset comes from outside this node. Unless it is "${AS_BELOW}" there, it goes before what is set here.`;
+  app.extensionManager.toast.add({ severity: "warn", summary: "Training Settings", detail, life: 8000 });
+  return true;
+}
+
 function watch(node) {
   const chosen = node.widgets?.find(({ name }) => name === "preset");
   if (!chosen) return;
+  let told = false;
   // Only a file in API format that is being loaded sets the preset and other widgets in one go: its values stand.
   let settingPreset = false;
 
@@ -37,6 +45,8 @@ function watch(node) {
       settingPreset = true;
       queueMicrotask(() => (settingPreset = false));
       fill(node, chosen);
+    } else if (isLinked(node, chosen)) {
+      told ||= settingPreset || warn();
     } else if (!settingPreset && !isLinked(node, widget) && differs(chosen, widget)) {
       chosen.value = AS_BELOW;
       node.setDirtyCanvas(true, true);

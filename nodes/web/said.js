@@ -3,10 +3,12 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { ComfyWidgets } from "../../scripts/widgets.js";
+import { fitted, recalled } from "./recall.js";
 
 const TRAIN = ["DGPO_Teach", "DGPO_TrainingLoop"];
 const SAY = { DGPO_SaveLoRA: (text) => `Saved as output/loras/${text}` };
 for (const type of [...TRAIN, "DGPO_LoRATrainer"]) SAY[type] = (text) => text;
+const KEEPS = "It keeps what was learned, and goes on to save and compare.";
 const LINE = 18, LETTERS = 48; // pixels, about
 
 /** A widget that is the page's alone: neither the file nor the queue has it. */
@@ -18,16 +20,17 @@ function apart(widget) {
 
 function addFinish(node) {
   const button = node.addWidget("button", "Finish now", null, async () => {
-    const answer = await api.fetchApi("/dgpo/finish", { method: "POST", body: JSON.stringify({ node: String(node.id) }) });
-    const { finishing } = answer.ok ? await answer.json() : {};
-    const detail = finishing ? "It keeps what was learned, and goes on to save and compare." : "This node is not training now.";
+    const body = JSON.stringify({ node: String(node.id) });
+    const answer = await api.fetchApi("/dgpo/finish", { method: "POST", body }).catch(() => null);
+    const { finishing } = answer?.ok ? await answer.json() : {};
+    const detail = !answer ? "ComfyUI did not answer: try again." : finishing ? KEEPS : "This node is not training now.";
     app.extensionManager.toast.add({ severity: "info", summary: "Finish now", detail, life: 5000 });
   });
   button.tooltip = "Ends this training here: keeps what was learned, and goes on to save and compare. Run goes on.";
   apart(button);
 }
 
-function show(node, text) {
+function show(node, text, again) {
   let widget = node.widgets?.find(({ name }) => name === "said");
   if (!text) return;
   const progress = node.widgets?.findIndex(({ name }) => name === "$$node-text-preview") ?? -1;
@@ -44,8 +47,7 @@ function show(node, text) {
   const lines = text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / LETTERS)), 0);
   const height = 24 + LINE * lines;
   widget.options.getMinHeight = widget.options.getMaxHeight = () => height;
-  const [width, least] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)]);
+  fitted(node, again);
   node.setDirtyCanvas(true, true);
 }
 
@@ -58,20 +60,26 @@ function showOnce(node) {
   if (!sheet.textContent.includes(rule)) sheet.textContent += rule;
 }
 
+function tell(node, output, again = false) {
+  const say = SAY[node.comfyClass];
+  if (!say) return;
+  showOnce(node);
+  const text = output?.text?.[0];
+  show(node, text && say(text), again);
+}
+
 app.registerExtension({
   name: "dgpo.said",
+  ...recalled(tell),
   setup: () => document.head.append(sheet),
   beforeConfigureGraph: () => void (sheet.textContent = ""),
   nodeCreated(node) {
     if (TRAIN.includes(node.comfyClass)) addFinish(node);
-    const say = SAY[node.comfyClass];
-    if (!say) return;
+    if (!SAY[node.comfyClass]) return;
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.apply(this, arguments);
-      showOnce(this);
-      const text = output?.text?.[0];
-      show(this, text && say(text));
+      tell(this, output);
     };
   },
 });

@@ -26,13 +26,21 @@ function grey(node) {
     const off = Boolean(unused(node));
     const box = widget.inputEl ?? widget.element;
     if (box) Object.assign(box, { readOnly: off, title: off ? "Not used now" : "" }).style.opacity = off ? 0.4 : "";
-    else widget.disabled = off; // a box that is disabled would vanish
+    widget.disabled = off && !(box && !globalThis.LiteGraph?.vueNodesMode); // on the canvas such a box would vanish
   }
   node.setDirtyCanvas?.(true, true);
 }
 
+/** The renderer was changed: what greys a box in one does not in the other. */
+function greyAll() {
+  for (const graph of [app.rootGraph ?? app.graph, ...((app.rootGraph ?? app.graph)?.subgraphs?.values() ?? [])]) {
+    for (const node of graph?.nodes ?? []) if (UNUSED[node.comfyClass]) grey(node);
+  }
+}
+
 app.registerExtension({
   name: "dgpo.unused",
+  setup: () => app.ui.settings.addEventListener("Comfy.VueNodes.Enabled.change", () => setTimeout(greyAll)),
   nodeCreated(node) {
     if (!UNUSED[node.comfyClass]) return;
     const later = () => queueMicrotask(() => grey(node));

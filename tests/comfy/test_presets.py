@@ -140,6 +140,13 @@ def test_loading_a_file_in_api_format_keeps_its_preset(page: Browser, presets: d
     assert widgets(page)["preset"] == AS_BELOW
 
 
+def test_editing_beside_a_preset_that_comes_over_a_link_says_which_of_them_counts(page: Browser) -> None:
+    page.evaluate("() => { app.graph.nodes[0].inputs.find(input => input.widget?.name === 'preset').link = 99 }")
+    write(page, "beta", "7")
+    assert widgets(page)["beta"] == 7
+    assert any("The preset comes from outside this node" in text for text in page.dialogs())
+
+
 def test_in_nodes_that_are_not_drawn_on_the_canvas(browser: Browser, presets: dict[str, dict[str, Any]]) -> None:
     browser.set_setting("Comfy.VueNodes.Enabled", True)
     try:
