@@ -7,6 +7,7 @@ A node of the API file may say more in its `_meta`, which ComfyUI ignores when t
     title    the node's title
     group    the name of the box around it; boxes stand in the order of their names
     size     width and height, such as [520, 700]
+    room     pixels that stay free below it, for what it shows once it has run
     note     Markdown that is shown below it; with "note_before": true, to the left of its group
     models   the files that it loads: [{"name": ..., "url": ..., "directory": ...}], which ComfyUI offers to download
     control  what follows a run: "fixed" (the default), "increment", "decrement" or "randomize"
@@ -102,7 +103,8 @@ def fits_at_full_size(workflow: Mapping[str, Any]) -> bool:
     boxes = [group["bounding"] for group in workflow["groups"]]
     if not boxes:
         return False
-    right, bottom = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
+    right = max(box[0] + box[2] for box in boxes)
+    bottom = max(node["pos"][1] + node["size"][1] for node in workflow["nodes"]) + BOX["margin"]
     return right + VIEW["offset"][0] <= SCREEN[0] and bottom + VIEW["offset"][1] <= SCREEN[1]
 
 
@@ -146,7 +148,7 @@ def arrange(
             before = notes if meta[id_].get("note_before") else []
             columns[inner[id_]] += [nodes[id_], *([] if before else notes)]
             columns = [*([before] if before else []), *columns]
-        width, height = _place(columns, x)
+        width, height = _place(columns, x, {int(id_): meta[id_].get("room", 0) for id_ in members})
         if name:
             workflow["groups"].append(_box(len(workflow["groups"]) + 1, name, x, width, height))
         x += width + 2 * BOX["margin"] + GAP
@@ -194,14 +196,14 @@ def _notes(workflow: dict[str, Any], meta: Mapping[str, Any]) -> list[dict[str, 
     return [note]
 
 
-def _place(columns: Columns, left: float) -> tuple[float, float]:
-    """Sets the positions and returns the width and height that are taken."""
+def _place(columns: Columns, left: float, rooms: Mapping[int, float]) -> tuple[float, float]:
+    """Sets the positions and returns the width and height that are taken. rooms: to be left free, by id."""
     x, bottom = left, 0.0
     for column in columns:
         y = float(TITLE)
         for node in column:
             node["pos"] = [round(x), round(y)]
-            y += node["size"][1] + GAP
+            y += node["size"][1] + rooms.get(int(node["id"]), 0) + GAP
         bottom = max(bottom, y - GAP)
         x += max((node["size"][0] for node in column), default=0) + GAP
     return x - GAP - left, bottom
