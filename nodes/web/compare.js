@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { fitted, recalled } from "./recall.js";
+import { fitted, recalled, whenSeen } from "./recall.js";
 
 const HEIGHT = 280; // pixels at least, the line below included
 const STYLE = `
@@ -89,7 +89,7 @@ function widgetOf(node, again) {
 function compare(node, output, again = false) {
   const { before = [], after = [], captions = [] } = output ?? {};
   const pairs = before.map((image, i) => ({ before: image, after: after[i], caption: captions[i] ?? "" }));
-  if (pairs.length) widgetOf(node, again)(pairs);
+  if (pairs.length) whenSeen(node, () => widgetOf(node, again)(pairs));
   node.setDirtyCanvas(true, true);
 }
 

@@ -1,4 +1,4 @@
-// What a node has shown of its last run comes back with the workflow: after an undo, and when its tab is opened again.
+// What a node shows of its last run: when its graph is looked at, and again after an undo or when its tab is reopened.
 
 import { app } from "../../scripts/app.js";
 
@@ -9,6 +9,28 @@ function nodeOf(locator) {
   const graph = inside ? root.subgraphs?.get(inside) : root;
   return graph?.getNodeById(id);
 }
+
+const waiting = new Map();
+
+/** Lets `act` put elements on the node once the graph it is in is looked at: they would lie over any other graph. */
+export function whenSeen(node, act) {
+  if (node.graph === app.canvas.graph) act();
+  else waiting.set(node, act);
+}
+
+app.registerExtension({
+  name: "dgpo.recall",
+  beforeConfigureGraph: () => waiting.clear(),
+  setup() {
+    app.canvas.canvas.addEventListener("litegraph:set-graph", () => {
+      const seen = [...waiting].filter(([node]) => node.graph === app.canvas.graph);
+      for (const [node, act] of seen) {
+        waiting.delete(node);
+        act();
+      }
+    });
+  },
+});
 
 /** The node as high as its widgets need, where it has just been run: one that comes back has the size it was given. */
 export function fitted(node, again) {

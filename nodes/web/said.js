@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { ComfyWidgets } from "../../scripts/widgets.js";
-import { fitted, recalled } from "./recall.js";
+import { fitted, recalled, whenSeen } from "./recall.js";
 
 const TRAIN = ["DGPO_Teach", "DGPO_TrainingLoop"];
 const SAY = { DGPO_SaveLoRA: (text) => `Saved as output/loras/${text}` };
@@ -32,7 +32,6 @@ function addFinish(node) {
 
 function show(node, text, again) {
   let widget = node.widgets?.find(({ name }) => name === "said");
-  if (!text) return;
   const progress = node.widgets?.findIndex(({ name }) => name === "$$node-text-preview") ?? -1;
   if (progress >= 0) {
     node.widgets[progress].onRemove?.(); // how far it was is of no interest any more
@@ -65,7 +64,7 @@ function tell(node, output, again = false) {
   if (!say) return;
   showOnce(node);
   const text = output?.text?.[0];
-  show(node, text && say(text), again);
+  if (text) whenSeen(node, () => show(node, say(text), again));
 }
 
 app.registerExtension({
