@@ -17,8 +17,10 @@ const host = {
 app.registerExtension({
   name: "dgpo.humanRanker",
   async setup() {
-    const style = new URL("../../dgpo/web/ranker.css", import.meta.url).href;
-    document.head.append(el("link", { rel: "stylesheet", href: style }));
+    for (const name of ["ranker", "ranker_screens"]) {
+      const href = new URL(`../../dgpo/web/${name}.css`, import.meta.url).href;
+      document.head.append(el("link", { rel: "stylesheet", href }));
+    }
     const queue = new RankerQueue(host);
     const open = async () => {
       const answer = await api.fetchApi("/dgpo/questions");
