@@ -1,5 +1,6 @@
 """Models that were distilled to few steps: found by what is known of them, and told before anything is drawn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
@@ -11,6 +12,9 @@ from engine import moved
 from dgpo_core.common.errors import UserError
 from dgpo_core.policy import distilled, load_policy
 from dgpo_core.policy.distilled import FewSteps
+from dgpo_core.policy.lora import file as lora_file
+from dgpo_core.policy.lora import names as lora_names
+from dgpo_core.policy.lora.merge import merge_
 from dgpo_core.runs import assemble
 from dgpo_core.runs.few_steps import few_steps_warning
 from dgpo_core.settings.config import Config, EvalConfig, ModelConfig, RolloutConfig
@@ -136,3 +140,16 @@ def test_a_few_step_lora_is_part_of_the_base(tmp_path: Path) -> None:
             found = merged.predict(x, t, cond)
     assert torch.allclose(found, wanted, atol=1e-5)  # one product in float32, summed in another order
     assert not torch.allclose(found, plain, atol=1e-3)
+
+
+def test_a_few_step_lora_is_never_lost_in_a_packed_base(tmp_path: Path) -> None:
+    """A GGUF file's layers make their weight anew at every look: what is added to that is gone."""
+    trained = load_policy(tiny.folder("sd3"), rank=2, seed=1)
+    moved(trained, "current", seed=2, size=0.1)
+    trained.save_lora(tmp_path / "turbo.safetensors")
+    packed = load_policy(tiny.folder("sd3"), rank=2, quantize="int8").network
+    lora = lora_names.resolve(lora_file.read(tmp_path / "turbo.safetensors"), packed, type(trained).makers_names)
+    named = {name: f"{name}.base_layer" for name in lora.weights}  # of a network that has adapters already
+    within = replace(lora, weights={named[name]: pair for name, pair in lora.weights.items()})
+    with pytest.raises(UserError, match="packed in their file .GGUF.: take the same model as .safetensors, and set"):
+        merge_(within, packed)

@@ -10,6 +10,7 @@ from torch import nn
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import shown
 from dgpo_core.policy.lora.file import LoraFile
+from dgpo_core.policy.quantised import QuantisedLinear
 
 
 @torch.no_grad()
@@ -20,9 +21,12 @@ def merge_(lora: LoraFile, network: nn.Module) -> None:
     """
     for name, (a, b) in lora.weights.items():
         module: Any = network.get_submodule(name)
+        if isinstance(module, QuantisedLinear):  # which makes its weight anew at every look
+            raise UserError(
+                f"The LoRA {shown(lora.path)} cannot be merged into weights that are packed in their file (GGUF): take"
+                " the same model as .safetensors, and set model.quantize, which packs it afterwards."
+            )
         weight = module.weight
-        if not weight.is_floating_point():
-            raise UserError(f"The LoRA {shown(lora.path)} cannot be merged into a packed model: take it unpacked.")
         change = (b.flatten(1).float() @ a.flatten(1).float()).to(weight.device)
         if change.numel() != weight.numel() or len(change) != len(weight):
             raise UserError(f"The LoRA {shown(lora.path)} does not fit: {name} has other shapes in the model.")
