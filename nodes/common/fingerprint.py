@@ -99,7 +99,9 @@ def _parts(value: Any) -> list[Any]:
     if inspect.isfunction(value):  # a patch has its settings as defaults or from around it
         return [kind, value.__defaults__, value.__kwdefaults__, *_enclosed(value)]
     if isinstance(value, ControlBase):
-        return [kind, *(getattr(value, name, None) for name in _CONTROL)]
+        loras = getattr(value, "control_weights", {}).values()  # of a Control-LoRA, which makes its network later
+        mine = [samples(part).hex() for part in loras if isinstance(part, Tensor)]
+        return [kind, *(getattr(value, name, None) for name in _CONTROL), getattr(value, "extra_args", {}), *mine]
     return [kind, getattr(value, "weights", None)]  # a LoRA's tensors
 
 

@@ -28,10 +28,11 @@ from dgpo_core.policy.quantised import NONE
 from . import compiling, counting
 from . import sampling as native_sampling
 from . import texts as native_texts
-from .attention import OVERRIDE, attention
+from .attention import OVERRIDE, attention, watch
 from .hooks import Hooks, differentiable, target_shapes
 from .packed import packed
 from .sampling import NativeSolver
+from .weights import told_of_others_weights
 
 INJECTION = "dgpo"
 NETWORK = "diffusion_model"  # what the names in a LoRA file begin with
@@ -85,6 +86,7 @@ class NativePolicy(Policy):
     ) -> None:
         own = model.clone() if quantize == NONE else packed(model, quantize)
         compiling.without_comfyuis(own)
+        watch(own)
         self.patcher, self.encode_text, self.vae = native_sampling.decided(own, prediction), encode_text, vae
         base = own.model
         if getattr(base.latent_format, "latent_dimensions", 2) not in (2, 3):
@@ -184,7 +186,7 @@ class NativePolicy(Policy):
         x_t, t, texts = x_t.to(self.device, torch.float32), t.to(self.device), cond.tensors[_PROMPT]
         x, sigma = native_sampling.to_comfy(self.prediction, x_t, t)
         known = {text: self._conditioning(text) for text in texts.unique().tolist()}  # may make room for the CLIP
-        together = native_texts.together(texts, sigma, known)
+        together = native_texts.together(texts, sigma, known, by_level=native_sampling.is_patched(self.patcher))
         with self._running(x, next(iter(known.values())), native_texts.references(known.values())):
             x0 = self._by_text(x, sigma, together)
         return native_sampling.from_denoised(self.prediction, x_t, x0, t).float()
@@ -204,7 +206,7 @@ class NativePolicy(Policy):
         self._make_room(x, conditioning, references)
         try:
             self.patcher.pre_run()
-            with differentiable():
+            with differentiable(), told_of_others_weights():
                 yield
         finally:
             self.patcher.cleanup()
@@ -230,12 +232,16 @@ class NativePolicy(Policy):
         options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
         helpers.prepare_model_patcher(self.patcher, conds, options)
         samplers.filter_registered_hooks_on_conds(conds, options)
-        options["transformer_options"].setdefault(OVERRIDE, attention)
+        of_network = options["transformer_options"]
+        of_network.setdefault(OVERRIDE, attention)
+        if hasattr(of_network.get("easycache"), "clone"):  # ComfyUI's; it would gather latents from forward to forward
+            of_network["easycache"] = of_network["easycache"].clone()
         model = self.patcher.model
         with torch.no_grad():
             conds = samplers.process_conds(model, x, conds, x.device, latent_image=torch.zeros_like(x), seed=0)
         try:
-            return samplers.calc_cond_batch(model, [conds["positive"]], x, sigma, options)[0]
+            with native_sampling.repeatable(self.device):
+                return samplers.calc_cond_batch(model, [conds["positive"]], x, sigma, options)[0]
         finally:
             helpers.cleanup_models(conds, others)
 

@@ -7,7 +7,8 @@ v models have x0 + s eps with s = sigma / alpha, which the model scales down aga
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from dgpo_core.diffusion.solvers import SOLVERS, Solver, choose, find, make_solv
 from dgpo_core.policy import distilled
 from dgpo_core.policy.base import Check
 from dgpo_core.policy.distilled import FewSteps
+
+from .attention import OVERRIDE
 
 _DETERMINISTIC = (
     *("euler", "heun", "ddim", "dpmpp_2m", "uni_pc", "uni_pc_bh2", "lms", "deis", "ipndm", "ipndm_v"),
@@ -152,6 +155,31 @@ def from_denoised(prediction: Prediction, x_t: Tensor, x0: Tensor, t: Tensor) ->
     return prediction.target(x0, (x_t - alpha * x0) / sigma, t)
 
 
+# --- patches of other nodes -------------------------------------------------------------------------------------------
+
+
+def is_patched(patcher: Any) -> bool:
+    """Whether nodes have put functions into a MODEL's forward. These may look at the noise level, as Kohya's Deep
+    Shrink does, and take the first row's for all rows'."""
+    of_network = patcher.model_options["transformer_options"]
+    kinds = [of_network.get(name) for name in ("patches", "patches_replace", "wrappers", OVERRIDE)]
+    return any(map(_holds, (*kinds, patcher.wrappers, patcher.model_options.get("model_function_wrapper"))))
+
+
+def _holds(value: Any) -> bool:
+    """Whether there is anything in it, also in dictionaries of dictionaries."""
+    return any(map(_holds, value.values())) if isinstance(value, dict) else bool(value)
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Inside, torch draws the same random numbers each time, and outside as if nothing had been: patches such as token
+    merging draw some, and what they make of a latent must not depend on what was drawn before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +261,7 @@ def draw(
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     add_wrapper(WrappersMP.APPLY_MODEL, _checked(check), guider.model_options, is_model_options=True)
     sampler = _Keeping(comfy.samplers.sampler_object(solver.name))
-    with torch.inference_mode():
+    with torch.inference_mode(), repeatable(patcher.load_device):
         empty = comfy.sample.fix_empty_latent_channels(patcher, torch.zeros_like(x_T))
         sigmas = solver.sigmas.clone()  # uni_pc writes into them
         guider.sample(x_T.view(empty.shape), empty, sampler, sigmas, disable_pbar=True, seed=0)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.hooks
 import comfy.model_base
 import comfy.utils
 import torch
@@ -40,12 +41,20 @@ class Texts:
 
 
 def by_clip(clip: Any) -> Texts:
-    """Every text, as CLIP Text Encode has it."""
-    return Texts(clip, _encode, fingerprint(clip.patcher, clip.layer_idx))
+    """Every text, as CLIP Text Encode has it. Raises UserError where it puts hooks with weights on them."""
+    _refuse_hooks(getattr(clip, "apply_hooks_to_conds", None))
+    return Texts(clip, _encode, fingerprint(clip.patcher, clip.layer_idx, getattr(clip, "tokenizer_options", {})))
 
 
 def as_given(conditionings: Conditionings, negative: Conditioning, model: Any) -> Texts:
-    """The prompts of the chain; the empty text is the negative one. model: the MODEL that they are for."""
+    """The prompts of the chain; the empty text is the negative one. model: the MODEL that they are for.
+
+    Raises UserError for a prompt that has hooks with weights.
+    """
+    for _, conditioning in conditionings.prompts:
+        for _, more in conditioning:
+            others = more["control"].get_extra_hooks() if "control" in more else ()
+            _refuse_hooks(more.get("hooks"), *others)
     looked_at: Sequence[Any] = (conditionings.prompts, negative)
     if type(model.model).encode_adm is comfy.model_base.BaseModel.encode_adm:
         # it takes no pooled output, and that of SD1.5's text encoder is made of a weight that no file has
@@ -55,6 +64,15 @@ def as_given(conditionings: Conditionings, negative: Conditioning, model: Any) -
         ]
     found = fingerprint(*looked_at, read=whole)
     return Texts(conditionings, functools.partial(_look_up, negative), found)
+
+
+def _refuse_hooks(*groups: Any) -> None:
+    """ComfyUI takes their weights off the network after each forward, so that a backward would go through others."""
+    if any(group is not None and group.get_type(comfy.hooks.EnumHookType.Weight) for group in groups):
+        raise UserError(
+            "The CONDITIONING has a hook with weights (such as Create Hook LoRA), which cannot be trained through: put"
+            " that LoRA on the MODEL with a LoRA loader."
+        )
 
 
 def _without_pooled(conditioning: Conditioning) -> Conditioning:
@@ -121,16 +139,18 @@ def references(conditionings: Iterable[Conditioning]) -> int:
     return max((sum(part[0, 0].numel() for part in parts) for parts in latents), default=0)
 
 
-def together(texts: Tensor, sigma: Tensor, known: Mapping[int, Conditioning]) -> list[tuple[Tensor, Conditioning]]:
+def together(
+    texts: Tensor, sigma: Tensor, known: Mapping[int, Conditioning], by_level: bool
+) -> list[tuple[Tensor, Conditioning]]:
     """The rows of a batch, [B] numbers of texts and noise levels, that may go through the network at once.
 
-    Those of one text; of one noise level, too, where the text's conditioning depends on it: ComfyUI looks at the first
-    row alone, since all rows of a sampler have the same.
+    Those of one text; of one noise level, too, where the text's conditioning depends on it, or, with `by_level`, the
+    MODEL does: ComfyUI looks at the first row alone, since all rows of a sampler have the same.
     """
     found = []
     for text, conditioning in known.items():
         rows = (texts == text).nonzero().flatten()
-        timed = any(key in more for _, more in conditioning for key in _TIMED)
+        timed = by_level or any(key in more for _, more in conditioning for key in _TIMED)
         levels = sigma[rows] if timed else torch.zeros_like(rows)
         found += [(rows[levels == level], conditioning) for level in levels.unique()]
     return found

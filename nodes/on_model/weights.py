@@ -66,6 +66,20 @@ def lent(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterato
         yield _scaled(module, weight.dequantize().to(dtype) if is_quantised(weight) else _plain(weight))
 
 
+@contextmanager
+def told_of_others_weights() -> Iterator[None]:
+    """Inside, the weights of a network that a node has put beside the MODEL's are told, where a gradient must pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Inference tensors cannot be saved" not in str(error):
+            raise
+        raise UserError(
+            "A node has put a network of its own on the MODEL or its CONDITIONING that cannot be trained through (such"
+            " as GLIGEN, or a ControlNet that is a model patch): take it away. Those of Apply ControlNet can stay."
+        ) from None
+
+
 def is_paged(module: nn.Module) -> bool:
     """Whether weight and bias lie in a page (`_v`) of which ComfyUI's dynamic VRAM disposes between two uses."""
     return "_v" in vars(module)
