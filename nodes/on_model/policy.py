@@ -284,10 +284,18 @@ class NativePolicy(Policy):
         return self.hooks.checkpointing
 
     def enable_gradient_checkpointing(self) -> None:
-        self.hooks.checkpointing = True
+        self._recompute(True)
 
     def disable_gradient_checkpointing(self) -> None:
-        self.hooks.checkpointing = False
+        self._recompute(False)
+
+    def _recompute(self, on: bool) -> None:
+        """Also on a network that has the hooks already, as where memory has run out amid a training."""
+        self.hooks.checkpointing = on
+        if self.patcher.is_injected:
+            with torch.inference_mode():
+                self.patcher.eject_model()
+                self.patcher.inject_model()
 
     def compile(self, backend: str = "inductor") -> None:
         compiling.repeated(self.hooks.network)  # refuses a network without any

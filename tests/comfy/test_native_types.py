@@ -80,6 +80,10 @@ def test_memory_is_reserved_for_the_backward_too_and_only_when_more_is_needed(fo
     assert case["checkpointed"] == pytest.approx([2 * 6])
 
 
+def test_activations_are_recomputed_from_the_step_on_that_ran_out_of_memory(found: dict[str, Any]) -> None:
+    assert found["recomputing"] == {"at first": 0, "on": 3, "off": 0}  # three blocks
+
+
 @pytest.fixture(scope="module")
 def counted() -> dict[str, Any]:
     """What `comfy_native_reserve.py` counted."""

@@ -246,9 +246,33 @@ def reserving() -> dict[str, list[float]]:
         policy.to("cpu")
 
 
+def recomputing() -> dict[str, int]:
+    """How often the blocks run in a backward, as it is turned on and off between two steps without a pause."""
+    case = Case("qwen")
+    policy, found = case.policy(), {}
+    blocks = case.native.model.diffusion_model.transformer_blocks
+
+    def backward() -> int:
+        ran: list[Any] = []
+        handles = [block.attn.register_forward_pre_hook(lambda module, _: ran.append(module)) for block in blocks]
+        case.gradients(policy)
+        for handle in handles:
+            handle.remove()
+        return len(ran) - len(blocks)  # of the forward
+
+    found["at first"] = backward()
+    policy.enable_gradient_checkpointing()
+    found["on"] = backward()
+    policy.disable_gradient_checkpointing()
+    found["off"] = backward()
+    policy.to("cpu")
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     found = {
+        "recomputing": recomputing(),
         "types": {f"{family} {kind}": typed(family, kind) for family in ("qwen", "hidream", "wan") for kind in KINDS},
         "partly": {**{family: partly(Case(family)) for family in PLACES}, SCALED: partly_scaled("qwen")},
         "fp8 products": {"qwen": multiplied_in_fp8("qwen")},
