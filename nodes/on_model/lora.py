@@ -36,14 +36,15 @@ def read(path: str | Path, model: Any) -> lora_file.LoraFile:
     modules = lora_keys.modules(state)
     found = lora_keys.match(state, comfy.lora.model_lora_keys_unet(model.model, {}), {})
     _require_all(path, found)
+    shapes = {name: weight.shape for name, weight in model.model.diffusion_model.named_parameters()}
     parts: dict[str, list[Part]] = {}
     for module, target in found.targets.items():
         pair = lora_keys.low_rank(modules[module])
-        if pair is None or pair[0].ndim > 2 or not _is_place(target):
+        key = (target if isinstance(target, str) else target[0]).removeprefix(_PREFIX)
+        # of a kernel of 1 x 1, as that of SD1.5's proj_in, the file's numbers are a Linear's
+        if pair is None or pair[0].ndim > 2 or len(shapes[key]) > 2 or not _is_place(target):
             raise UserError(_not_continued(path, module, lora_keys.form(modules[module])))
-        key = target if isinstance(target, str) else target[0]
-        parts.setdefault(key.removeprefix(_PREFIX).removesuffix(_SUFFIX), []).append((target, *pair))
-    shapes = {name: weight.shape for name, weight in model.model.diffusion_model.named_parameters()}
+        parts.setdefault(key.removesuffix(_SUFFIX), []).append((target, *pair))
     weights = {name: _joined(shapes[name + _SUFFIX], of_it) for name, of_it in parts.items()}
     return lora_file.LoraFile(Path(path), weights, lora.metadata)
 
@@ -70,8 +71,10 @@ def _require_all(path: str | Path, found: lora_keys.Matches) -> None:
 
 
 def _not_continued(path: str | Path, module: str, form: str) -> str:
-    what = {"LoRA": "a convolution", "": "of a form that is not known"}.get(form, f"of the form {form}")
-    return f"The LoRA {shown(path)} cannot be continued: {shown(module)} is {what}; {PLAIN}."
+    where = f"The LoRA {shown(path)} cannot be continued: {shown(module)} is"
+    if form == "LoRA":
+        return f"{where} a convolution, which gets no adapter here: put that LoRA on the MODEL, before the policy."
+    return f"{where} {f'of the form {form}' if form else 'of a form that is not known'}; {PLAIN}."
 
 
 def _is_place(target: lora_keys.Target) -> bool:

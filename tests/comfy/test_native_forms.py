@@ -59,6 +59,7 @@ def test_a_lora_with_q_k_and_v_apart_is_gone_on_from(found: dict[str, Any]) -> N
         ("text", "also changes the text encoder"),
         ("shape", "joint_blocks.0.x_block.attn.proj is (128, 128) in the model and (8, 8) in the file"),
         ("dora", "joint_blocks.0.x_block.attn.proj is of the form DoRA; apply it in ComfyUI"),
+        ("kernel", "attentions_0_proj_in is a convolution, which gets no adapter here: put that LoRA on the MODEL"),
     ],
 )
 def test_a_lora_that_does_not_fit_is_told(found: dict[str, Any], file: str, sentence: str) -> None:

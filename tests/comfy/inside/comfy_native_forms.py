@@ -175,11 +175,13 @@ def from_diffusers(root: Path) -> dict[str, float]:
     return {"same": difference(found, expected), "effect": difference(expected, case.reference())}
 
 
-def refused(case: Case, root: Path) -> dict[str, str]:
+def refused(case: Case, unet: Case, root: Path) -> dict[str, str]:
     """Files that cannot be continued."""
     pair = {".lora_A.weight": torch.ones(2, 8), ".lora_B.weight": torch.ones(8, 2)}
     one = "diffusion_model.joint_blocks.0.x_block.attn.proj"
+    kernel = {".lora_down.weight": torch.ones(2, 8, 1, 1), ".lora_up.weight": torch.ones(8, 2, 1, 1)}
     files = {
+        "kernel": {f"lora_unet_down_blocks_0_attentions_0_proj_in{key}": value for key, value in kernel.items()},
         "other": {f"diffusion_model.elsewhere{key}": value for key, value in pair.items()},
         "text": {f"lora_te1_text_model_encoder_layers_0_self_attn_q_proj{key}": value for key, value in pair.items()},
         "shape": {f"{one}{key}": value for key, value in pair.items()},
@@ -188,7 +190,7 @@ def refused(case: Case, root: Path) -> dict[str, str]:
     found = {"gone": native_node.NativePolicyNode.validate_inputs(run="a", start_from="gone.safetensors")}
     for name, state in files.items():
         save_file(state, root / "loras" / f"bad_{name}.safetensors")
-        spec = execute(case, start_from=f"bad_{name}.safetensors").spec
+        spec = execute(unet if name == "kernel" else case, start_from=f"bad_{name}.safetensors").spec
         found[name] = comfy_lora.error(lambda spec=spec: sessions._load(spec))
     return found
 
@@ -381,7 +383,7 @@ def main() -> None:
         found: dict[str, Any] = {"dropout": {family: dropout(case) for family, case in cases.items()}}
         found["starting"] = {family: starting(case, root) for family, case in cases.items()}
         found["from_diffusers"] = from_diffusers(root)
-        found["refused"] = refused(cases["sd3"], root)
+        found["refused"] = refused(cases["sd3"], cases["sd15"], root)
         found["conditioning"] = {family: conditioning(cases[family]) for family in ("sdxl", "sd3")}
         found["sentences"] = sentences(cases["sd3"])
         found["ranges"] = {family: ranges(cases[family]) for family in ("sd15", "flux")}
