@@ -5,6 +5,7 @@ step. The noise is shared by the samples of a group and drawn anew at each times
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from dgpo_core.common.seeds import derive_seed, noise
 from dgpo_core.common.sending import sent
 from dgpo_core.diffusion.prediction import Prediction
 from dgpo_core.method import loss as L
+from dgpo_core.method.half import loss_scale, smaller
 from dgpo_core.method.rollout import Check
 from dgpo_core.policy.base import AdapterName, Cond, Policy
 from dgpo_core.settings.config import TrainingConfig
@@ -256,12 +258,36 @@ class Update:
         self.policy, self.settings, self.uncond, self.check = policy, settings, uncond, check
         self.references = References.of(settings)
         self.old_is_current = old_is_current
+        self.scale = 1.0
 
     def accumulate(self, tasks: Sequence[Task], total: int, micro_batch: int) -> Tally:
-        """Adds the gradient of `tasks` to the adapter's, each task, of however many samples, weighing 1 / total.
+        """Gives the adapter, which has none yet, the gradient of `tasks`, each of which weighs 1 / total.
 
-        As many whole groups as fit into a micro-batch go through together; a group that does not fit is cut.
+        As many whole groups as fit into a micro-batch go through together; a group that does not fit is cut. In float16
+        it is computed at a larger scale, once more at a smaller one where that was too large.
         """
+        self.scale = self._first_scale(tasks, total)
+        while True:
+            tally = self._accumulate(tasks, total, micro_batch)
+            if self.scale == 1.0:
+                return tally
+            gradients = [p.grad for p in self.policy.trainable().values() if p.grad is not None]
+            if all(gradient.isfinite().all() for gradient in gradients) or not math.isfinite(tally.loss):
+                for gradient in gradients:
+                    gradient.div_(self.scale)
+                return tally
+            for gradient in gradients:
+                gradient.zero_()
+            self.scale = smaller(self.scale)
+
+    def _first_scale(self, tasks: Sequence[Task], total: int) -> float:
+        if not tasks:
+            return 1.0
+        latents, t = tasks[0].group.latents, self.settings
+        return loss_scale(self.policy.dtype, latents.numel() * total / (t.beta if t.logit_scaling == "paper" else 1.0))
+
+    def _accumulate(self, tasks: Sequence[Task], total: int, micro_batch: int) -> Tally:
+        """Adds the gradient, `scale` times as large, to the adapter's."""
         seen: list[Seen] = []
         for part in whole_groups(tasks, micro_batch):
             rows, share = Rows.of(part, self.policy), len(part) / total
@@ -356,7 +382,7 @@ class Update:
                 loss = loss + self.settings.kl_weight * kl
             if self.settings.norm_guard:
                 loss = loss + self.settings.norm_guard * L.growth(ratio).mean()
-            (loss * share).backward()
+            (loss * (share * self.scale)).backward()
         return Seen(
             samples=len(rows),
             compared=0 if fixed.d_old is None else len(rows),
