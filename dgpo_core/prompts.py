@@ -22,7 +22,7 @@ from dgpo_core.common.reading import shown
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.rewards.geneval import prompts as geneval_prompts
 from dgpo_core.rewards.ocr import prompts as ocr_prompts
-from dgpo_core.settings.command_line import parse
+from dgpo_core.settings.command_line import command, parse
 
 PROGRAM = "python -m dgpo_core.prompts"
 MOST = 1_000_000
@@ -139,15 +139,8 @@ def run(argv: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, or 2 after a user's mistake."""
-    try:
-        print(run(list(sys.argv[1:] if argv is None else argv)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """The command; returns its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    return command(lambda: list(sys.argv[1:] if argv is None else argv), lambda given: print(run(given)))
 
 
 if __name__ == "__main__":

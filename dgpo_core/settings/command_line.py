@@ -16,6 +16,7 @@ import tyro
 from dgpo_core.common.errors import Elsewhere, Interrupted, UserError, out_of_memory
 from dgpo_core.common.reading import bounded, shown
 from dgpo_core.common.suggest import suggest
+from dgpo_core.common.terminal import talking
 from dgpo_core.settings.config import RewardTerm, Switch
 from dgpo_core.settings.schema import fixed_type, setting_types
 from dgpo_core.settings.validation import check_ranges
@@ -49,12 +50,14 @@ def command(read: Callable[[], Settings], work: Callable[[Settings], object]) ->
     """A command: `work` on the settings that `read` gives; its exit code is 0, 2 after a user's mistake, 130 after
     Ctrl-C.
 
-    What was wrong is told in one line, by one of the processes of the run. What a terminal's encoding cannot show is
-    written as escapes: printing never fails.
+    What was wrong is told in one line, by one of the processes of the run. Printing never fails, see `talking`.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    with talking():
+        return _done(read, work)
+
+
+def _done(read: Callable[[], Settings], work: Callable[[Settings], object]) -> int:
+    """The exit code."""
     settings = None
     try:
         settings = read()
