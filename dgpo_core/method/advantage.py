@@ -24,8 +24,12 @@ def global_advantage(r: Tensor, everyone: Tensor | None = None) -> Tensor:
 
 
 def centred(r: Tensor) -> Tensor:
-    """r_i - mean_g, [P, G] -> [P, G]."""
-    return r - r.mean(dim=1, keepdim=True)
+    """r_i - mean_g, [P, G] -> [P, G]; exactly zero where a group's rewards are equal.
+
+    The mean of equal numbers is rounded. Of rewards around 100 the difference, divided by the floor of a deviation of
+    zero, would be an advantage of 0.1 for all of the group.
+    """
+    return torch.where(informative(r).unsqueeze(1), r - r.mean(dim=1, keepdim=True), torch.zeros_like(r))
 
 
 def clamp(advantage: Tensor, limit: float) -> Tensor:
