@@ -27,7 +27,7 @@ from dgpo_core.benchmark.iteration import ANY, Differing, with_pictures
 from dgpo_core.benchmark.presets import PRESETS
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
-from dgpo_core.common.files import write_atomic
+from dgpo_core.common.files import require_writable, write_atomic
 from dgpo_core.diffusion.solvers import SchedulerSolver
 from dgpo_core.method.trainer import Trainer
 from dgpo_core.method.update import Reference, References
@@ -349,6 +349,8 @@ def _bench(options: BenchConfig) -> None:
     if options.suite:
         print(suite.report(str(World(options.device).device), options.json))
         return
+    if options.json:
+        require_writable(options.json)
     result = Bench(options).run()
     print(json.dumps(result, indent=2))
     if options.json:

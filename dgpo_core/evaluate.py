@@ -17,8 +17,9 @@ import torch
 
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
-from dgpo_core.common.files import write_atomic
+from dgpo_core.common.files import require_writable, write_atomic
 from dgpo_core.common.group import Group
+from dgpo_core.common.pictures import MOST_EACH
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import shown
 from dgpo_core.evaluation.by_tag import tags_of
@@ -280,13 +281,14 @@ def make_judges(columns: Sequence[Column], options: Mapping[str, Mapping[str, An
 
 
 def evaluate(options: EvaluateConfig) -> dict[str, Any]:
-    """Measure base and adapters, print the table and write the report; returns what --json writes."""
+    """Measure base and adapters, print the table, write what is asked for; returns what --json writes."""
     start = time.monotonic()
     adapters = read_adapters(options)
     planned = plan(adapters, options)
     config, columns = planned.config, planned.columns
     world = World(options.device)
     if world.leads:
+        _require_places(options)
         print(f"{planned}\n", flush=True)
     prompts = assemble.held_out_prompts(config)
     if not prompts:
@@ -301,13 +303,16 @@ def evaluate(options: EvaluateConfig) -> dict[str, Any]:
             print(f"{label}: {len(evaluation)} images, {time.monotonic() - start:.0f} s", flush=True)
     table = Table(columns, rows, tags_of(prompts))
     if world.leads:
-        print(f"\n{table}")
+        print(f"\n{table}", flush=True)
         if options.report:
             _write_report(options.report, table, pictures, config)
     first = table.as_json()
     base, adapter = ({k: row[k] for k in ("mean", "ci95", "n")} for row in first[:2])
     told = {"reward": columns[0].name, "iterations": adapters[0].step, "base": base, "adapter": adapter}
-    return told | {"table": first, "seconds": time.monotonic() - start}
+    told |= {"table": first, "seconds": time.monotonic() - start}
+    if world.leads and options.json:
+        write_atomic(options.json, json.dumps(told, indent=2) + "\n")
+    return told
 
 
 def _measured(
@@ -326,13 +331,22 @@ def _measured(
         held_out = HeldOut.of(config, policy, prompts, judges, size, world)
         drawn: list[tuple[str, AdapterName | None]] = [(BASE, None), (adapter.label, "current")]
         for label, name in drawn[place > 0 :]:
-            groups: list[Group] = []
+            mine: list[tuple[int, Group]] = []
 
-            def see(i: int, group: Group, kept: list[Group] = groups) -> None:
+            def see(i: int, group: Group, kept: list[tuple[int, Group]] = mine) -> None:
                 if i in shown:
-                    kept.append(group)
+                    kept.append((i, _in_short(group)))
 
-            yield label, held_out.score(name, images, config.evaluation.at_once, see=see), groups
+            evaluation = held_out.score(name, images, config.evaluation.at_once, see=see)
+            seen = sorted(world.gather(mine), key=lambda place_and_group: place_and_group[0])
+            yield label, evaluation, [group for _, group in seen]
+
+
+def _in_short(group: Group) -> Group:
+    """What a picture shows of a group, as it may go from one process to another."""
+    scores = {name: values[:MOST_EACH].clone() for name, values in group.scores.items()}
+    images = group.images[:MOST_EACH].clone()
+    return replace(group, seeds=group.seeds[:MOST_EACH], latents=torch.empty(0), images=images, scores=scores)
 
 
 def _loaded(
@@ -351,11 +365,19 @@ def _loaded(
         yield adapter, policy, size
 
 
+def _require_places(options: EvaluateConfig) -> None:
+    """Raises UserError for what could not be written once all is measured."""
+    if options.json:
+        require_writable(options.json)
+    if options.report:
+        try:
+            options.report.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot make the folder {options.report}: {error.strerror}.") from None
+        require_writable(options.report / "report.md")
+
+
 def _write_report(folder: Path, table: Table, pictures: Mapping[str, Sequence[Group]], config: Config) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make the folder {folder}: {error.strerror}.") from None
     write_atomic(folder / "report.png", picture(table, pictures))
     write_atomic(folder / "report.md", markdown(table, config))
     print(f"\n{folder / 'report.md'} and report.png")
@@ -363,13 +385,7 @@ def _write_report(folder: Path, table: Table, pictures: Mapping[str, Sequence[Gr
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, or 2 after a user's mistake."""
-    return command(lambda: parse(EvaluateConfig, argv, "python -m dgpo_core.evaluate", __doc__), _evaluate)
-
-
-def _evaluate(options: EvaluateConfig) -> None:
-    result = evaluate(options)
-    if options.json:
-        write_atomic(options.json, json.dumps(result, indent=2) + "\n")
+    return command(lambda: parse(EvaluateConfig, argv, "python -m dgpo_core.evaluate", __doc__), evaluate)
 
 
 if __name__ == "__main__":

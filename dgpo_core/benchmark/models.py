@@ -7,7 +7,7 @@ from pathlib import Path
 from dgpo_core.benchmark.random_model import RANDOM_MODELS, random_policy
 from dgpo_core.benchmark.weightless import META
 from dgpo_core.common.errors import UserError
-from dgpo_core.common.reading import shown
+from dgpo_core.common.reading import kind_at, shown
 from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading.folder import MODEL_INDEX, open_configs
 from dgpo_core.policy.loading.header import Header, read_header
@@ -58,9 +58,10 @@ def policy_without_weights(config: Config, random: str) -> tuple[DiffusersPolicy
     local = shipped.MODELS.get(path, Path(path))
     if random:
         return _random(config, random), f"{random}, as it was published"
-    if (local / MODEL_INDEX).is_file():
+    kind = kind_at(local, "The model") if isinstance(local, Path) else "folder"
+    if kind == "folder" and (local / MODEL_INDEX).is_file():
         return _of_folder(config, str(local)), shown(path)
-    if local.is_file():
+    if kind == "file":
         name = _like(read_header(local))
         return _random(config, name), f"{shown(path)}, counted as {name}"
     if path in PUBLISHED:

@@ -37,6 +37,22 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: str | Path) -> None:
+    """Raises UserError where `write_atomic` could not write `path`, for those who compute for hours before it; leaves
+    what is there."""
+    path = Path(path)
+    if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
+        raise UserError(f"Cannot write {path}: it is a folder.")
+    probe = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{TEMPORARY}{path.suffix}")
+    try:
+        probe.touch()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"Cannot write {path}: {reason(error)}.") from error
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            probe.unlink(missing_ok=True)
+
+
 def reason(error: Exception) -> str:
     """What the system said was wrong, as the end of a sentence."""
     text = getattr(error, "strerror", None) or str(error)

@@ -16,6 +16,7 @@ MARGIN, LINE, GAP = 6, 16, 18  # pixels
 LEAST_TILE, MOST_TILE = 96, 512
 MOST_POINTS = 2000  # of a curve
 TICKS = 5  # of an axis, at most; they take most of the time that a curve takes
+MOST_EACH = 4  # images of each group, where groups are compared
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -75,7 +76,7 @@ def comparison(
 
     The pictures that they are made of stand before the first block. columns: groups by title, as many in each. scores:
     of each column's groups, [G] each. width: pixels of the blocks, about; as many images of each group are shown as
-    fit, at least one and at most four.
+    fit, at least one and at most `MOST_EACH`.
     """
     first = next(iter(columns.values()))
     height, wide = first[0].images.shape[-2:]
@@ -86,7 +87,8 @@ def comparison(
     )
     tile_w, tile_h = round(wide * zoom), round(height * zoom)
     smooth = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS
-    count = min(4, min(len(group) for group in first), max(1, (width // len(columns) - GAP) // (tile_w + MARGIN)))
+    fitting = max(1, (width // len(columns) - GAP) // (tile_w + MARGIN))
+    count = min(MOST_EACH, fitting, *(len(group) for group in first))
     block = count * (tile_w + MARGIN) + GAP
     shown = max(len(group.prompt.sources) for group in first)
     edge = MARGIN + (shown * (tile_w + MARGIN) + GAP if shown else 0)

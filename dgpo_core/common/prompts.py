@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompt_syntax import is_infotext_line
-from dgpo_core.common.reading import lines_of, parse_json, read_bytes, shown
+from dgpo_core.common.reading import kind_at, lines_of, parse_json, read_bytes, shown
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.common.source import Source, below
 
@@ -87,7 +87,7 @@ def refuse_foreign(prompt: Prompt) -> None:
 
 
 def _text_of(path: Path) -> str:
-    if not path.exists():
+    if not kind_at(path, "The prompt file"):
         raise UserError(f"There is no prompt file {shown(path, 1000)}.")
     content = read_bytes(path, "The prompt file")
     try:

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -61,6 +61,21 @@ def require_ordinary(path: str | Path, what: str) -> None:
         return
     if not stat.S_ISREG(mode):
         raise UserError(f"{what} {shown(path)} cannot be read: it is {_kind(mode)}.")
+
+
+def kind_at(path: str | Path, what: str) -> Literal["file", "folder", "other", ""]:
+    """What is at a path that somebody has given; "" for nothing.
+
+    `what` begins the sentence: "The prompt file". Raises UserError for what cannot be looked at, where `Path.exists`
+    raises what the system says: what is in somebody else's folder, a name that is too long.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"{what} {shown(path)} cannot be read: {reason(error)}.") from None
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
 def _kind(mode: int) -> str:

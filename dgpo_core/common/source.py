@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -101,7 +102,7 @@ def _tensor(picture: Image.Image) -> Tensor:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
         return f"there is no picture {shown(path)}: paths are relative to the file that names it."
     return f"the picture {shown(path)} cannot be read ({shown(str(error).rstrip('.'))})."
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompt_syntax import PYTHON_NAMES
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.common.reading import lines_of, read_text, shown
+from dgpo_core.common.reading import kind_at, lines_of, read_text, shown
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.common.suggest import suggest
 
@@ -122,7 +122,7 @@ def _lines(folder: Path, name: str, at: str) -> list[str]:
     if PurePosixPath(name).is_absolute() or ".." in PureWindowsPath(name).parts:
         raise UserError(f"At {at}, the wildcard __{shown(name)}__ is outside of the folder {shown(folder)}.")
     path = folder / f"{name}.txt"
-    if not path.is_file() or folder.resolve() not in path.resolve().parents:
+    if kind_at(path, "The wildcard file") != "file" or folder.resolve() not in path.resolve().parents:
         known = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.txt"))
         instead = suggest(name, known) if known else ": put it there, one choice a line."
         raise UserError(f"At {at}, there is no file for the wildcard __{name}__ in {shown(folder)}{instead}")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dgpo_core.common.distributed import World
-from dgpo_core.common.files import write_atomic
+from dgpo_core.common.files import require_writable, write_atomic
 from dgpo_core.common.group import Group
 from dgpo_core.common.seeds import derive_seed, noise
 from dgpo_core.evaluation.held_out import HeldOut
@@ -290,6 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _rate(options: RaterConfig) -> None:
     outcomes = []
+    if options.json:
+        require_writable(options.json)
     for outcome in simulate(options):
         outcomes.append(outcome)
         told = outcome.mode, outcome.seed, outcome.rated, outcome.reached, f"{outcome.success[-1]:.3f}"

@@ -21,7 +21,7 @@ from dgpo_core.comfy.png import prompt_of
 from dgpo_core.common.errors import NoPrompt, UserError
 from dgpo_core.common.pixels import Unreadable
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.common.reading import shown
+from dgpo_core.common.reading import kind_at, shown
 from dgpo_core.common.source import Source, below
 from dgpo_core.people.picture_file import read_picture
 from dgpo_core.people.preference_file import Preference, is_preference_file, read_preferences
@@ -140,7 +140,7 @@ def read_gallery(folder: str | Path) -> Gallery:
     there is nothing to learn.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if kind_at(folder, "The folder") != "folder":
         raise UserError(f"There is no folder {shown(folder)}: --groups takes a folder of rated images.")
     found = _Found()
     files = _seen(folder, found)
@@ -190,7 +190,7 @@ def _usable(path: Path, folder: Path, prompt: str, found: _Found) -> tuple[str, 
     try:
         if _hidden(path, folder):
             found.useless.append(f"{name} is in a hidden folder or bin")
-        elif not path.exists():
+        elif not os.path.exists(path):  # Path.exists raises for a name that is too long
             found.useless.append(f"{name} is not there")
         else:
             picture = read_picture(path)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.pixels import Unreadable, picture_bytes, read_pixels
-from dgpo_core.common.reading import shown
+from dgpo_core.common.reading import kind_at, shown
 from dgpo_core.people.gallery import Gallery, RatedGroup, read_gallery, read_preference_gallery
 from dgpo_core.people.preferences import Told, better_of
 from dgpo_core.rewards.taste.features import Features
@@ -23,9 +23,10 @@ def read_answers(sources: Sequence[str | Path]) -> Gallery:
     """
     found = []
     for source in map(Path, sources):
-        if not source.exists():
+        kind = kind_at(source, "The file")
+        if not kind:
             raise UserError(f"There is no {shown(source, 1000)}: give preference files or folders of rated pictures.")
-        found.append(read_gallery(source) if source.is_dir() else read_preference_gallery(source))
+        found.append(read_gallery(source) if kind == "folder" else read_preference_gallery(source))
     if not found:
         raise UserError("Give the preference files, or the folders of rated pictures, that the taste is made of.")
     notes = [note for gallery in found for note in gallery.notes]

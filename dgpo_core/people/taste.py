@@ -13,6 +13,7 @@ import tyro
 
 from dgpo_core.common.distributed import World
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.files import require_writable
 from dgpo_core.common.reading import shown
 from dgpo_core.people.judged import judged, read_answers
 from dgpo_core.rewards.taste.features import features
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fit(options: TasteConfig) -> None:
     if options.out.suffix != ".safetensors":
         raise UserError(f"--out must end in .safetensors, not be {shown(options.out)}.")
+    require_writable(options.out)
     gallery = read_answers(options.sources)
     for note in gallery.notes:
         print(shown(note, 2000))

@@ -19,6 +19,7 @@ from typing import Any
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.reading import kind_at
 from dgpo_core.rewards import weight_files
 from dgpo_core.rewards.base import Reward, need_packages
 from dgpo_core.rewards.guard import check_prompts, described, guarded
@@ -155,7 +156,7 @@ def _from_plugin(name: str, entry: EntryPoint) -> Any:
 @functools.cache
 def _from_file(path: str, attribute: str) -> Any:
     """A class in a Python file, which is run once."""
-    if not Path(path).is_file():
+    if kind_at(path, "The file") != "file":
         raise UserError(f"There is no file {path} with a reward in it.")
     name = f"dgpo_reward_{Path(path).stem}_{zlib.crc32(os.fsencode(os.path.abspath(path))):08x}"
     spec = importlib.util.spec_from_file_location(name, path)

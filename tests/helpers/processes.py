@@ -19,7 +19,7 @@ import tiny  # brings the parts of diffusers and transformers that a tiny model 
 import torch
 from peft import LoraConfig  # the policy imports it late
 
-from dgpo_core import train
+from dgpo_core import evaluate, train
 from dgpo_core.method.update import Update
 from dgpo_core.policy.pipeline import DiffusersPolicy
 from dgpo_core.runs import checkpoint, run
@@ -142,6 +142,20 @@ def crawl_at_the_front() -> None:
     DiffusersPolicy.predict = slow
 
 
+def look_late() -> None:
+    """The last process looks for the run's folder only when the first one has long made it."""
+    real = run.Run.check
+
+    def check(config: object) -> None:
+        if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+            end = time.monotonic() + 20
+            while not os.path.exists("runs/test/config.yaml") and time.monotonic() < end:
+                time.sleep(0.1)
+        real(config)
+
+    run.Run.check = staticmethod(check)
+
+
 def run_out_of_memory_in_the_second_update() -> None:
     """The accelerator of the last process is too small for even one sample from the second update on."""
     real, updates = Update.accumulate, []
@@ -153,6 +167,11 @@ def run_out_of_memory_in_the_second_update() -> None:
         return real(update, tasks, total, micro_batch)
 
     Update.accumulate = refuse
+
+
+def measure_instead() -> None:
+    """The command is `dgpo_core.evaluate`."""
+    train.main = evaluate.main
 
 
 def break_the_last_process() -> None:

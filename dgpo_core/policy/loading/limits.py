@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.reading import kind_at
 from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading.folder import Folder
 from dgpo_core.policy.loading.load import family_of
@@ -29,7 +30,7 @@ class ImageLimits:
 def image_limits(path: str | Path) -> ImageLimits:
     """Of a .safetensors file or a diffusers folder. Raises UserError where it cannot be trained."""
     family = FAMILIES[family_of(path)]
-    if not Path(path).is_dir():
+    if kind_at(path, "The model") != "folder":
         return ImageLimits(8 * family.patch)
     folder = Folder(str(path))
     factor = 2 ** (len(folder.config("vae/config.json").get("block_out_channels", [0] * 4)) - 1)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dgpo_core.common.errors import UserError
-from dgpo_core.common.reading import shown
+from dgpo_core.common.reading import kind_at, shown
 from dgpo_core.policy import distilled
 from dgpo_core.policy.families import FAMILIES
 from dgpo_core.policy.loading.folder import MODEL_INDEX, Opened, family_of_folder, open_folder
@@ -129,7 +129,7 @@ def family_of(path: str | Path) -> str:
 
     Raises UserError where it cannot be trained.
     """
-    return family_of_folder(str(path)) if Path(path).is_dir() else recognise(read_header(path))
+    return family_of_folder(str(path)) if kind_at(path, "The model") == "folder" else recognise(read_header(path))
 
 
 def _refuse_unsound(parts: Mapping[str, Any], what: str, dtype: torch.dtype) -> None:
@@ -175,9 +175,10 @@ def _open(
     if prediction not in PREDICTIONS:
         raise UserError(f"Unknown prediction {prediction!r}: use one of {', '.join(PREDICTIONS)}.")
     local = Path(path)
-    if local.is_file():
+    kind = kind_at(path, "The model")
+    if kind == "file":
         return open_file(local, family, dtype, config, prediction, readers)
-    if local.is_dir():
+    if kind == "folder":
         if not (local / MODEL_INDEX).is_file():
             raise UserError(f"The folder {path} is not a diffusers model: it has no {MODEL_INDEX}.")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", path):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.files import check_folder_name
 from dgpo_core.common.pictures import to_pil
-from dgpo_core.common.reading import shown
+from dgpo_core.common.reading import kind_at, shown
 from dgpo_core.rewards import weight_files
 from dgpo_core.rewards.model import ModelReward
 from dgpo_core.rewards.taste.features import CLIP, features
@@ -78,7 +78,7 @@ def taste_file(path: str, name: str) -> Path:
     """Where a taste is. Raises UserError where it is not there, and for a name that is no file's own."""
     if path:
         found = Path(path)
-        if not found.is_file():
+        if kind_at(found, "The taste") != "file":
             raise UserError(f"There is no taste {shown(path, 1000)}: python -m dgpo_core.people.taste makes one.")
         return found
     if not isinstance(name, str) or not name:
