@@ -164,6 +164,7 @@ def train(config: Config, check: Callable[[], None]) -> None:
     with together(config.model.device) as world:
         config = Run.as_before(config)
         Run.check(config)  # before the minutes that a large model takes to load
+        world.any(False)  # all have looked: a slow one would take the folder that the first makes for another run's
 
         def asked() -> None:
             check()

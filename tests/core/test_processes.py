@@ -88,6 +88,12 @@ def test_where_the_first_process_is_killed_the_second_tells(sd3_folder: Path, tm
     assert told[0] in (tmp_path / "output-1.txt").read_text()
 
 
+def test_a_process_that_starts_late_does_not_take_the_folder_for_another_runs(sd3_folder: Path, tmp_path: Path) -> None:
+    argv = write_quick(tmp_path, sd3_folder, **{**CHANGES, "iterations": 1})
+    codes = train_together(tmp_path, argv, 2, "look_late")
+    assert codes == [0, 0], (tmp_path / "output-0.txt").read_text()
+
+
 def test_a_process_in_the_middle_of_drawing_hears_of_it_too(sd3_folder: Path, tmp_path: Path) -> None:
     """Drawing would take the first process ten minutes."""
     drawing = {"steps": 1000, "group_size": 2}
