@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.reading import shown
 from dgpo_core.common.seeds import noise
 from dgpo_core.diffusion.solvers import Solver
 from dgpo_core.policy.base import Check, Cond, Policy
@@ -54,8 +56,24 @@ def rollout(
         while len(groups) < len(prompts) and counts[len(groups)] <= sum(map(len, images)):
             g = len(groups)
             groups.append(Group(prompts[g], tuple(seeds[g]), _take(latents, counts[g]), _take(images, counts[g])))
+            _require_numbers(groups[-1])
             drawn(groups[-1])
     return groups
+
+
+def _require_numbers(group: Group) -> None:
+    """Raises UserError for pictures that hold no numbers, for which a reward would be blamed."""
+    prompt = shown(repr(group.prompt.text), 60)
+    if not group.latents.isfinite().all():
+        raise UserError(
+            f"What was drawn for {prompt} is no picture (its latents are NaN or infinite): the weights have grown too"
+            " large; lower training.lr or the LoRA's strength and go on from an earlier state, or take model.dtype"
+            " float32 where the untrained model draws so."
+        )
+    if not group.images.sum().isfinite():
+        raise UserError(
+            f"What was drawn for {prompt} is no picture (the VAE gives NaN): take model.dtype bfloat16 or float32."
+        )
 
 
 def _take(parts: list[Tensor], n: int) -> Tensor:

@@ -365,7 +365,8 @@ class Update:
         What the clip stops keeps the gradient of the last two.
         """
         self.check()
-        with self.policy.using("current"), self.policy.dropping(rows.seeds):
+        # enable_grad: a reward's code may have turned gradients off for the whole process
+        with torch.enable_grad(), self.policy.using("current"), self.policy.dropping(rows.seeds):
             f = self.policy.predict(rows.x_t, rows.t, rows.cond)
             d = L.denoising_error(f, rows.target)
             still = d.detach()

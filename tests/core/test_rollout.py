@@ -105,3 +105,16 @@ def test_a_roll_out_can_be_stopped_before_every_forward(
         draw(policy, batch=3, check=check)
     assert asked == [0, 1, 2, 3, 4]
     assert policy.adapters.active == "current"
+
+
+def test_what_holds_no_numbers_is_told_before_a_reward_is_blamed(policy: DiffusersPolicy) -> None:
+    """A learning rate that was far too large: the sentence names the weights."""
+    moved(policy, "current", seed=1, size=1e30)
+    with pytest.raises(UserError, match=r"for 'red' is no picture .* lower training.lr"):
+        draw(policy)
+
+
+def test_a_vae_that_gives_no_numbers_is_told(policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "decode", lambda latents: torch.full((len(latents), 3, *SIZE), float("nan")))
+    with pytest.raises(UserError, match="the VAE gives NaN"):
+        draw(policy)

@@ -193,6 +193,16 @@ def test_where_old_is_current_skipping_its_forward_changes_nothing(policy: Diffu
         assert distance(skipped, asked) < CLOSE
 
 
+def test_a_plug_in_that_has_turned_gradients_off_changes_nothing(policy: DiffusersPolicy) -> None:
+    """`torch.set_grad_enabled(False)` stands at the top of many a scoring script."""
+    tasks = make_tasks(policy)
+    moved(policy, "current", seed=1)
+    exact, _ = accumulate(policy, tasks, settings())
+    with torch.no_grad():
+        found, _ = accumulate(policy, tasks, settings())
+    assert torch.equal(found, exact)
+
+
 def test_an_update_without_tasks_is_nothing(policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(policy, monkeypatch)
     found, tally = accumulate(policy, [], settings())
