@@ -31,10 +31,7 @@ class World:
     """The processes of this run. rank in [0, size); `device` is this process's own."""
 
     def __init__(self, device: str = "auto") -> None:
-        try:
-            chosen = None if device == "auto" else torch.device(device)
-        except RuntimeError:
-            raise UserError(f"Unknown device {device!r}: use auto, cpu, cuda, cuda:1 or mps.") from None
+        chosen = None if device == "auto" else _device(device)
         several = {"backend": "gloo"} if _are_several() else {}
         self._state = PartialState(cpu=device == "cpu", **several)
         self.rank: int = self._state.process_index
@@ -119,6 +116,20 @@ class World:
             if self._peers:
                 self._peers.explain()
             raise
+
+
+def _device(name: str) -> torch.device:
+    """Raises UserError for what is no device, or none of this machine's that can compute."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"Unknown device {name!r}: use auto, cpu, cuda, cuda:1 or mps.") from None
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch is built without it
+        why = shown(str(error).strip().split("\n")[0].rstrip("."))
+        raise UserError(f"The device {name} is not there: {why}.") from None
+    return device
 
 
 def _are_several() -> bool:

@@ -175,7 +175,9 @@ def reward_curve(records: Sequence[Mapping[str, Any]], name: str) -> Image.Image
         short = key.removeprefix("watch/")
         color, mark = ("crimson", " (alarm)") if short in raised else ("tab:green", "")
         small = figure.add_subplot(panels[i % 2, 1 + i // 2])
-        small.axhline(looks[0][key]["mean"], color="gray", linestyle="--", linewidth=0.8)
+        before = looks[0].get(key, {}).get("mean")
+        if before is not None:
+            small.axhline(before, color="gray", linestyle="--", linewidth=0.8)
         _errorbars(small, looks, key, color)
         small.set_title(f"watched: {short}{mark}", fontsize=9, color=color if mark else "black")
         small.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -203,6 +205,8 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _errorbars(axes: Any, looks: Sequence[Mapping[str, Any]], key: str, color: str, **options: Any) -> None:
-    """Means with their 95 % intervals."""
-    points = [(r["iteration"], r[key]["mean"], 1.96 * (r[key]["sem"] or 0.0)) for r in looks if r.get(key)]
-    axes.errorbar(*zip(*points, strict=True), color=color, marker="o", markersize=4, capsize=3, **options)
+    """Means with their 95 % intervals; what was no finite number, null in a record, is left out."""
+    known = [(r["iteration"], r[key]) for r in looks if r.get(key) and r[key]["mean"] is not None]
+    points = [(iteration, row["mean"], 1.96 * (row["sem"] or 0.0)) for iteration, row in known]
+    if points:
+        axes.errorbar(*zip(*points, strict=True), color=color, marker="o", markersize=4, capsize=3, **options)

@@ -24,3 +24,13 @@ def test_a_curve_of_many_points_is_one_of_means() -> None:
 def test_a_curve_of_any_length_is_a_picture(count: int) -> None:
     records = [{"iteration": i, "reward": 0.5} for i in range(count)]
     assert reward_curve(records, "x").width > 600
+
+
+def test_a_measurement_that_was_no_finite_number_is_left_out_of_the_curve() -> None:
+    """A weight of 1e300 makes sums that are infinite; metrics.jsonl has null for them."""
+    none, some = {"mean": None, "sem": None}, {"mean": 0.5, "sem": 0.1}
+    records = [
+        {"iteration": i, "held_out": 0.5, "in_domain": row, "watch/entropy": row} for i, row in enumerate([none, some])
+    ]
+    assert reward_curve(records, "x").width > 600
+    assert reward_curve(records[:1], "x").width > 600

@@ -42,6 +42,12 @@ def test_every_group_is_on_one_process_and_the_shares_are_even(size: int, groups
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.parametrize("device", ["cuda:63", "meta"])
+def test_a_device_that_is_not_there_is_one_sentence(device: str) -> None:
+    with pytest.raises(UserError, match=f"The device {device} is not there: "):
+        World(device)
+
+
 def test_one_process_needs_no_launcher_and_no_messages() -> None:
     world = World("cpu")
     assert (world.rank, world.size, world.leads) == (0, 1, True)
