@@ -3,10 +3,11 @@
 Whoever writes one derives from `Reward` here; a new one of this package is one file and one line in `registry.REWARDS`.
 """
 
-from dgpo_core.rewards.base import EditReward, GroupReward, Reward
+from dgpo_core.rewards.base import AUTOMATIC, WEIGHTS_FILE, EditReward, GroupReward, Reward
 from dgpo_core.rewards.registry import (
     REWARDS,
     check_cheaply,
+    chosen_file,
     is_file,
     known_rewards,
     make_reward,
@@ -18,12 +19,15 @@ from dgpo_core.rewards.registry import (
 from dgpo_core.rewards.scoring import Scoring, score_groups
 
 __all__ = [
+    "AUTOMATIC",
     "REWARDS",
+    "WEIGHTS_FILE",
     "EditReward",
     "GroupReward",
     "Reward",
     "Scoring",
     "check_cheaply",
+    "chosen_file",
     "is_file",
     "known_rewards",
     "make_reward",

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.pictures import to_pil
-from dgpo_core.rewards.clip import CLIP_L, Clip
+from dgpo_core.rewards.clip import Clip
 from dgpo_core.rewards.model import ModelReward
+from dgpo_core.rewards.published import CLIP_L
 from dgpo_core.rewards.weight_files import Weights, find_file, load_tensors
 
 # The hub's copy of what the LAION repository calls sac+logos+ava1-l14-linearMSE.pth
@@ -34,6 +35,7 @@ class Aesthetic(ModelReward):
     range = (1.0, 10.0)
     licence = "Apache-2.0 (predictor), MIT (CLIP)"
     weights = (PREDICTOR, CLIP_L)
+    file_option = "path"
 
     def __init__(
         self, device: str = "cpu", path: str = "", clip: str = "", dtype: str = "auto", batch: int = 16

@@ -14,6 +14,11 @@ from dgpo_core.common.packages import is_installed, missing
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.rewards.weight_files import Weights
 
+WEIGHTS_FILE = "weights_file"
+"""The option, of every reward that takes one, with the name of a file in the folder of reward models; `AUTOMATIC` where
+the weights are found without it. It leads nowhere else, so what is shared may set it."""
+AUTOMATIC = "automatic"
+
 
 class Reward(ABC):
     """Scores images. What a class says of itself:
@@ -22,6 +27,7 @@ class Reward(ABC):
     higher_is_better: False where a low score is a good image; training then turns the sign of its weight.
     licence: of the weights; empty where there are none.
     weights: what it downloads, how much that is, and the option that names a copy (`weights.find` says where it looks).
+    file_option: the option that may be set by `WEIGHTS_FILE`, too; empty where no file can be chosen.
     packages: what has to be installed for it, {module: name for pip}.
     shareable: the options that somebody else's file (a workflow) may set. No address, no path, no name of a variable
     and nothing that costs without bound is among them; what is not named here only the machine's own user can set.
@@ -35,6 +41,7 @@ class Reward(ABC):
     higher_is_better: ClassVar[bool] = True
     licence: ClassVar[str] = ""
     weights: ClassVar[tuple[Weights, ...]] = ()
+    file_option: ClassVar[str] = ""
     packages: ClassVar[Mapping[str, str]] = {}
     shareable: ClassVar[tuple[str, ...]] = ()
     retired: ClassVar[Mapping[str, str]] = {}

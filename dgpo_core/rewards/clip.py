@@ -1,6 +1,6 @@
 """CLIP by transformers: what CLIP score, PickScore, the aesthetic predictor and GenEval's colours share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from dgpo_core.common.pictures import to_pil
-from dgpo_core.rewards.weight_files import Weights, load_helper, load_network
+from dgpo_core.rewards import clip_file
+from dgpo_core.rewards.model import ModelReward
+from dgpo_core.rewards.published import CLIP_L_WORDS
+from dgpo_core.rewards.weight_files import Weights, load_helper, load_network, one_file
 
-CLIP_L = Weights("openai/clip-vit-large-patch14", "1.7 GB", option="clip")
+OPENAI = "quick_gelu"
+LAION = "gelu"
+"""The activation in the feed-forward layers of OpenAI's models, and of LAION's; their config.json say so."""
 # OpenAI's normalisation; the LAION models in OpenCLIP's and transformers' format have the same
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,7 +27,8 @@ class Clip:
     """A CLIPModel with its tokenizer and its preprocessing; `scale` is its exp(logit_scale).
 
     given: what the reward's option says of the model (see `weights.find`). tokenizer: of its tokenizer, if elsewhere,
-    the weights and what their option says. reward: for messages. Sources:
+    the weights and what their option says. activation: of a model in one file, which does not say it. reward: for
+    messages. Sources:
     https://huggingface.co/openai/clip-vit-large-patch14 (model card), https://arxiv.org/abs/2103.00020.
     """
 
@@ -33,11 +39,14 @@ class Clip:
         dtype: torch.dtype,
         reward: str,
         tokenizer: tuple[Weights, str] | None = None,
+        activation: str = OPENAI,
     ) -> None:
-        model = load_network(CLIPModel, weights, given, reward)
+        file = one_file(weights, given)
+        model = clip_file.load(file, activation) if file else load_network(CLIPModel, weights, given, reward)
+        tokenizer = tokenizer or ((CLIP_L_WORDS, "") if file else (weights, given))
         self.scale = float(model.logit_scale.float().exp())  # before it is rounded
         self.model = model.to(dtype)
-        self.tokenizer = load_helper(AutoTokenizer, *(tokenizer or (weights, given)), reward)
+        self.tokenizer = load_helper(AutoTokenizer, *tokenizer, reward)
         self.side: int = self.model.config.vision_config.image_size
         self.tokens: int = self.model.config.text_config.max_position_embeddings
 
@@ -58,6 +67,24 @@ class Clip:
         distinct = list(dict.fromkeys(prompts))  # a group has one prompt for all its images
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.model.device)
         return (self.images([to_pil(image) for image in images]) * self.texts(distinct)[rows]).sum(-1)
+
+
+class ClipReward(ModelReward):
+    """A reward that is one CLIP model, `weights[0]`, which the option `path` names: a folder, a hub id or one file."""
+
+    file_option = "path"
+
+    @classmethod
+    def sources(cls, options: Mapping[str, Any]) -> list[tuple[Weights, Any]]:
+        model = (cls.weights[0], options.get("path", ""))
+        return [model, (CLIP_L_WORDS, "")] if one_file(*model) else [model]
+
+    @classmethod
+    def require(cls, options: Mapping[str, Any]) -> None:
+        """Raises UserError for a file that is no CLIP model."""
+        file = one_file(cls.weights[0], options.get("path", ""))
+        if file:
+            clip_file.check(file)
 
 
 def preprocess(picture: Image.Image, side: int) -> Tensor:

@@ -13,19 +13,19 @@ from dgpo_core.common.pictures import to_pil
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import shown
 from dgpo_core.rewards.base import EditReward
-from dgpo_core.rewards.clip import CLIP_L, Clip
-from dgpo_core.rewards.model import ModelReward
+from dgpo_core.rewards.clip import Clip, ClipReward
+from dgpo_core.rewards.published import CLIP_L
 
 BEFORE, AFTER = "source_caption", "target_caption"
 
 
-class ClipDirection(EditReward, ModelReward):
+class ClipDirection(EditReward, ClipReward):
     """The cosine, in CLIP ViT-L/14, of the step from source to image with the step between two captions.
 
     The metadata of every prompt say what the source shows and what the edit should: {"prompt": "make it night",
     "image": "a.png", "source_caption": "a street by day", "target_caption": "a street by night"}. An image that equals
     its source scores 0. Of several sources the first counts.
-    path: folder or hub id of another CLIPModel. dtype, batch: see `ModelReward`.
+    path: folder or hub id of another CLIPModel, or one file of OpenAI's. dtype, batch: see `ModelReward`.
     Source: StyleGAN-NADA, https://arxiv.org/abs/2108.00946; as a measure of edits InstructPix2Pix,
     https://arxiv.org/abs/2211.09800.
     """
@@ -35,7 +35,7 @@ class ClipDirection(EditReward, ModelReward):
     weights = (replace(CLIP_L, option="path"),)
 
     def __init__(self, device: str = "cpu", path: str = "", dtype: str = "auto", batch: int = 16) -> None:
-        ModelReward.__init__(self, device, dtype, batch)
+        ClipReward.__init__(self, device, dtype, batch)
         self.clip = Clip(self.weights[0], path, self.dtype, "clip_direction")
 
     def networks(self) -> Sequence[nn.Module]:

@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dgpo_core.rewards.clip import CLIP_L, Clip
-from dgpo_core.rewards.model import ModelReward
+from dgpo_core.rewards.clip import Clip, ClipReward
+from dgpo_core.rewards.published import CLIP_L
 
 
-class ClipScore(ModelReward):
+class ClipScore(ClipReward):
     """The cosine of image and prompt in CLIP ViT-L/14; good images are at about 0.25 to 0.35.
 
-    path: folder or hub id of another CLIPModel. dtype, batch: see `ModelReward`.
+    path: folder or hub id of another CLIPModel, or one file of OpenAI's. dtype, batch: see `ModelReward`.
     Source: https://huggingface.co/openai/clip-vit-large-patch14, https://arxiv.org/abs/2104.08718 (without its factor
     2.5 and its cut-off at 0).
     """

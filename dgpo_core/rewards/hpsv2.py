@@ -30,6 +30,7 @@ class HpsV2(ModelReward):
     range = (-1.0, 1.0)
     licence = "Apache-2.0"
     weights = (WEIGHTS,)
+    file_option = "path"
     packages: ClassVar[Mapping[str, str]] = {"open_clip": "open_clip_torch"}
 
     def __init__(self, device: str = "cpu", path: str = "", dtype: str = "auto", batch: int = 8) -> None:

@@ -48,6 +48,7 @@ class ImageReward(ModelReward):
     range = (float("-inf"), float("inf"))
     licence = "Apache-2.0"
     weights = (WEIGHTS, TOKENIZER)
+    file_option = "path"
 
     def __init__(
         self, device: str = "cpu", path: str = "", tokenizer: str = "", dtype: str = "auto", batch: int = 8

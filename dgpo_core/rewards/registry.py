@@ -19,10 +19,11 @@ from typing import Any
 
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.common.reading import kind_at
+from dgpo_core.common.reading import kind_at, shown
 from dgpo_core.rewards import weight_files
-from dgpo_core.rewards.base import Reward, need_packages
+from dgpo_core.rewards.base import AUTOMATIC, WEIGHTS_FILE, Reward, need_packages
 from dgpo_core.rewards.guard import check_prompts, described, guarded
+from dgpo_core.rewards.published import ONE_FILE
 from dgpo_core.settings.config import RewardTerm
 
 REWARDS: dict[str, str] = {
@@ -103,8 +104,39 @@ def refuse_files(names: Sequence[str], where: str, instead: str) -> None:
             raise UserError(f"{where} names the Python file of a reward ({name}), which is not run: {instead}.")
 
 
+def chosen_file(name: str, choice: str) -> dict[str, str]:
+    """The options that the choice of a file makes; none for a file that is found without it, so that both are the same.
+
+    Raises UserError for an unknown reward, one that takes no file, and another one's file.
+    """
+    if choice in ("", AUTOMATIC):
+        return {}
+    cls = reward_class(name)
+    if any(choice in weights.names for weights in cls.weights):
+        return {}
+    others = next((f", which are {weights}" for weights in ONE_FILE if choice in weights.names), "")
+    if others or not cls.file_option:
+        raise UserError(f"Reward {name!r} does not take the weights {shown(choice)}{others}: choose {AUTOMATIC}.")
+    return {WEIGHTS_FILE: choice.replace("\\", "/")}  # the same training, on whichever system it was chosen
+
+
+def _with_file(name: str, cls: type[Reward], options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the path of the file that is chosen, if one is."""
+    if WEIGHTS_FILE not in options or WEIGHTS_FILE in inspect.signature(cls).parameters:
+        return options
+    choice = options.pop(WEIGHTS_FILE)
+    if not isinstance(choice, str):
+        raise UserError(f"The option {WEIGHTS_FILE} of the reward {name!r} must be a file's name, not {choice!r}.")
+    if not chosen_file(name, choice):
+        return options
+    if cls.file_option in options:
+        raise UserError(f"The reward {name!r} has both {WEIGHTS_FILE} and {cls.file_option}: leave one of them out.")
+    return {**options, cls.file_option: str(weight_files.named(choice))}
+
+
 def _bound(name: str, options: Mapping[str, Any] | None) -> tuple[type[Reward], dict[str, Any]]:
     cls, options = reward_class(name), dict(options or {})
+    options = _with_file(name, cls, options)
     for option in options.keys() & cls.retired.keys():
         raise UserError(f"Reward {name!r} has no option {option} any more: {cls.retired[option]}.")
     try:

@@ -24,11 +24,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.reading import shown
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ASK_S = 5.0  # seconds that the hub has to say whether it has a file
 
 _folders: list[Path] = [Path(path) for path in os.environ.get("DGPO_REWARD_MODELS", "").split(os.pathsep) if path]
+_supplied: dict[str, Path] = {}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Weights:
 
     repository: its id on the Hugging Face hub. size: of the download, for people. option: the reward's option that
     names another place: a path, or a hub id where `file` is empty. file: the one file that is needed of the repository;
-    empty where it is a model's folder. also: other names that the file has where people keep it.
+    empty where it is a model's folder. also: other names that it has where people keep it; of a model's folder, the
+    names of the one file that holds all its weights. supplied: what the program itself may have of it (`supply`).
     """
 
     repository: str
@@ -45,11 +48,12 @@ class Weights:
     option: str = "path"
     file: str = ""
     also: tuple[str, ...] = ()
+    supplied: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """What it may be called in a folder of reward models."""
-        return (self.file, *self.also) if self.file else (self.repository.rpartition("/")[2],)
+        return (self.file or self.repository.rpartition("/")[2], *self.also)
 
     @property
     def command(self) -> str:
@@ -68,20 +72,52 @@ def look_in(folders: Iterable[str | Path]) -> None:
     _folders[:] = [Path(folder) for folder in folders]
 
 
+def supply(what: str, folder: str | Path) -> None:
+    """Say where this program has what weights call `supplied`, such as ComfyUI its copy of CLIP's tokenizer."""
+    _supplied[what] = Path(folder)
+
+
 def find(weights: Weights, given: str = "") -> str:
-    """Where the weights are: what the option says, else a path in one of the folders of models, else the hub's id.
+    """Where the weights are: what the option says, else a path in one of the folders of models, else what is supplied,
+    else the hub's id.
 
     given: the value of `weights.option`. What is on the hub is looked for in the Hugging Face cache first.
     """
     if given:
         return given
     places = [folder / name for folder in _folders for name in weights.names]
+    places += [_supplied[weights.supplied]] if weights.supplied in _supplied else []
     return next((str(place) for place in places if place.exists()), weights.repository)
 
 
 def in_folders(name: str) -> Path | None:
     """The file of this name in one of the folders of models; None where there is none."""
     return next((folder / name for folder in _folders if (folder / name).is_file()), None)
+
+
+def named(name: str) -> Path:
+    """The file of this name, which may be in a subfolder, in one of the folders of models; the folder of a whole model
+    where it is that model's own file.
+
+    Raises UserError where there is none, and for a name that could lead out of the folders.
+    """
+    parts = name.replace("\\", "/").split("/")  # saved on Windows, a name in a subfolder has backslashes
+    if not all(part.strip(" .") and not {":", "\0"} & set(part) for part in parts):
+        raise UserError(f"The weights {shown(name)} are not the name of a file in the folder of reward models.")
+    found = in_folders("/".join(parts))
+    if found is None:
+        where = f" ({_folders[0]})" if _folders else ", which the variable DGPO_REWARD_MODELS names"
+        raise UserError(
+            f"There is no file {shown(name)} in the folder of reward models{where}: put it there, or choose automatic."
+        )
+    own = found.name == "model.safetensors" and (found.parent / "config.json").is_file()
+    return found.parent if own else found
+
+
+def one_file(weights: Weights, given: Any = "") -> Path | None:
+    """The one file that a model's weights are in; None where `find` finds something else."""
+    source = find(weights, given)
+    return Path(source) if isinstance(source, str) and Path(source).is_file() else None
 
 
 def is_here(weights: Weights) -> bool:

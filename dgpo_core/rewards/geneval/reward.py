@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from dgpo_core.common.pictures import to_pil
 from dgpo_core.common.prompts import Prompt
-from dgpo_core.rewards.clip import CLIP_L, Clip
+from dgpo_core.rewards.clip import Clip
 from dgpo_core.rewards.geneval.detector import DETECTOR, Detector
 from dgpo_core.rewards.geneval.rules import (
     COLORS,
@@ -28,6 +28,7 @@ from dgpo_core.rewards.geneval.rules import (
     training_score,
 )
 from dgpo_core.rewards.model import ModelReward
+from dgpo_core.rewards.published import CLIP_L
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 GREY = (0x99, 0x99, 0x99)  # what GenEval puts in the place of the background

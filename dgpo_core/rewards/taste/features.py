@@ -20,7 +20,8 @@ from torch.nn.functional import avg_pool2d
 from dgpo_core.common.errors import UserError
 from dgpo_core.demo import likeness
 from dgpo_core.rewards import weight_files
-from dgpo_core.rewards.clip import CLIP_L, Clip
+from dgpo_core.rewards.clip import Clip
+from dgpo_core.rewards.published import CLIP_L
 from dgpo_core.rewards.statistics import luma
 
 Kind = Literal["clip", "built-in"]
