@@ -8,6 +8,7 @@ from server import PromptServer
 
 from dgpo_core.rewards import weight_files
 from dgpo_core.rewards.network import endpoints
+from dgpo_core.rewards.published import CLIP_WORDS
 
 from . import (
     checks,
@@ -46,5 +47,7 @@ async def comfy_entrypoint() -> DGPOExtension:
     PromptServer.instance.app.middlewares.append(checks.checking)
     PromptServer.instance.app.middlewares.append(templates.ordering(Path(__file__).parents[1].name))
     weight_files.look_in(host.reward_folders())
+    if host.clip_words().is_dir():
+        weight_files.supply(CLIP_WORDS, host.clip_words())
     endpoints.keep_in(host.endpoints_file())
     return DGPOExtension()

@@ -20,7 +20,7 @@ from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.source import Source
 from dgpo_core.diffusion.solvers import SOLVERS, check_solver
 from dgpo_core.policy import FAMILIES, family_of, image_limits
-from dgpo_core.rewards import check_cheaply
+from dgpo_core.rewards import WEIGHTS_FILE, check_cheaply
 from dgpo_core.settings import shipped
 from dgpo_core.settings.config import RewardTerm, RolloutConfig, TrainingConfig
 from dgpo_core.settings.gates import check_rewards
@@ -213,7 +213,9 @@ def _chain(graph: Graph, reward: str | None) -> Iterator[tuple[str, RewardTerm]]
         seen.add(reward)
         inputs = graph[reward]["inputs"]
         with suppress(UserError, KeyError):
-            said = _plain({name: inputs.get(name, "") for name in ("name", "weight", "options", "only_if")})
+            said = _plain(
+                {name: inputs.get(name, "") for name in ("name", "weight", "options", "only_if", WEIGHTS_FILE)}
+            )
             yield reward, term(**said)
         reward = _at(graph, reward, "reward", "DGPO_Reward")
 

@@ -11,7 +11,7 @@ from dgpo_core.comfy.forms import REWARD_SCORER, REWARD_TERM
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt, refuse_foreign
 from dgpo_core.common.reading import parse_json
-from dgpo_core.rewards import known_rewards, require_reward
+from dgpo_core.rewards import AUTOMATIC, chosen_file, known_rewards, require_reward
 from dgpo_core.rewards.trust import check_shared
 from dgpo_core.settings.config import RewardTerm
 from dgpo_core.settings.gates import Gate
@@ -51,17 +51,34 @@ class Reward(io.ComfyNode):
                 options='Options as JSON, such as {"batch": 4}; or empty.',
                 reward={"display_name": "add to", "tooltip": "Rewards that this one is added to."},
                 only_if="Counts only where another reward of the chain says so: ocr > 0.5; or empty.",
+                weights_file={
+                    "options": host.reward_file_choices(),
+                    "display_name": "model file",
+                    "tooltip": "The file in models/reward_models to score with; automatic finds the published one, or"
+                    " downloads it.",
+                },
             ),
             outputs=[fields.Reward.Output(display_name="reward", tooltip="For the Reward Scorer, or the next reward.")],
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None, options: str | None, only_if: str | None = "") -> bool | str:
-        """What the reward lacks (a package, weights) and what is wrong with its widgets: told before anything runs."""
+    def validate_inputs(
+        cls, name: str | None, options: str | None, only_if: str | None = "", weights_file: str | None = AUTOMATIC
+    ) -> bool | str:
+        """What the reward lacks (a package, weights) and what is wrong with its widgets: told before anything runs.
+
+        A file that is not there is not refused by ComfyUI, since it is asked about here: the published one may be
+        found or downloaded without it.
+        """
+        file = weights_file if name in known_rewards() else None
         return fields.first_error(
             only_if=(lambda only_if: Gate.of(only_if, name or "") if only_if.strip() else None, only_if),
             options=(lambda options: term(name or "", 1.0, options), options),
-            name=(lambda name: require_reward(name, term(name, 1.0, options or "").options), name or None),
+            weights_file=(lambda choice: _check_file(name or "", choice), file),
+            name=(
+                lambda name: require_reward(name, term(name, 1.0, options or "", "", file or "").options),
+                name or None,
+            ),
         )
 
     @classmethod
@@ -72,19 +89,27 @@ class Reward(io.ComfyNode):
         options: str,
         reward: Sequence[RewardTerm] | None = None,
         only_if: str = "",
+        weights_file: str = AUTOMATIC,
     ) -> io.NodeOutput:
         before = tuple(reward or ())
         if any(other.name == name for other in before):
             raise UserError(f"The reward {name} can be in a chain only once.")
-        return io.NodeOutput((*before, term(name, weight, options, only_if.strip())))
+        return io.NodeOutput((*before, term(name, weight, options, only_if.strip(), weights_file)))
 
 
-def term(name: str, weight: float, options: str, only_if: str = "") -> RewardTerm:
+def _check_file(name: str, choice: str) -> None:
+    """Raises UserError for a file that is not there, or none of the reward's."""
+    chosen = chosen_file(name, choice)
+    if chosen:
+        require_reward(name, chosen)
+
+
+def term(name: str, weight: float, options: str, only_if: str = "", weights_file: str = AUTOMATIC) -> RewardTerm:
     """What the widgets say. Raises UserError for what a workflow, which is shared, may not decide."""
     found = parse_json(options, "The text in the reward's options") if options.strip() else {}
     if not isinstance(found, dict):
         raise UserError('The options of the reward must be an object such as {"batch": 4}.')
-    made = RewardTerm(name, weight, found, only_if)
+    made = RewardTerm(name, weight, {**found, **chosen_file(name, weights_file)}, only_if)
     check_shared([made], "The workflow")
     return made
 

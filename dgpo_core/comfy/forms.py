@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from dgpo_core.rewards.base import AUTOMATIC, WEIGHTS_FILE
 from dgpo_core.settings import shipped
 from dgpo_core.settings.config import AUTO, EMBEDDED, Config, RolloutConfig, TrainingConfig
 from dgpo_core.settings.presets import MODES, apply_mode, load_preset, preset_names
@@ -146,6 +147,7 @@ REWARD_TERM = Form(
         "options": Widget(default="", needed=False),
         "reward": Link(REWARD, "DGPO_Reward", optional=True),
         "only_if": Widget(default="", needed=False, optional=True),
+        WEIGHTS_FILE: Widget(default=AUTOMATIC, needed=False, optional=True),
     },
 )
 REWARD_SCORER = Form(

@@ -32,6 +32,7 @@ from dgpo_core.comfy.forms import (
 )
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.reading import parse_json, read_json, shown
+from dgpo_core.rewards import WEIGHTS_FILE, chosen_file
 from dgpo_core.rewards.trust import check_shared
 from dgpo_core.settings import shipped
 from dgpo_core.settings.config import AUTO, EMBEDDED, Config, RewardTerm
@@ -227,9 +228,13 @@ def _chain(flow: Workflow, scorer: Node, name: str) -> Iterator[Node]:
 
 def _term(flow: Workflow, node: Node) -> RewardTerm:
     where = f"In the workflow {flow.path}, the options of a reward"
-    given = {name: flow.text(node, name) if node.inputs.get(name) else "" for name in ("options", "only_if")}
+    optional = ("options", "only_if", WEIGHTS_FILE)
+    given = {name: flow.text(node, name) if node.inputs.get(name) else "" for name in optional}
     options = parse_json(given["options"], where) if given["options"].strip() else {}
-    term = {"name": flow.text(node, "name"), "weight": flow.value(node, "weight"), "options": options}
+    name = flow.text(node, "name")
+    if isinstance(options, dict):
+        options |= chosen_file(name, given[WEIGHTS_FILE])
+    term = {"name": name, "weight": flow.value(node, "weight"), "options": options}
     (found,) = read_rewards([{**term, "only_if": given["only_if"]}], f"The workflow {flow.path}")
     return found
 

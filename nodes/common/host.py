@@ -37,9 +37,12 @@ from dgpo_core.common.files import check_folder_name
 from dgpo_core.common.reading import shown
 from dgpo_core.people.gallery import MOST_CROPPED, cropped
 from dgpo_core.policy import Policy
+from dgpo_core.rewards import AUTOMATIC
+from dgpo_core.rewards.published import names_here
 
 CATEGORY = "DGPO"
 REWARD_MODELS = "reward_models"
+WEIGHTS = (".safetensors", ".sft", ".pt", ".pth")
 FROM_CHECKPOINTS, FROM_DIFFUSERS = (f"{folder}/" for folder in MODEL_FOLDERS)
 PREVIEW = 1024  # pixels of a preview's longer side
 REWARD_BYTES = 6 * 2**30  # the largest reward model, with what it computes
@@ -110,6 +113,18 @@ def reward_folders() -> list[str]:
     """Where the weights of rewards are looked for: models/reward_models, and what extra_model_paths.yaml adds."""
     folder_paths.add_model_folder_path(REWARD_MODELS, os.path.join(folder_paths.models_dir, REWARD_MODELS))
     return folder_paths.get_folder_paths(REWARD_MODELS)
+
+
+def reward_file_choices() -> list[str]:
+    """The files with weights in these folders, and published ones that are here in another form, after "automatic"."""
+    reward_folders()
+    files = [name for name in folder_paths.get_filename_list(REWARD_MODELS) if name.lower().endswith(WEIGHTS)]
+    return [AUTOMATIC, *sorted({*files, *names_here()})]
+
+
+def clip_words() -> Path:
+    """The folder of ComfyUI's copy of CLIP's tokenizer."""
+    return Path(comfy.utils.__file__).parent / "sd1_tokenizer"
 
 
 def endpoints_file() -> Path:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +41,66 @@ def test_weights_in_the_reward_models_folder_are_found(comfy: ComfyServer) -> No
     entry = comfy.run(visual("clip", Reward={"name": "clip_score"}))
     assert SCORE in entry["outputs"]
     assert files(comfy, "clip")
+
+
+@pytest.fixture
+def models(comfy: ComfyServer) -> Iterator[Path]:
+    """A folder inside of models/reward_models."""
+    folder = comfy.base / "models" / "reward_models" / "one_file"
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def choices(server: ComfyServer) -> list[str]:
+    """What the widget for the weights of a Reward offers."""
+    kind, about = server.get("/object_info/DGPO_Reward")["DGPO_Reward"]["input"]["optional"]["weights_file"]
+    return about["options"] if kind == "COMBO" else kind
+
+
+def test_weights_in_one_file_are_offered_and_score_with_comfyuis_tokenizer(
+    comfy: ComfyServer, models: Path, tmp_path: Path
+) -> None:
+    assert choices(comfy)[0] == "automatic"
+    assert "PickScore_v1.safetensors" not in choices(comfy)
+    whole = tiny_clip.save(tmp_path, words=tiny_clip.ALL_WORDS, **tiny_clip.WHOLE_HEADS)
+    shutil.copy(whole / "model.safetensors", models / "mine.safetensors")
+    chosen = os.path.join("one_file", "mine.safetensors")
+    assert chosen in choices(comfy)
+    entry = comfy.run(visual("one_file", Reward={"name": "pickscore", "weights_file": chosen}))
+    assert SCORE in entry["outputs"]
+    assert files(comfy, "one_file")
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "says"),
+    [
+        ("pickscore", "mine.safetensors", "There is no file mine.safetensors in the folder of reward models"),
+        ("pickscore", "../../input/mine.safetensors", "are not the name of a file in the folder of reward models"),
+        ("pickscore", "one_file/text.safetensors", "is not a CLIP model as transformers saves it"),
+        ("brightness", "mine.safetensors", "'brightness' does not take the weights mine.safetensors"),
+    ],
+)
+def test_weights_that_will_not_do_are_told_before_anything_is_drawn(
+    name: str, choice: str, says: str, comfy: ComfyServer, models: Path
+) -> None:
+    (models / "text.safetensors").write_text("a text")
+    said = refusal(comfy, "weights", name=name, weights_file=choice)
+    assert said.startswith("weights_file - ")
+    assert says in said
+
+
+def test_the_published_weights_may_be_chosen_where_they_are_not_since_they_can_be_downloaded(
+    comfy: ComfyServer, models: Path
+) -> None:
+    said = refusal(comfy, "hub", name="pickscore", weights_file="PickScore_v1.safetensors")
+    assert said == refusal(comfy, "hub", name="pickscore")
+    assert "needs yuvalkirstain/PickScore_v1 (3.9 GB)" in said
+    (models.parent / "PickScore_v1").mkdir()
+    try:  # what is here in another form is not called missing by the front end
+        assert "PickScore_v1.safetensors" in choices(comfy)
+    finally:
+        (models.parent / "PickScore_v1").rmdir()
 
 
 @pytest.mark.parametrize(

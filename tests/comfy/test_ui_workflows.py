@@ -23,9 +23,11 @@ MODELS = (
     *("text_encoders/clip_l", "text_encoders/t5xxl_fp16", "diffusion_models/Chroma1-HD"),
     *("diffusion_models/qwen_image_fp8_e4m3fn", "text_encoders/qwen_2.5_vl_7b_fp8_scaled", "vae/qwen_image_vae"),
     *("diffusion_models/z_image_bf16", "text_encoders/qwen_3_4b", "checkpoints/NoobAI-XL-Vpred-v1.0"),
-    *("diffusion_models/flux-2-klein-base-4b", "vae/flux2-vae"),
+    *("diffusion_models/flux-2-klein-base-4b", "vae/flux2-vae", "reward_models/PickScore_v1"),
 )
 
+PUBLISHED_AS = {"PickScore_v1.safetensors": "yuvalkirstain/PickScore_v1/resolve/main/model.safetensors"}
+"""Files that say nothing by their name on the hub, and that nobody else has under another one."""
 
 RECTANGLES = """() => app.graph.nodes.map(node => {
     const shown = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect()
@@ -134,8 +136,56 @@ def test_a_native_workflow_says_where_its_files_are_to_be_had(name: str) -> None
     assert {model["name"] for model in offered} == loaded
     for model in offered:
         assert model["url"].startswith("https://huggingface.co/")
-        assert model["url"].endswith(f"/{model['name']}")
+        assert model["url"].endswith(f"/{PUBLISHED_AS.get(model['name'], model['name'])}")
         assert f"{model['directory']}/{model['name'].removesuffix('.safetensors')}" in MODELS
+
+
+@pytest.mark.parametrize("form", ["none", "file", "folder"])
+def test_the_front_end_offers_a_rewards_weights_where_they_are_missing(
+    form: str, comfy: ComfyServer, files: None, browser: Browser
+) -> None:
+    """The rewards do without the file: they find a folder, or download it themselves."""
+    weights = comfy.base / "models" / "reward_models" / "PickScore_v1.safetensors"
+    folder = weights.with_suffix("")
+    try:
+        if form != "file":
+            weights.unlink()
+        if form == "folder":
+            folder.mkdir()
+        browser.open(comfy)
+        browser.load_workflow(json.loads((WORKFLOWS / "native_sd15.json").read_text("utf-8")))
+        browser.page.wait_for_timeout(1500)
+        said = " ".join(browser.dialogs())
+    finally:
+        weights.touch()
+        if folder.is_dir():
+            folder.rmdir()
+    if form == "folder" and "Don't show this again" in said:
+        pytest.skip("This front end looks at files alone, not at what the node offers.")
+    assert ("PickScore_v1.safetensors" in said) == (form == "none")
+
+
+CHOOSE = """([name, value]) => {
+    const node = app.graph.nodes.find(({ type }) => type === 'DGPO_Reward')
+    const widget = node.widgets.find(widget => widget.name === name)
+    widget.setValue(value, { e: new PointerEvent('pointerup'), node, canvas: app.canvas })
+}"""
+CHOSEN = """() => app.graph.nodes.find(({ type }) => type === 'DGPO_Reward')
+    .widgets.filter(({ name }) => ['name', 'weights_file'].includes(name)).map(({ value }) => value)"""
+
+
+@pytest.mark.parametrize("form", ["ui", "api"])
+def test_another_reward_lets_the_file_of_the_one_before_go(
+    form: str, comfy: ComfyServer, files: None, browser: Browser
+) -> None:
+    text = (WORKFLOWS / ("api" if form == "api" else "") / "native_sd15.json").read_text("utf-8")
+    (browser.load_api if form == "api" else browser.load_workflow)(json.loads(text))
+    assert browser.evaluate(CHOSEN) == ["pickscore", "PickScore_v1.safetensors"]
+    browser.evaluate(CHOOSE, ["name", "brightness"])
+    assert browser.evaluate(CHOSEN) == ["brightness", "automatic"]
+    browser.evaluate(CHOOSE, ["weights_file", "PickScore_v1.safetensors"])
+    browser.evaluate(CHOOSE, ["name", "pickscore"])
+    assert browser.evaluate(CHOSEN) == ["pickscore", "automatic"]
 
 
 def _texts(values: Any) -> list[str]:

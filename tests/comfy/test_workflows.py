@@ -25,7 +25,7 @@ SMALL_NATIVE: dict[str, dict[str, Any]] = {
     "DGPO_NativePolicy": {"rank": 4, "alpha": 8.0},
     "DGPO_Prompts": {"per_iteration": 1},
     "DGPO_SamplerSettings": {"group_size": 2, "height": 64, "width": 64},
-    "DGPO_Reward": {"name": "brightness"},  # PickScore would have to be downloaded
+    "DGPO_Reward": {"name": "brightness", "weights_file": "automatic"},  # PickScore would have to be downloaded
     "DGPO_TrainingLoop": {"iterations": 1},
     "DGPO_BeforeAfter": {"first": 1, "images": 1},
 }

@@ -104,6 +104,25 @@ def test_a_workflow_names_an_endpoint_and_what_is_harmless(here: Path) -> None:
     assert training_of(Workflow(workflow(here, "ocr", {"threads": 2})))["reward"][0]["options"] == {"threads": 2}
 
 
+def test_a_workflow_names_a_file_of_weights_by_its_name_in_the_folder_of_reward_models(here: Path) -> None:
+    def options(name: str, choice: str) -> dict[str, Any]:
+        data = json.loads(workflow(here, name, {"batch": 2}).read_text())
+        data["4"]["inputs"]["weights_file"] = choice
+        (here / "w.json").write_text(json.dumps(data))
+        return training_of(Workflow(here / "w.json"))["reward"][0]["options"]
+
+    assert options("pickscore", "mine.safetensors") == {"batch": 2, "weights_file": "mine.safetensors"}
+    assert options("pickscore", "a\\mine.safetensors") == {"batch": 2, "weights_file": "a/mine.safetensors"}
+    for choice in ("automatic", "PickScore_v1.safetensors"):  # which is found without a choice
+        assert options("pickscore", choice) == {"batch": 2}
+    for choice in ("../mine.safetensors", str(here / "mine.safetensors")):
+        (here / "mine.safetensors").touch()
+        with pytest.raises(UserError, match="are not the name of a file in the folder of reward models"):
+            make_reward("pickscore", options("pickscore", choice))
+    with pytest.raises(UserError, match="'ocr' does not take the weights mine.safetensors: choose automatic"):
+        options("ocr", "mine.safetensors")
+
+
 def test_a_reward_of_another_package_shares_what_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
     class Asking(reward_class("brightness")):
         shareable = ("harmless",)
