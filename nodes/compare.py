@@ -15,12 +15,15 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.common.group import Group
 from dgpo_core.common.pictures import grid
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.reading import shown
 from dgpo_core.evaluation.scores import total
 from dgpo_core.rewards import weights_of
 from dgpo_core.settings.config import EvalConfig, RewardTerm
 
 from .common import fields, host
 from .common.values import PolicyHandle, Prompts, Sampler
+from .on_model import texts
+from .on_model.policy import sees_references
 from .on_model.sampling import SAMPLERS
 from .runs import scoring, sessions
 
@@ -122,10 +125,14 @@ def _native(models: Any, name: str, prompts: Sequence[Prompt], seeds: Sequence[i
     model, clip, vae, rollout = models[name], models["clip"], models["vae"], settings.rollout
     height, width = settings.height or 512, settings.width or 512
     unit, device = int(vae.spacial_compression_encode()), comfy.model_management.intermediate_device()
-    negative = clip.encode_from_tokens_scheduled(clip.tokenize(rollout.negative_prompt))
     groups = []
     for prompt in prompts:
-        positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
+        _require_editor(model, name, prompt)
+        edited = [source.fitted((height, width)) for source in prompt.sources]
+        positive, negative = (
+            texts.referring(texts.encoded(clip, text, edited), vae, edited)
+            for text in (prompt.text, rollout.negative_prompt)
+        )
         pictures = []
         for seed in seeds:
             empty = torch.zeros(1, 4, height // unit, width // unit, device=device)
@@ -140,6 +147,14 @@ def _native(models: Any, name: str, prompts: Sequence[Prompt], seeds: Sequence[i
         shown = torch.cat(pictures).permute(0, 3, 1, 2).float().cpu()
         groups.append(Group(prompt, tuple(seeds), torch.zeros(len(seeds), 0), shown))
     return groups
+
+
+def _require_editor(model: Any, name: str, prompt: Prompt) -> None:
+    if prompt.sources and not sees_references(model.model):
+        raise UserError(
+            f"The prompt {shown(prompt.text, 60)!r} brings a picture to edit, and {name} looks at none: connect prompts"
+            " without pictures, or a MODEL that edits (FLUX.1 Kontext, FLUX.2, Qwen-Image-Edit)."
+        )
 
 
 def _output(cls: type, before: list[Group], after: list[Group], terms: tuple[RewardTerm, ...]) -> io.NodeOutput:

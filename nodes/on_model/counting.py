@@ -24,6 +24,7 @@ from dgpo_core.policy.families.hidream import mix_experts
 from dgpo_core.policy.frozen_linear import LoraBank
 
 from .hooks import Hooks, differentiable
+from .texts import references
 
 if TYPE_CHECKING:
     from .policy import NativePolicy
@@ -182,4 +183,5 @@ class Counts:
         """The same for a prompt and the size of its pictures, 0 for the model's own."""
         policy = self.policy
         size = height or policy.default_size[0], width or policy.default_size[1]
-        return self.of(policy.latent_shape(*size), policy.conditioning(prompt, size), recompute=recompute)
+        conditioning = policy.conditioning(prompt, size)
+        return self.of(policy.latent_shape(*size), conditioning, references([conditioning]), recompute)

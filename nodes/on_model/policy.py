@@ -11,7 +11,6 @@ import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.supported_models as families
-import node_helpers
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -169,9 +168,7 @@ class NativePolicy(Policy):
         pictures = [source.fitted(size) for source in sources]
         with torch.inference_mode():
             found = self.encode_text(text, pictures) if pictures else self.encode_text(text)
-            latents = [self.vae.encode(picture.movedim(0, -1)[None]) for picture in pictures]
-            if latents:
-                found = node_helpers.conditioning_set_values(found, {"reference_latents": latents}, append=True)
+            found = native_texts.referring(found, self.vae, pictures)
         return native_texts.own(found)
 
     # --- the network -------------------------------------------------------------------------------------------------

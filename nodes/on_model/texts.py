@@ -12,6 +12,7 @@ from typing import Any
 import comfy.hooks
 import comfy.model_base
 import comfy.utils
+import node_helpers
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class Texts:
 def by_clip(clip: Any) -> Texts:
     """Every text, as CLIP Text Encode has it. Raises UserError where it puts hooks with weights on them."""
     _refuse_hooks(getattr(clip, "apply_hooks_to_conds", None))
-    return Texts(clip, _encode, fingerprint(clip.patcher, clip.layer_idx, getattr(clip, "tokenizer_options", {})))
+    return Texts(clip, encoded, fingerprint(clip.patcher, clip.layer_idx, getattr(clip, "tokenizer_options", {})))
 
 
 def as_given(conditionings: Conditionings, negative: Conditioning, model: Any) -> Texts:
@@ -83,11 +84,20 @@ def _without_pooled(conditioning: Conditioning) -> Conditioning:
     ]
 
 
-def _encode(clip: Any, text: str, pictures: Sequence[Tensor] = ()) -> Conditioning:
+def encoded(clip: Any, text: str, pictures: Sequence[Tensor] = ()) -> Conditioning:
+    """As CLIP Text Encode has it. pictures: [3,H,W] in [0, 1] each, which a text encoder that sees is shown."""
     tokenize = getattr(getattr(clip, "tokenizer", None), "tokenize_with_weights", clip.tokenize)
     if pictures and "images" in inspect.signature(tokenize).parameters:  # one that sees, such as Qwen-Image's
         return clip.encode_from_tokens_scheduled(clip.tokenize(text, images=[_for_eyes(one) for one in pictures]))
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def referring(conditioning: Conditioning, vae: Any, pictures: Sequence[Tensor]) -> Conditioning:
+    """With the pictures, [3,H,W] in [0, 1] each, as reference latents."""
+    latents = [vae.encode(picture.movedim(0, -1)[None]) for picture in pictures]
+    if not latents:
+        return conditioning
+    return node_helpers.conditioning_set_values(conditioning, {"reference_latents": latents}, append=True)
 
 
 def _for_eyes(picture: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def test_the_loop_shows_it_before_the_first_forward_and_draws_with_what_was_chos
     assert found["loop"]["batches"][0] == 8  # all of the round: what is open was chosen, and there is room
 
 
-@pytest.mark.parametrize("family", ["sd15", "flux", "qwen", "wan"])
+@pytest.mark.parametrize("family", ["sd15", "flux", "qwen", "hidream", "wan"])
 def test_a_models_network_is_counted_by_its_own_shapes(found: dict[str, Any], family: str) -> None:
     forward, plain = found["native"][family]["plain"]
     _, checkpointed = found["native"][family]["checkpointed"]

@@ -44,3 +44,18 @@ def test_a_text_encoder_that_sees_is_shown_the_source_at_a_megapixel_for_both_pr
 def test_a_model_that_looks_at_no_reference_latent_takes_no_source(found: dict[str, Any]) -> None:
     assert found["sd15"]["sources"] == [0, 0]
     assert found["flux"]["sources"] == [0, 8]
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_two_models_are_compared_on_the_pictures_that_the_prompts_bring(found: dict[str, Any], family: str) -> None:
+    assert found[family]["compared"] == [True, True]
+
+
+def test_two_models_that_edit_nothing_are_not_compared_on_edits(found: dict[str, Any]) -> None:
+    assert "'red' brings a picture to edit, and model_after looks at none" in found["sd15"]["compared"]
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_what_is_foretold_counts_the_source_too(found: dict[str, Any], family: str) -> None:
+    without, with_source = found[family]["counted"]
+    assert with_source > 1.2 * without > 0

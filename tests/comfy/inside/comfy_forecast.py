@@ -155,7 +155,7 @@ def main() -> None:
         folder_paths.set_output_directory(folder)
         found["loop"] = looped()
     found["recomputing"] = recomputing()
-    found["native"] = {family: native(family) for family in ("sd15", "flux", "qwen", "wan")}
+    found["native"] = {family: native(family) for family in ("sd15", "flux", "qwen", "hidream", "wan")}
     print(json.dumps(found))
 
 

@@ -6,6 +6,7 @@ with KSampler's on the same conditionings.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -20,11 +21,15 @@ from comfy_lora import difference
 from torch import Tensor
 
 import nodes
+from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.source import Source
 from dgpo_core.method.rollout import rollout
 from dgpo_core.policy import Cond
+from dgpo_core.settings.config import RolloutConfig
 
+compare = importlib.import_module("pack.compare")
+values = importlib.import_module("pack.common.values")
 SIZE = (8 * SIDE, 8 * SIDE)
 SEEDS = (5, 6)
 
@@ -85,6 +90,28 @@ def trained(policy: Any) -> dict[str, float]:
     }
 
 
+def counted(policy: Any) -> list[int]:
+    """Bytes of activations of a forward for a prompt without a source, and for one with."""
+    asked = (Prompt("red"), PROMPTS[0])
+    return [policy.counts.of_prompt(prompt, *SIZE, recompute=False).forward.peak["activations"] for prompt in asked]
+
+
+def compared(case: Case) -> list[bool] | str:
+    """Whether Before / After draws what KSampler does, with two MODELs and prompts with sources; or what it says."""
+    models = {"model_after": case.model, "clip": case.clip, "vae": case.vae, "sampler": "euler", "scheduler": "normal"}
+    settings = values.Sampler(RolloutConfig(steps=3, cfg=4.0), *SIZE)
+    with torch.inference_mode():
+        try:
+            groups = compare._native(models, "model_after", PROMPTS, SEEDS, settings)
+        except UserError as error:
+            return str(error)
+        drawn = [[case.vae.decode(ksampler(case, prompt, seed, 4.0)) for seed in SEEDS] for prompt in PROMPTS]
+    return [
+        torch.equal(group.images, torch.cat(pictures).reshape(-1, *SIZE, 3).movedim(-1, 1))
+        for group, pictures in zip(groups, drawn, strict=True)
+    ]
+
+
 class SeeingClip(Clip):
     """One whose tokenizer takes pictures, as Qwen-Image's does; it keeps the shapes of those that it was shown."""
 
@@ -109,8 +136,16 @@ def main() -> None:
     for family in ("flux", "qwen"):
         case = Case(family)
         policy = case.policy()
-        cases[family] = {"drawn": drawn(case, policy), "sources": policy.sources, "trained": trained(policy)}
-    print(json.dumps({**cases, "seen": seen(), "sd15": {"sources": Case("sd15").policy().sources}}))
+        cases[family] = {
+            "compared": compared(case),
+            "counted": counted(policy),
+            "drawn": drawn(case, policy),
+            "sources": policy.sources,
+            "trained": trained(policy),
+        }
+    plain = Case("sd15")
+    sd15 = {"compared": compared(plain), "sources": plain.policy().sources}
+    print(json.dumps({**cases, "seen": seen(), "sd15": sd15}))
 
 
 main()
