@@ -24,6 +24,9 @@ MODELS = (
     *("diffusion_models/qwen_image_fp8_e4m3fn", "text_encoders/qwen_2.5_vl_7b_fp8_scaled", "vae/qwen_image_vae"),
     *("diffusion_models/z_image_bf16", "text_encoders/qwen_3_4b", "checkpoints/NoobAI-XL-Vpred-v1.0"),
     *("diffusion_models/flux-2-klein-base-4b", "vae/flux2-vae", "reward_models/PickScore_v1"),
+    *("diffusion_models/hidream_i1_full_fp8", "text_encoders/clip_l_hidream", "text_encoders/clip_g_hidream"),
+    *("text_encoders/t5xxl_fp8_e4m3fn_scaled", "text_encoders/llama_3.1_8b_instruct_fp8_scaled"),
+    *("diffusion_models/wan2.1_t2v_1.3B_fp16", "text_encoders/umt5_xxl_fp8_e4m3fn_scaled", "vae/wan_2.1_vae"),
 )
 
 PUBLISHED_AS = {"PickScore_v1.safetensors": "yuvalkirstain/PickScore_v1/resolve/main/model.safetensors"}
@@ -67,7 +70,7 @@ def without_meta(prompt: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.fixture
 def files(comfy: ComfyServer) -> None:
     """What the workflows name and a fresh ComfyUI does not have."""
-    for name, colour in (("dgpo_liked.png", "red"), ("dgpo_disliked.png", "blue")):
+    for name, colour in (("dgpo_liked.png", "red"), ("dgpo_disliked.png", "blue"), ("example.png", "green")):
         picture = io.BytesIO()
         Image.new("RGB", (64, 64), colour).save(picture, "PNG")
         (comfy.base / "input" / name).write_bytes(picture.getvalue())

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from comfy_browser import Browser
-from comfy_server import REPO, ComfyServer
+from comfy_server import REPO, ComfyServer, find_comfyui
 from PIL import Image
 
 WORKFLOWS, PAGES = REPO / "workflows", REPO / "nodes" / "web" / "docs" / "images"
@@ -38,9 +39,10 @@ BARE = (
 
 
 def files(server: ComfyServer, workflow: Mapping[str, Any]) -> None:
-    """What a template names and a fresh ComfyUI does not have; nobody opens the models."""
+    """What a template names and a fresh base folder does not have; nobody opens the models."""
     for name, colour in (("dgpo_liked.png", "#c33"), ("dgpo_disliked.png", "#33c")):
         Image.new("RGB", (64, 64), colour).save(server.base / "input" / name)
+    shutil.copy(find_comfyui() / "input" / "example.png", server.base / "input")
     offered = [model for node in workflow["nodes"] for model in node["properties"].get("models", ())]
     for model in [*offered, {"directory": "checkpoints", "name": "sd_v1-5.safetensors"}]:
         path = server.base / "models" / model["directory"] / model["name"]

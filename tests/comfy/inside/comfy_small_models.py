@@ -5,6 +5,7 @@ MODELS is the folder to write into; ComfyUI loads them where the pack `small_mod
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -20,11 +21,15 @@ import comfy.ldm.models.autoencoder
 import comfy.ldm.wan.vae
 import comfy.model_detection
 import comfy.sd
+import comfy.sdxl_clip
 import comfy.supported_models as supported
 import comfy.taesd.taesd
+import comfy.text_encoders.hunyuan_video
+import comfy.text_encoders.wan
 import comfy_networks
 import diffusers
 import makers_layout
+import sentencepiece
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -70,6 +75,14 @@ VAE = {  # FLUX.2's, as wide as the pack `small_models` builds it
     "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0, "batch_norm_latent": True,
 }  # fmt: skip
 ZIMAGE = {**comfy_networks.ZIMAGE, "in_channels": 16, "cap_feat_dim": small_models.QWEN["hidden_size"]}
+HIDREAM = {
+    **small_models.HIDREAM, "image_model": "hidream", "patch_size": 2, "in_channels": 16, "out_channels": 16,
+    "text_emb_dim": 768 + 1280, "max_resolution": [128, 128],
+}  # fmt: skip
+WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 128, "out_dim": 16, "num_heads": 1, "ffn_dim": 128,
+    "num_layers": 2, "in_dim": 16,
+}  # fmt: skip
 
 
 def random(module: nn.Module) -> nn.Module:
@@ -138,6 +151,46 @@ def newer(root: Path) -> None:
         write(root / "vae/flux2-vae.safetensors", random(own).state_dict())
 
 
+def hidream(root: Path) -> None:
+    """Two of its text encoders and the VAE are those of Flux, under other names."""
+    write(root / "diffusion_models/hidream_i1_full_fp8.safetensors", own(supported.HiDream(dict(HIDREAM))))
+    texts, options = root / "text_encoders", dict(small_models.TEXT_ENCODERS)
+    (texts / "clip_l_hidream.safetensors").hardlink_to(texts / "clip_l.safetensors")
+    (texts / "t5xxl_fp8_e4m3fn_scaled.safetensors").hardlink_to(texts / "t5xxl_fp16.safetensors")
+    clip = random(comfy.sdxl_clip.SDXLClipG(model_options=options))
+    write(texts / "clip_g_hidream.safetensors", clip.transformer.state_dict())
+    llama = comfy.text_encoders.hunyuan_video.LLAMAModel(model_options={**options, "vocab_size": 128256})
+    write(texts / "llama_3.1_8b_instruct_fp8_scaled.safetensors", random(llama).transformer.state_dict())
+
+
+def wan(root: Path) -> None:
+    """Its VAE is Qwen-Image's; the text encoder's file holds the tokenizer, too."""
+    write(root / "diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors", own(supported.WAN21_T2V(dict(WAN))))
+    (root / "vae/wan_2.1_vae.safetensors").hardlink_to(root / "vae/qwen_image_vae.safetensors")
+    options = {**small_models.TEXT_ENCODERS, "model_name": "umt5xxl"}
+    model = random(comfy.text_encoders.wan.UMT5XXlModel(model_options=options))
+    write(
+        root / "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+        {**model.transformer.state_dict(), "spiece_model": letters()},
+    )
+
+
+def letters() -> Tensor:
+    """A tokenizer of single letters, with T5's marks, as its file."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the quick brown fox jumps over the lazy dog, in a cafe", "0123456789 - of."]),
+        model_writer=written, model_type="char", vocab_size=100, hard_vocab_limit=False, minloglevel=2,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+    )  # fmt: skip
+    return torch.frombuffer(bytearray(written.getvalue()), dtype=torch.uint8)
+
+
+def own(config: Any) -> dict[str, Tensor]:
+    """A random network of ComfyUI's own class, by its own names."""
+    return random(config.get_model({}).diffusion_model).state_dict()
+
+
 def makers(root: Path, family: str, name: str, network: nn.Module) -> None:
     """A diffusers transformer as the file that its makers publish."""
     state = makers_layout.named(family, dict(random(network).state_dict()))
@@ -167,6 +220,8 @@ def main() -> None:
     write(root / "text_encoders/t5xxl_fp16.safetensors", clip.t5xxl.transformer.state_dict())
     write(root / "vae/ae.safetensors", vae(16))
     newer(root)
+    hidream(root)
+    wan(root)
     print(json.dumps(sorted(str(path.relative_to(root)) for path in root.rglob("*.safetensors"))))
 
 

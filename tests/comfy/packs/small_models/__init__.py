@@ -15,6 +15,7 @@ import comfy.model_detection
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
+import comfy.text_encoders.hidream
 from comfy.text_encoders.qwen_vl import Qwen2VLVisionTransformer
 
 QWEN = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -24,7 +25,13 @@ TEXT_ENCODERS = {
     "t5xxl_model_config": {"num_layers": 1, "num_heads": 4, "d_ff": 64},
     "qwen25_7b_model_config": {**QWEN, "num_hidden_layers": 1},
     "qwen3_4b_model_config": {**QWEN, "num_hidden_layers": 3},  # of which the last but one is taken
+    "llama_model_config": {**QWEN, "num_hidden_layers": 4},
+    "umt5xxl_model_config": {"num_layers": 1, "num_heads": 4, "d_ff": 64, "vocab_size": 128},
 }
+HIDREAM = {
+    "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+    "axes_dims_rope": [8, 4, 4], "caption_channels": [4096, QWEN["hidden_size"]], "llama_layers": [0, 1, 2, 3],
+}  # fmt: skip
 ZIMAGE = {  # the narrowest that ComfyUI's class builds as diffusers' does
     "dim": 1056, "n_refiner_layers": 1, "n_heads": 11, "n_kv_heads": 11, "axes_dims": [32, 32, 32],
     "axes_lens": [1536, 512, 512], "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True,
@@ -70,6 +77,8 @@ def detect_widths(state: Any, prefix: str, *args: Any, **kwargs: Any) -> Any:
         found.update(num_attention_heads=heads, joint_attention_dim=texts)
     if kind == "lumina2":
         found.update(ZIMAGE)
+    if kind == "hidream":
+        found.update(HIDREAM)
     return found
 
 
@@ -84,9 +93,20 @@ def detect_text_encoder(state: Any) -> Any:
     return _detect_text_encoder(state)
 
 
+def load_hidreams(self: Any, state: Any) -> Any:
+    """One of its four text encoders, by names and widths, where ComfyUI goes by the number of layers."""
+    if "encoder.block.0.layer.1.DenseReluDense.wi_1.weight" in state:
+        return self.t5xxl.load_sd(state)
+    words = state.get("text_model.embeddings.token_embedding.weight")
+    if words is None:
+        return self.llama.load_sd(state)
+    return (self.clip_l if words.shape[1] == 768 else self.clip_g).load_sd(state)
+
+
 comfy.sd1_clip.SDClipModel.__init__ = small_text_encoder
 comfy.model_detection.detect_unet_config = detect_widths
 comfy.sd.detect_te_model = detect_text_encoder
+comfy.text_encoders.hidream.HiDreamTEModel.load_sd = load_hidreams
 built_with(comfy.ldm.wan.vae.WanVAE, dim=8)
 for part in (comfy.ldm.modules.diffusionmodules.model.Encoder, comfy.ldm.modules.diffusionmodules.model.Decoder):
     built_with(part, ch=32)
