@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cards import CARDS
 from comfy_browser import Browser
 from comfy_server import REPO, ComfyServer
 from PIL import Image
@@ -82,7 +83,7 @@ def files(comfy: ComfyServer) -> None:
 
 def test_there_is_a_workflow_and_a_thumbnail_for_each_api_file() -> None:
     assert sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json")) == NAMES
-    assert sorted(path.stem for path in WORKFLOWS.glob("*.jpg")) == NAMES
+    assert sorted(path.stem for path in WORKFLOWS.glob("*.jpg")) == sorted(CARDS) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

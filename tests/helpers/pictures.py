@@ -1,4 +1,4 @@
-"""Records the pictures of the pages and the templates' thumbnails anew: `python tests/helpers/pictures.py [name ...]`.
+"""Records the pictures of the pages anew: `python tests/helpers/pictures.py [name ...]`; thumbnails: `cards.py`.
 
 A name is a template's, or `walk` with the folder that tests/comfy/test_start_here.py kept its pictures in:
 `DGPO_SCREENSHOTS=FOLDER pytest tests/comfy/test_start_here.py`, then `pictures.py walk --folder FOLDER/classic`. Run it
@@ -19,10 +19,9 @@ from comfy_server import REPO, ComfyServer, find_comfyui
 from PIL import Image
 
 WORKFLOWS, PAGES = REPO / "workflows", REPO / "nodes" / "web" / "docs" / "images"
-BY_HAND = ("human_ranking", "quickstart_edits")  # a dialog, and what was drawn
 WALK = ("walk_2_pack", "walk_3_open", "walk_4_training", "walk_5_done")
 PRESSES = {"quickstart": 1, "visual_loop": 3}  # of Run, before the picture
-THUMBNAIL, MARGIN = (800, 432), 24  # pixels
+MARGIN = 24  # pixels
 WINDOW = (1900, 1100)
 LONG = 1800  # seconds
 PLACE = """() => {
@@ -65,45 +64,26 @@ def graph(browser: Browser, folder: Path) -> Image.Image:
     return whole.crop(tuple(map(round, box)))
 
 
-def thumbnail(picture: Image.Image) -> Image.Image:
-    """As large as it fits, on its own background."""
-    small, whole = picture.copy(), Image.new("RGB", THUMBNAIL, picture.getpixel((2, 2)))
-    small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    whole.paste(small, ((whole.width - small.width) // 2, (whole.height - small.height) // 2))
-    return whole
-
-
 def record(server: ComfyServer, browser: Browser, name: str) -> None:
-    """The thumbnail of a template, and where it is run for that the picture of its page."""
+    """The picture of a page, of a template that was run."""
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))
     browser.load_workflow(workflow)
     browser.fit()
-    for _ in range(PRESSES.get(name, 0)):
+    for _ in range(PRESSES[name]):
         (prompt,) = browser.queue()
         server.wait(prompt, LONG)
-    if name in PRESSES:
-        browser.page.wait_for_timeout(6000)  # until the front end's messages are gone
-    picture = graph(browser, server.base)
-    save(thumbnail(picture), WORKFLOWS / f"{name}.jpg")
-    if name in PRESSES:
-        page = PAGES / {"quickstart": "training.jpg"}.get(name, f"{name}.jpg")
-        save(picture, page)
+    browser.page.wait_for_timeout(6000)  # until the front end's messages are gone
+    save(graph(browser, server.base), PAGES / {"quickstart": "training.jpg"}.get(name, f"{name}.jpg"))
 
 
 def walk(folder: Path) -> None:
-    """Four pictures of the way in one, and the third as thumbnail."""
+    """Four pictures of the way in one."""
     size, gap = (792, 495), 16
     whole = Image.new("RGB", (2 * size[0] + gap, 2 * size[1] + gap), "white")
     for place, name in enumerate(WALK):
         small = Image.open(folder / f"{name}.png").convert("RGB").resize(size, Image.Resampling.LANCZOS)
         whole.paste(small, (place % 2 * (size[0] + gap), place // 2 * (size[1] + gap)))
     save(whole, PAGES / "start_here.jpg", 72)
-    training = Image.open(folder / f"{WALK[2]}.png").convert("RGB")
-    save(
-        training.crop((70, 80, 1350, 880)).resize((640, 400), Image.Resampling.LANCZOS),
-        WORKFLOWS / "start_here.jpg",
-        78,
-    )
 
 
 def save(picture: Image.Image, path: Path, quality: int = 84) -> None:
@@ -113,13 +93,13 @@ def save(picture: Image.Image, path: Path, quality: int = 84) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="templates by name, or walk; all templates without one")
+    parser.add_argument("names", nargs="*", help="templates by name (quickstart, visual_loop), or walk")
     parser.add_argument("--folder", type=Path, help="the pictures of the walk")
     options = parser.parse_args()
     if options.names == ["walk"]:
         walk(options.folder)
         return
-    names = options.names or [path.stem for path in sorted(WORKFLOWS.glob("*.jpg")) if path.stem not in BY_HAND]
+    names = options.names or list(PRESSES)
     with ComfyServer() as server, Browser(*WINDOW) as browser:
         for name in names:
             files(server, json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8")))
