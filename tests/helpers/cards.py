@@ -1,4 +1,5 @@
-"""Draws the templates' thumbnails: `python tests/helpers/cards.py`. ComfyUI shows them as small squares.
+"""Draws the templates' thumbnails: `python tests/helpers/cards.py`. ComfyUI shows them as small squares, with a tag
+over the left of the uppermost 80 pixels.
 
 So each is a square that can be read at 200 pixels: a title, one line about the template, and pictures of the embedded
 models where these train, else the way that pictures take.
@@ -39,8 +40,8 @@ def learned(card: Image.Image) -> None:
         for place in range(4):
             x, y = 6 + (TILE + 6) * (place % 2) + shift, 44 + ROW * ROWS[place // 2]
             tile = whole.crop((x, y, x + TILE, y + TILE)).resize((size - 4, size - 4), Image.Resampling.LANCZOS)
-            card.paste(tile, (left + place % 2 * size, 210 + place // 2 * size))
-        written(card, word, 30, QUIET, left + size, 448)
+            card.paste(tile, (left + place % 2 * size, 244 + place // 2 * size))
+        written(card, word, 30, QUIET, left + size, 468)
 
 
 def edited(card: Image.Image) -> None:
@@ -50,15 +51,15 @@ def edited(card: Image.Image) -> None:
     for place, y in enumerate((26, 225, 524)):
         for half, x in enumerate((575, 656)):
             box = tuple(round(zoom * at) for at in (x, y, x + 77, y + 77))
-            tile = whole.crop(box).resize((148, 148), Image.Resampling.LANCZOS)
-            card.paste(tile, (EDGE + place * 158, 180 + half * 158))
+            tile = whole.crop(box).resize((136, 136), Image.Resampling.LANCZOS)
+            card.paste(tile, (EDGE + 12 + place * 152, 220 + half * 144))
 
 
 def asked(card: Image.Image) -> None:
     """The dialog that asks."""
     dialog = Image.open(PAGES / "ranker.jpg").convert("RGB")
     dialog.thumbnail((SIDE - 2 * EDGE, SIDE), Image.Resampling.LANCZOS)
-    card.paste(dialog, ((SIDE - dialog.width) // 2, 190))
+    card.paste(dialog, ((SIDE - dialog.width) // 2, 232))
 
 
 def rated(card: Image.Image) -> None:
@@ -67,18 +68,18 @@ def rated(card: Image.Image) -> None:
     for place, points in enumerate((3, 2, 5, 1)):
         x = 6 + (TILE + 6) * place
         tile = whole.crop((x, 44, x + TILE, 44 + TILE)).resize((size - 4, size - 4), Image.Resampling.LANCZOS)
-        card.paste(tile, (EDGE + place * size, 240))
-        written(card, str(points), 64, "white", EDGE + place * size + size // 2, 370)
+        card.paste(tile, (EDGE + place * size, 254))
+        written(card, str(points), 64, "white", EDGE + place * size + size // 2, 384)
 
 
 def way(card: Image.Image) -> None:
     """What is done, again and again."""
     pen, half = ImageDraw.Draw(card), (SIDE - 2 * EDGE - 56) // 2
     for place, (word, colour) in enumerate(STEPS):
-        left, top = EDGE + (place in (1, 2)) * (half + 56), 240 + (place // 2) * 128
+        left, top = EDGE + (place in (1, 2)) * (half + 56), 258 + (place // 2) * 120
         pen.rounded_rectangle((left, top, left + half, top + 96), 18, fill=colour)
         written(card, word, 44, "white", left + half // 2, top + 20)
-    for text, x, y in ((">", SIDE // 2, 262), ("<", SIDE // 2, 390)):
+    for text, x, y in ((">", SIDE // 2, 280), ("<", SIDE // 2, 400)):
         written(card, text, 44, QUIET, x, y)
 
 
@@ -117,8 +118,8 @@ CARDS = {
 def main() -> None:
     for name, (title, line, draw) in CARDS.items():
         card = Image.new("RGB", (SIDE, SIDE), GROUND)
-        written(card, title, 80, "white", SIDE // 2, 36, SIDE - 2 * EDGE)
-        written(card, line, 32, QUIET, SIDE // 2, 134, SIDE - 2 * EDGE)
+        written(card, title, 80, "white", SIDE // 2, 84, SIDE - 2 * EDGE)
+        written(card, line, 32, QUIET, SIDE // 2, 176, SIDE - 2 * EDGE)
         draw(card)
         card.save(WORKFLOWS / f"{name}.jpg", quality=88, optimize=True)
 
