@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from dgpo_core.common.group import Group
 from dgpo_core.common.pictures import grid
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import shown
+from dgpo_core.common.source import Source
 from dgpo_core.evaluation.scores import total
 from dgpo_core.rewards import weights_of
 from dgpo_core.settings.config import EvalConfig, RewardTerm
@@ -125,14 +127,16 @@ def _native(models: Any, name: str, prompts: Sequence[Prompt], seeds: Sequence[i
     model, clip, vae, rollout = models[name], models["clip"], models["vae"], settings.rollout
     height, width = settings.height or 512, settings.width or 512
     unit, device = int(vae.spacial_compression_encode()), comfy.model_management.intermediate_device()
+
+    @functools.cache  # the negative prompt is the same for all prompts without pictures
+    def conditioning(text: str, sources: tuple[Source, ...]) -> Any:
+        edited = [source.fitted((height, width)) for source in sources]
+        return texts.referring(texts.encoded(clip, text, edited), vae, edited)
+
     groups = []
     for prompt in prompts:
         _require_editor(model, name, prompt)
-        edited = [source.fitted((height, width)) for source in prompt.sources]
-        positive, negative = (
-            texts.referring(texts.encoded(clip, text, edited), vae, edited)
-            for text in (prompt.text, rollout.negative_prompt)
-        )
+        positive, negative = (conditioning(text, prompt.sources) for text in (prompt.text, rollout.negative_prompt))
         pictures = []
         for seed in seeds:
             empty = torch.zeros(1, 4, height // unit, width // unit, device=device)

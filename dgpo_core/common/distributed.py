@@ -36,7 +36,8 @@ class World:
         self._state = PartialState(cpu=device == "cpu", **several)
         self.rank: int = self._state.process_index
         self.size: int = self._state.num_processes
-        self.device: torch.device = chosen or self._state.device
+        # not before: with several processes "cuda" is the card that the state has given to each
+        self.device: torch.device = _present(chosen) if chosen else self._state.device
         self._group: dist.ProcessGroup | None = None
         self._peers: Peers | None = None
         if self.size > 1:
@@ -119,16 +120,20 @@ class World:
 
 
 def _device(name: str) -> torch.device:
-    """Raises UserError for what is no device, or none of this machine's that can compute."""
+    """Raises UserError for what is no device."""
     try:
-        device = torch.device(name)
+        return torch.device(name)
     except RuntimeError:
         raise UserError(f"Unknown device {name!r}: use auto, cpu, cuda, cuda:1 or mps.") from None
+
+
+def _present(device: torch.device) -> torch.device:
+    """The device. Raises UserError where this machine has none that can compute."""
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch is built without it
         why = shown(str(error).strip().split("\n")[0].rstrip("."))
-        raise UserError(f"The device {name} is not there: {why}.") from None
+        raise UserError(f"The device {device} is not there: {why}.") from None
     return device
 
 

@@ -272,7 +272,8 @@ class Update:
             if self.scale == 1.0:
                 return tally
             gradients = [p.grad for p in self.policy.trainable().values() if p.grad is not None]
-            if all(gradient.isfinite().all() for gradient in gradients) or not math.isfinite(tally.loss):
+            finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()  # one wait for the device
+            if finite or not math.isfinite(tally.loss):
                 for gradient in gradients:
                     gradient.div_(self.scale)
                 return tally
