@@ -21,7 +21,7 @@ def write_atomic(path: str | Path, content: bytes | str | Callable[[Path], objec
     suffix). On failure nothing is left behind; what the system refused (permission, a full disk) raises UserError.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{TEMPORARY}{path.suffix}")
+    temporary = _beside(path)
     try:
         if callable(content):
             content(temporary)
@@ -43,7 +43,7 @@ def require_writable(path: str | Path) -> None:
     path = Path(path)
     if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         raise UserError(f"Cannot write {path}: it is a folder.")
-    probe = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{TEMPORARY}{path.suffix}")
+    probe = _beside(path)
     try:
         probe.touch()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -51,6 +51,11 @@ def require_writable(path: str | Path) -> None:
     finally:
         with contextlib.suppress(OSError, ValueError):
             probe.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name that nothing has, in the same folder, with the same suffix."""
+    return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{TEMPORARY}{path.suffix}")
 
 
 def reason(error: Exception) -> str:

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_forecast.py"
-
-
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_forecast.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=300)
+found = seen_by("comfy_forecast.py", timeout=300)
 
 
 def test_memory_time_and_the_end_are_told_in_one_sentence(found: dict[str, Any]) -> None:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 from comfy_families import LORA_FAMILIES, TOLERANCE
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_lora.py"
 TRAINED = "DGPO step 60, rewards shapes_graded=1, base sd3, made for sd3, rank 4"
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_lora.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=600)
+found = seen_by("comfy_lora.py", timeout=600)
 
 
 def _of(found: dict[str, Any], family: str) -> dict[str, Any]:

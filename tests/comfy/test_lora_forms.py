@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from comfy_families import LORA_FAMILIES, TOLERANCE
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_lora_forms.py"
-
-
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_lora_forms.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=600)
+found = seen_by("comfy_lora_forms.py", timeout=600)
 
 
 @pytest.mark.parametrize("style", ["kohya", "generic"])

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pytest
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_memory.py"
-
-
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_memory.py` saw: batches of forwards, where two samples fit."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=300)
+found = seen_by("comfy_memory.py", timeout=300)
+"""What it saw: batches of forwards, where two samples fit."""
 
 
 def test_a_batch_that_does_not_fit_is_halved(found: dict[str, Any]) -> None:

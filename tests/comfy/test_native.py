@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 from comfy_families import MODULES, TOLERANCE
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_native.py"
 UNUSED = {"qwen": 2}  # of its last block the text's q and out: nothing is made of them
 PREDICTIONS = {"sd15": "epsilon", "sdxl": "epsilon"}  # the others' is flow
 BLOCKS = {
@@ -26,12 +24,7 @@ LABELS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_native.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=900)
+found = seen_by("comfy_native.py", timeout=900)
 
 
 @pytest.fixture(params=MODULES)

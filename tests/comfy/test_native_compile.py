@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_native_compile.py"
 TOLERANCE = 1e-5
 """Of predictions, pictures and gradients, as a share of the largest value: float32 sums in another order."""
 KINDS = {"sd15": 1, "flux": 2}
@@ -18,12 +16,7 @@ MOST = 32
 block's input, or not), without (of two adapters and none), and for pictures, which are drawn in inference mode."""
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_native_compile.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=1800)
+found = seen_by("comfy_native_compile.py", timeout=1800)
 
 
 @pytest.mark.parametrize("family", KINDS)

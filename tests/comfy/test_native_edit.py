@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_native_edit.py"
-
-
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_native_edit.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=600)
+found = seen_by("comfy_native_edit.py", timeout=600)
 
 
 @pytest.mark.parametrize("family", ["flux", "qwen"])

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from comfy_families import MODULES, TOLERANCE
-from comfy_server import run_script, why_not
-
-SCRIPT = Path(__file__).parent / "inside" / "comfy_native_forms.py"
+from comfy_fixtures import seen_by
 
 families = pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_native_forms.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=900)
+found = seen_by("comfy_native_forms.py", timeout=900)
 
 
 @families

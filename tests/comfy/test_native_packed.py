@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_native_packed.py"
 TOLERANCE = 1e-5
 """Of predictions and gradients, as a share of the largest value: float32 sums in another order. 2e-6 was measured."""
 ROUNDING = {"fp8": 0.04, "int8": 0.015}  # of normal weights, relative
@@ -17,12 +15,7 @@ SIZE = {"sd15": 0.9, "flux": 0.45, "qwen": 0.45}
 """Of the network that is loaded, as a share of the whole one: a quarter of its Linears in float32, and all else."""
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_native_packed.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=900)
+found = seen_by("comfy_native_packed.py", timeout=900)
 
 
 def assert_exact(case: dict[str, Any]) -> None:

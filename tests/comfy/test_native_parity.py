@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_native_parity.py"
 CLOSE = 1e-4
 """Of latents as a share of the largest value, and of pictures in 0..1: two implementations sum in another order, over
 eight steps and from slightly different adapters. 2e-5 was measured."""
@@ -17,12 +15,7 @@ UPDATE = 1e-3
 5e-5 was measured."""
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_native_parity.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=900)
+found = seen_by("comfy_native_parity.py", timeout=900)
 
 
 @pytest.mark.parametrize("settings", ["free", "held"])

@@ -3,22 +3,13 @@ told."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from comfy_families import TOLERANCE
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_native_patches.py"
-
-
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_native_patches.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=900)
+found = seen_by("comfy_native_patches.py", timeout=900)
 
 
 def test_a_patch_for_some_noise_levels_counts_for_the_rows_that_have_them(found: dict[str, Any]) -> None:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_native_sampling.py"
 TOLERANCE = 2e-5
 """Of latents, as a share of the largest value: float32 sums in another order, over five steps. 8e-6 was measured."""
 FAMILIES = ("sd15", "sdxl", "sd3", "flux", "qwen", "lumina", "hidream", "wan")
 WELL_KNOWN = {"euler", "heun", "ddim", "dpmpp_2m", "uni_pc", "lms", "deis", "ipndm", "dpm_2", "heunpp2"}
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_native_sampling.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=900)
+found = seen_by("comfy_native_sampling.py", timeout=900)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
+from comfy_server import REPO
 
-SCRIPT = Path(__file__).parent / "inside" / "comfy_native_types.py"
 TOLERANCE = 1e-5
 """Of predictions and gradients, as a share of the largest value: float32 sums in another order. 2e-6 was measured."""
 KINDS = ("bfloat16", "float8_e4m3fn", "scaled_fp8")
 PLACES = ("sd15", "flux", "qwen", "hidream", "wan")
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_native_types.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT, timeout=900)
+found = seen_by("comfy_native_types.py", timeout=900)
 
 
 def assert_exact(case: dict[str, Any]) -> None:
@@ -84,12 +78,7 @@ def test_activations_are_recomputed_from_the_step_on_that_ran_out_of_memory(foun
     assert found["recomputing"] == {"at first": 0, "on": 3, "off": 0}  # three blocks
 
 
-@pytest.fixture(scope="module")
-def counted() -> dict[str, Any]:
-    """What `comfy_native_reserve.py` counted."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT.with_name("comfy_native_reserve.py"), timeout=900)
+counted = seen_by("comfy_native_reserve.py", timeout=900)
 
 
 def test_what_is_reserved_is_what_full_size_models_keep(counted: dict[str, Any]) -> None:
@@ -119,16 +108,11 @@ def test_weights_may_be_gone_as_soon_as_they_were_used(found: dict[str, Any], fa
     assert case["restored"]
 
 
-@pytest.fixture(scope="module")
-def rounding() -> dict[str, Any]:
-    """What `comfy_native_rounding.py` measured."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(SCRIPT.with_name("comfy_native_rounding.py"), timeout=300)
+rounding = seen_by("comfy_native_rounding.py", timeout=300)
 
 
 def test_the_help_page_says_what_rounding_costs_a_lora(rounding: dict[str, Any]) -> None:
-    page = SCRIPT.parents[3] / "nodes" / "web" / "docs" / "DGPO_NativePolicy.md"
+    page = REPO / "nodes" / "web" / "docs" / "DGPO_NativePolicy.md"
     lines = page.read_text().split("| how much the LoRA changes a prediction")[1].splitlines()[2:5]
     for number, line in enumerate(lines):
         effect, *errors = (float(part.strip(" %")) / 100 for part in line.strip("|").split("|"))

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pytest
 from comfy_families import MODULES, TOLERANCE
-from comfy_server import run_script, why_not
+from comfy_fixtures import seen_by
 
-
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """What `comfy_native_wan22.py` saw."""
-    if why_not():
-        pytest.skip(why_not())
-    return run_script(Path(__file__).parent / "inside" / "comfy_native_wan22.py", timeout=300)
+found = seen_by("comfy_native_wan22.py", timeout=300)
 
 
 def test_single_frames_are_drawn_as_ksampler_draws_them(found: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_browser import ARGUMENTS, find_chromium, why_no_browser
+from comfy_browser import chromium_or_skip
 from engine import write_quick
 from PIL import Image, ImageStat
 from processes import finish, free_port, start, train_together, wait_for
@@ -325,14 +325,8 @@ def test_it_listens_on_this_machine_alone(tmp_path: Path) -> None:
 @pytest.fixture
 def chromium() -> Iterator[Any]:
     """A Chromium of this test's own, or a skip that says why there is none."""
-    if why_no_browser():
-        pytest.skip(why_no_browser())
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
+    with chromium_or_skip() as browser:
         yield browser
-        browser.close()
 
 
 def picture(page: Any, name: str) -> None:

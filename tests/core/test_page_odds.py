@@ -93,6 +93,7 @@ def test_what_is_being_typed_when_the_question_comes_is_no_answer(ask: Any) -> N
     asked = ask(3)
     asked.press("1", "Enter")
     asked.said()
+    asked.page.wait_for_selector(OPEN, state="detached")  # else its images are taken for those of the next question
     asked.page.evaluate(TEXT)
     groups = (AskedGroup("a red fox", tuple({"filename": f"0-{i}.png"} for i in range(3))),)
     threading.Thread(target=asked.questions.ask, args=(Question({}, groups), 0, nothing), daemon=True).start()

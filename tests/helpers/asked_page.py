@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_browser import ARGUMENTS, find_chromium, why_no_browser
+from comfy_browser import chromium_or_skip
 from PIL import Image, ImageDraw, ImageFont
 
 from dgpo_core.method.rollout import nothing
@@ -114,14 +114,8 @@ def wait_for(done: Callable[[], bool]) -> None:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A Chromium of this module's own, or a skip that says why there is none."""
-    if why_no_browser():
-        pytest.skip(why_no_browser())
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
+    with chromium_or_skip() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -31,15 +31,20 @@ class Card(NamedTuple):
     draw: Callable[[Image.Image], None]
 
 
+def drawn(column: int, row: int, half: int, size: int) -> Image.Image:
+    """An image of dgpo_core/demo/before_after.png, of the half before (0) or after (1), `size` pixels wide."""
+    x, y = 6 + (TILE + 6) * column + OTHER * half, 44 + ROW * row
+    whole = Image.open(DEMO / "before_after.png").convert("RGB")
+    return whole.crop((x, y, x + TILE, y + TILE)).resize((size, size), Image.Resampling.LANCZOS)
+
+
 def learned(card: Image.Image) -> None:
     """Before and after: the first images of two prompts."""
-    whole = Image.open(DEMO / "before_after.png").convert("RGB")
     size = (SIDE - 2 * EDGE - 24) // 4
-    for half, (word, shift) in enumerate((("before", 0), ("after", OTHER))):
+    for half, word in enumerate(("before", "after")):
         left = EDGE + half * (2 * size + 24)
         for place in range(4):
-            x, y = 6 + (TILE + 6) * (place % 2) + shift, 44 + ROW * ROWS[place // 2]
-            tile = whole.crop((x, y, x + TILE, y + TILE)).resize((size - 4, size - 4), Image.Resampling.LANCZOS)
+            tile = drawn(place % 2, ROWS[place // 2], half, size - 4)
             card.paste(tile, (left + place % 2 * size, 244 + place // 2 * size))
         written(card, word, 30, QUIET, left + size, 468)
 
@@ -64,11 +69,9 @@ def asked(card: Image.Image) -> None:
 
 def rated(card: Image.Image) -> None:
     """Four pictures with a number of points each."""
-    whole, size = Image.open(DEMO / "before_after.png").convert("RGB"), (SIDE - 2 * EDGE) // 4
+    size = (SIDE - 2 * EDGE) // 4
     for place, points in enumerate((3, 2, 5, 1)):
-        x = 6 + (TILE + 6) * place
-        tile = whole.crop((x, 44, x + TILE, 44 + TILE)).resize((size - 4, size - 4), Image.Resampling.LANCZOS)
-        card.paste(tile, (EDGE + place * size, 254))
+        card.paste(drawn(place, 0, 0, size - 4), (EDGE + place * size, 254))
         written(card, str(points), 64, "white", EDGE + place * size + size // 2, 384)
 
 

@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from comfy_server import ComfyServer, PromptRefused
 
 LONG = 120_000  # milliseconds
@@ -54,6 +56,19 @@ def why_no_browser() -> str:
     if importlib.util.find_spec("playwright") is None:
         return "The interpreter that runs the tests lacks playwright."
     return "" if find_chromium() else "There is no Chromium: install it or set CHROMIUM to its program."
+
+
+@contextmanager
+def chromium_or_skip() -> Iterator[Any]:
+    """Playwright's Chromium from `with` to its end, or a skip that says why there is none."""
+    if why_no_browser():
+        pytest.skip(why_no_browser())
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 class Browser:

@@ -1,10 +1,25 @@
 """One real ComfyUI with this pack, and one browser, for all tests that do not need their own."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from comfy_browser import Browser, why_no_browser
 from comfy_server import REPO, ComfyServer, run_script, why_not
+
+INSIDE = REPO / "tests" / "comfy" / "inside"
+
+
+def seen_by(script: str, timeout: float) -> Any:
+    """A fixture: what a script of tests/comfy/inside saw, for all tests of the module that it stands in."""
+
+    @pytest.fixture(scope="module")
+    def found() -> Any:
+        if why_not():
+            pytest.skip(why_not())
+        return run_script(INSIDE / script, timeout=timeout)
+
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +39,8 @@ def comfy(_comfyui: None) -> Iterator[ComfyServer]:
 @pytest.fixture(scope="session")
 def small_comfy(_comfyui: None) -> Iterator[ComfyServer]:
     """Another one, which has all models of the native workflows under their names, small and random."""
-    tests = REPO / "tests" / "comfy"
-    with ComfyServer({"dgpo": REPO, "small_models": tests / "packs" / "small_models"}) as server:
-        run_script(tests / "inside" / "comfy_small_models.py", timeout=600, MODELS=str(server.base / "models"))
+    with ComfyServer({"dgpo": REPO, "small_models": INSIDE.parent / "packs" / "small_models"}) as server:
+        run_script(INSIDE / "comfy_small_models.py", timeout=600, MODELS=str(server.base / "models"))
         yield server
 
 
