@@ -42,7 +42,11 @@ class Family:
     other_pipelines: ClassVar[Mapping[str, str]] = {}
     """What is in the folders of pipelines that resemble this family's, by `_class_name`, and what to take."""
     other_models: ClassVar[Mapping[str, str]] = {}
-    """What pipelines of these classes are, and what to take, by what is then true in model_index.json."""
+    """What pipelines of these classes are, and what to take, by what is then true in model_index.json, or a component
+    that they then have."""
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """What single checkpoints with these marks are, and what to take, by what is then in the file's name or header
+    (small, with - for _)."""
     built_as_named: ClassVar[bool] = False
     """Whether a folder's pipeline is built as the class that it names, in place of the first of `pipeline_classes`."""
     needs: ClassVar[tuple[str, ...]] = ()

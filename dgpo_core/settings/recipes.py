@@ -24,6 +24,7 @@ PRESETS = {
     "zimage": "zimage",
     "sana": "sana-pickscore",
     "hidream": "hidream-pickscore",
+    "wan": "wan",
 }
 """By kind of model: one that ships, or a family."""
 GROUPS, GROUP_SIZE = 4, 8

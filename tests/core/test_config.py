@@ -38,13 +38,7 @@ PRESETS = [
     "hidream-pickscore",
     "zimage-pickscore",
     "zimage-turbo-pickscore",
-    "flux",
-    "sd15",
-    "sd21",
-    "sd35m",
-    "sdxl",
-    "sdxl-vpred",
-    "zimage",
+    *("flux", "sd15", "sd21", "sd35m", "sdxl", "sdxl-vpred", "wan", "zimage"),
 ]
 
 

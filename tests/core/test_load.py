@@ -69,6 +69,7 @@ def test_the_family_is_read_from_the_model(family: str) -> None:
         ("double_stream_modulation_img.lin.weight", "flux2"),
         ("distilled_guidance_layer.norms.0.scale", "chroma"),
         ("double_stream_blocks.0.block.adaLN_modulation.1.bias", "hidream"),
+        ("head.modulation", "wan"),
     ],
 )
 def test_a_checkpoint_without_configs_is_told_where_to_put_them(

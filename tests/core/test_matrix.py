@@ -26,6 +26,7 @@ KINDS = {
     "chroma": ("chroma", "flow", {}),
     "sana": ("sana", "flow", {}),
     "hidream": ("hidream", "flow", {}),
+    "wan": ("wan", "flow", {}),
 }
 MATRIX = [(kind, solver) for kind, (_, prediction, _) in KINDS.items() for solver in SOLVERS[prediction]]
 

@@ -57,7 +57,9 @@ KINDS: dict[str, tuple[list[str], str]] = {
     ),
     "qwen 2.1": (["txt_in.text_norm.weight"], "Qwen-Image 2.1"),
     "mage": (["txt_norm.weight"], "Mage or Lens"),
-    "wan": (["head.modulation"], "Wan"),
+    "wan of pictures": (["head.modulation", "img_emb.proj.0.bias"], "a Wan that is shown .*: take Wan 2.1 T2V or"),
+    "wan vace": (["head.modulation", "vace_blocks.0.modulation"], "a Wan that is shown"),
+    "wan scail": (["head.modulation", "patch_embedding_pose.weight"], "a Wan that is shown"),
     "auraflow": (["double_layers.0.attn.w1q.weight"], "AuraFlow"),
     "cascade": (["clip_txt_mapper.weight"], "Stable Cascade"),
     "sana": (  # which has the names of PixArt, too
@@ -90,11 +92,12 @@ def test_a_kind_that_cannot_be_trained_is_refused_by_its_name(keys: list[str], n
         (UNET, 7, "an upscaling model"),
         ("img_in.weight", 384, "Flux Fill"),
         ("img_in.weight", 128, "Flux Depth or Canny"),
+        ("patch_embedding.weight", 36, "a Wan that is shown"),
     ],
 )
 def test_a_network_that_wants_more_than_a_latent_is_refused(key: str, channels: int, name: str, tmp_path: Path) -> None:
-    family = {key: torch.zeros(4, channels)} | ({FLUX: torch.zeros(4)} if key != UNET else {})
-    save_file(family, tmp_path / "model.safetensors")
+    marks = {"img_in.weight": {FLUX: torch.zeros(4)}, "patch_embedding.weight": {"head.modulation": torch.zeros(4)}}
+    save_file({key: torch.zeros(4, channels)} | marks.get(key, {}), tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=name):
         recognise(read_header(tmp_path / "model.safetensors"))
 
@@ -138,6 +141,19 @@ def test_qwen_image_edit_has_the_tensors_of_qwen_image_and_is_known_by_its_name(
     for name, family in (("qwen_image_edit_2509_bf16", "qwen-image-edit"), ("qwen_image_bf16", "qwenimage")):
         save_file({mark: torch.zeros(4, 4)}, tmp_path / f"{name}.safetensors")
         assert recognise(read_header(tmp_path / f"{name}.safetensors")) == family
+
+
+@pytest.mark.parametrize(
+    "name", ["wan2.2_t2v_high_noise_14B_fp8_scaled", "Wan2.2-T2V-A14B-LowNoise-Q8", "wan2.2_t2v_low_noise_14B_fp16"]
+)
+def test_half_of_wan22_a14b_has_the_tensors_of_wan21_and_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    (mark,) = FAMILIES["wan"].marks
+    save_file({mark: torch.zeros(4, 4)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(UserError, match=r"of Wan 2.2 A14B, whose two networks .*: take Wan 2.1 T2V or Wan 2.2 TI2V-5B"):
+        recognise(read_header(tmp_path / f"{name}.safetensors"))
+    for other in ("wan2.1_t2v_14B_fp8_scaled", "wan2.2_ti2v_5B_fp16"):
+        save_file({mark: torch.zeros(4, 4)}, tmp_path / f"{other}.safetensors")
+        assert recognise(read_header(tmp_path / f"{other}.safetensors")) == "wan"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -36,6 +36,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "chroma": ("chroma", {}),
     "sana": ("sana", {}),
     "hidream": ("hidream", {}),
+    "wan": ("wan", {}),
 }
 
 
@@ -116,7 +117,7 @@ def test_a_solver_draws_what_the_diffusers_pipeline_draws(policy: Any, model: st
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["sd15", "sd3", "zimage", "qwenimage", "flux2", "chroma", "sana", "hidream"])
+@pytest.mark.parametrize("model", ["sd15", "sd3", "zimage", "qwenimage", "flux2", "chroma", "sana", "hidream", "wan"])
 def test_guidance_is_the_pipelines(policy: Any, model: str) -> None:
     p = policy(model)
     cond, uncond = p.encode(["a red circle", ""])

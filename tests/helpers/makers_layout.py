@@ -57,6 +57,21 @@ _RULES: dict[str, list[tuple[str, str]]] = {
     ],
     "hidream": [],
     "qwenimage": [],
+    "wan": [
+        (r"^condition_embedder\.(text|time)_embedder\.linear_1\.", r"\1_embedding.0."),
+        (r"^condition_embedder\.(text|time)_embedder\.linear_2\.", r"\1_embedding.2."),
+        (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+        (r"^proj_out\.", "head.head."),
+        (r"^scale_shift_table", "head.modulation"),
+        (r"\.scale_shift_table", ".modulation"),
+        (r"\.attn1\.", ".self_attn."),
+        (r"\.attn2\.", ".cross_attn."),
+        (r"_attn\.to_([qkv])\.", r"_attn.\1."),
+        (r"_attn\.to_out\.0\.", "_attn.o."),
+        (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+        (r"\.ffn\.net\.2\.", ".ffn.2."),
+        (r"\.norm2\.", ".norm3."),  # the one with weights
+    ],
     "zimage": [
         (r"^all_(x_embedder|final_layer)\.2-1\.", r"\1."),
         (r"\.attention\.to_out\.0\.", ".attention.out."),

@@ -59,9 +59,9 @@ def latents(
     try:
         pipe.scheduler = scheduler(solver, policy.scheduler_config)
         found: Tensor = pipe(
-            latents=pipe._pack_latents(noise, *noise.shape) if policy.family in _PACKED else noise,
+            latents=_as_taken(policy, noise),
             num_inference_steps=steps, output_type="latent", height=tiny.SIZE, width=tiny.SIZE, **given,
-        ).images  # fmt: skip
+        )[0]  # fmt: skip
     finally:
         pipe.scheduler = before
     if policy.family in _PACKED:
@@ -69,7 +69,15 @@ def latents(
     if policy.family == "flux2":  # it gives them as its VAE has them
         mean, std = _of_batch_norm(policy)
         return (pipe._patchify_latents(found) - mean) / std
-    return found
+    return found.squeeze(2) if policy.family == "wan" else found
+
+
+def _as_taken(policy: DiffusersPolicy, noise: Tensor) -> Tensor:
+    """Noise [B,C,h,w] as its pipeline takes it."""
+    if policy.family == "wan":  # for one frame
+        return noise.unsqueeze(2)
+    packed: Tensor = policy.pipe._pack_latents(noise, *noise.shape) if policy.family in _PACKED else noise
+    return packed
 
 
 def _plain(policy: DiffusersPolicy, cond: Cond, uncond: Cond | None, cfg: float) -> dict[str, Any]:
@@ -135,15 +143,22 @@ def _hidream(policy: DiffusersPolicy, cond: Cond, uncond: Cond | None, cfg: floa
     return given
 
 
+def _wan(policy: DiffusersPolicy, cond: Cond, uncond: Cond | None, cfg: float) -> dict[str, Any]:
+    return {**_plain(policy, cond, uncond, cfg), "num_frames": 1}
+
+
 _GIVEN = {
     "chroma": _chroma,
     "flux": _flux,
     "hidream": _hidream,
     "qwenimage": _qwenimage,
     "sana": _sana,
+    "wan": _wan,
     "zimage": _zimage,
 }
 _PACKED = ("chroma", "flux", "qwenimage")
+_OF_FILMS = ("qwenimage", "qwen-image-edit", "wan")
+"""Whose VAE is one of films."""
 
 
 # --- the VAE ---------------------------------------------------------------------------------------------------------
@@ -159,7 +174,7 @@ def _of_batch_norm(policy: DiffusersPolicy) -> tuple[Tensor, Tensor]:
 def decoded(policy: DiffusersPolicy, z: Tensor) -> Tensor:
     """Pictures in -1..1, not clamped, of latents as they are drawn: what its pipeline does at its end."""
     vae, config = policy.pipe.vae, policy.pipe.vae.config
-    if policy.family in ("qwenimage", "qwen-image-edit"):
+    if policy.family in _OF_FILMS:
         mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (config.latents_mean, config.latents_std))
         return vae.decode((z * std + mean).unsqueeze(2)).sample[:, :, 0]
     if policy.family == "flux2":
@@ -173,7 +188,7 @@ def decoded(policy: DiffusersPolicy, z: Tensor) -> Tensor:
 def encoded(policy: DiffusersPolicy, images: Tensor) -> Tensor:
     """Latents as they are drawn of pictures in -1..1."""
     vae, config = policy.pipe.vae, policy.pipe.vae.config
-    if policy.family in ("qwenimage", "qwen-image-edit"):
+    if policy.family in _OF_FILMS:
         mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (config.latents_mean, config.latents_std))
         return (vae.encode(images.unsqueeze(2)).latent_dist.mode()[:, :, 0] - mean) / std
     if policy.family == "flux2":

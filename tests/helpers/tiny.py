@@ -26,6 +26,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from tiny_films import wan
 from tiny_language import flux2, hidream, qwenimage, qwenimage_edit, sana, zimage
 from tiny_parts import MAX_TOKENS, SIZE, tokenizer  # noqa: F401 - and for the tests
 from tiny_parts import clip as _clip
@@ -207,6 +208,7 @@ BUILDERS = {
     "zimage": zimage,
     "sana": sana,
     "hidream": hidream,
+    "wan": wan,
 }
 
 

@@ -16,6 +16,7 @@ from dgpo_core.policy.families.sana import Sana
 from dgpo_core.policy.families.sd3 import SD3
 from dgpo_core.policy.families.sd15 import SD15
 from dgpo_core.policy.families.sdxl import SDXL
+from dgpo_core.policy.families.wan import Wan
 from dgpo_core.policy.families.zimage import ZImage
 from dgpo_core.policy.pipeline import DiffusersPolicy
 
@@ -29,6 +30,7 @@ FAMILIES: dict[str, type[DiffusersPolicy]] = {
     "zimage": ZImage,
     "sana": Sana,
     "hidream": HiDream,
+    "wan": Wan,
     "sd3": SD3,
     "sdxl": SDXL,
     "sd15": SD15,

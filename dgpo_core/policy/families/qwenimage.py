@@ -9,30 +9,11 @@ import torch
 from torch import Tensor
 
 from dgpo_core.policy.families.flow import FlowPolicy
+from dgpo_core.policy.families.frames import OfFrames
 from dgpo_core.policy.families.language import mask_of, unless_whole
 from dgpo_core.policy.families.patches import pack, unpack
-from dgpo_core.policy.vae import Latents
 
 _TOKENS = 1024  # diffusers' most
-
-
-class _OfFrames(Latents):
-    """Of a VAE of videos, which takes a picture for one frame."""
-
-    @property
-    def channels(self) -> int:
-        channels: int = self.vae.config.z_dim
-        return channels
-
-    @property
-    def factor(self) -> int:
-        return 2 ** len(self.vae.config.temperal_downsample)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return super().decode(z.unsqueeze(2)).squeeze(2)
-
-    def encode(self, image: Tensor) -> Tensor:
-        return super().encode(image.unsqueeze(2)).squeeze(2)
 
 
 class QwenImage(FlowPolicy):
@@ -43,7 +24,7 @@ class QwenImage(FlowPolicy):
     """
 
     family = "qwenimage"
-    latents_class = _OfFrames
+    latents_class = OfFrames
     pipeline_classes: ClassVar[tuple[str, ...]] = (
         "QwenImagePipeline",
         "QwenImageImg2ImgPipeline",

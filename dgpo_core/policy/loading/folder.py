@@ -202,7 +202,7 @@ def open_configs(
             with torch.device("meta"):
                 is_network = issubclass(made, ModelMixin)
                 module = made.from_config(settings) if is_network else made(made.config_class.from_dict(settings))
-            parts[part] = module.to(dtype)
+            parts[part] = tensors.cast(module, dtype)
         return cls, folder.build(cls, dtype, scheduler=scheduler, **parts)
 
 
@@ -252,8 +252,8 @@ def _family(folder: Folder, what: str) -> str:
             f"{what} is a {shown(name, 80)}, which is none of the families {', '.join(FAMILIES)}: take one of those"
             " (in ComfyUI, DGPO Policy (native) trains most other models of images)."
         )
-    for flag, other in FAMILIES[family].other_models.items():
-        if folder.index.get(flag) is True:
+    for sign, other in FAMILIES[family].other_models.items():
+        if folder.index.get(sign) not in (None, False, [None, None]):
             raise UserError(f"{what} is {other}.")
     return family
 
@@ -264,7 +264,7 @@ def _refuse_configs(folder: Folder, cls: type[DiffusersPolicy], what: str) -> No
     refuse_not_brought(folder, cls, what)
     channels = network.get("in_channels")
     recognise.refuse_channels(cls, channels if isinstance(channels, int) else None, what)
-    latent = vae.get("latent_channels")
+    latent = vae.get("latent_channels", vae.get("z_dim"))  # VAEs of films have the latter
     if isinstance(channels, int) and isinstance(latent, int) and channels != latent * cls.packing:
         raise UserError(
             f"{what} has a network that takes {channels} channels where its VAE gives {latent * cls.packing}: it is an"

@@ -91,7 +91,12 @@ _UNLIKE: tuple[Kind, ...] = (  # looked for before the families, which some of t
     Kind("Qwen-Image-Layered", ("time_text_embed.addition_t_embedding.weight",), "take Qwen-Image"),
     Kind("Qwen-Image-Edit-2511", ("__index_timestep_zero__",), "take its diffusers folder"),
     Kind("Mage or Lens", ("txt_norm.*",), _NATIVE, unless=("transformer_blocks.0.img_mod.1.weight",)),
-    Kind("Wan", ("head.modulation",), _NATIVE),
+    Kind(
+        "a Wan that is shown a picture, a film or a voice",
+        ("img_emb.*", "vace_blocks.*", "control_adapter.*", "ref_conv.*", "face_adapter.*", "audio_proj.*",
+         "casual_audio_encoder.*", "patch_embedding_*"),
+        "take Wan 2.1 T2V or Wan 2.2 TI2V-5B", also=("head.modulation",),
+    ),
     Kind("Cosmos", ("x_embedder.proj.1.weight", "blocks.block0.*"), _NATIVE),
     Kind("Mochi", ("t5_yproj.weight",), "take a model of single images"),
     Kind("LTX-Video", ("patchify_proj.*",), "take a model of single images"),
@@ -145,6 +150,9 @@ def recognise(header: Header) -> str:
             raise _refused(header, name, instead)
     told = f"{header.path.name} {architecture}".lower().replace("_", "-")
     family = next((f for f, cls in FAMILIES.items() if cls.looks_like == family and f in told), family)
+    other = next((other for sign, other in FAMILIES[family].other_names.items() if sign in told), None)
+    if other is not None:
+        raise UserError(f"The model {shown(header.path)} is {other}.")
     refuse_channels(FAMILIES[family], _channels(FAMILIES[family], header), f"The model {shown(header.path)}")
     return family
 

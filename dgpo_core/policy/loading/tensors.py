@@ -68,6 +68,18 @@ def has_scales(header: Header) -> bool:
     return any(_last(name) in (*_SCALES, "scaled_fp8") for name in header.tensors)
 
 
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module in `dtype`, but for what a class of diffusers' keeps in float32 when it is loaded (one of
+    transformers' keeps such parts so in float16 alone)."""
+    from diffusers import ModelMixin  # imported late: it takes seconds
+
+    kept = set(module._keep_in_fp32_modules or ()) if isinstance(module, ModelMixin) else set()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if kept.intersection(name.split(".")) else dtype)
+    return module
+
+
 def refuse_missing(module: nn.Module, name: str, what: str) -> None:
     """Raises UserError for a component that was made without weights for a part of it.
 

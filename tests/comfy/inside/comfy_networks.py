@@ -221,6 +221,20 @@ def native_hidream(network: Any) -> Native:
     return _native(supported.HiDream({"image_model": "hidream", **config}), _copy(network), call)
 
 
+def native_wan(network: Any) -> Native:
+    own = network.config
+    config = {
+        "image_model": "wan2.1", "model_type": "t2v", "in_dim": own.in_channels, "out_dim": own.out_channels,
+        "dim": own.num_attention_heads * own.attention_head_dim, "num_heads": own.num_attention_heads,
+        **{name: own[name] for name in ("ffn_dim", "freq_dim", "text_dim", "num_layers", "cross_attn_norm", "eps")},
+    }  # fmt: skip
+
+    def call(model: Any, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return model(x.unsqueeze(2), t, context=cond["tokens"]).squeeze(2)
+
+    return _native(supported.WAN21_T2V(config), makers_layout.named("wan", _copy(network)), call)
+
+
 def _native(
     settings: Any, state: dict[str, Tensor], call: Callable[..., Tensor], dtype: torch.dtype = torch.float32
 ) -> Native:
@@ -250,6 +264,7 @@ FAMILIES: dict[str, tuple[Callable[[], Any] | None, Callable[[Any], Native]]] = 
     **({"qwenimage": (qwenimage, native_qwenimage)} if hasattr(supported, "QwenImage") else {}),
     **({"zimage": (zimage, native_zimage)} if hasattr(supported, "ZImage") else {}),
     "hidream": (None, native_hidream),
+    "wan": (None, native_wan),
     "embedded": (None, native_sd3),
 }
 """How the diffusers network is made (None: as it is) and put into ComfyUI's class."""
