@@ -52,7 +52,7 @@ class BenchConfig:
     """Another model than the preset's: a diffusers folder or a single .safetensors checkpoint."""
     random: str = ""
     """A model of real size with random weights instead: sd15, sd21, sd35m, sdxl, flux, kontext, zimage,
-    qwenimage, qwen-image-edit, chroma, flux2-klein, sana or hidream; nothing is downloaded."""
+    qwenimage, qwen-image-edit, chroma, flux2-klein, sana, hidream, wan or wan-14b; nothing is downloaded."""
     height: CountOrZero = 0
     """Image height in pixels; 0 is the preset's."""
     width: CountOrZero = 0

@@ -37,7 +37,7 @@ class FitConfig:
     """Another model than the preset's: a diffusers folder or a .safetensors file; its weights are not read."""
     random: str = ""
     """A published architecture instead: sd15, sd21, sd35m, sdxl, flux, kontext, zimage, qwenimage, qwen-image-edit,
-    chroma, flux2-klein, sana or hidream."""
+    chroma, flux2-klein, sana, hidream, wan or wan-14b."""
     vram: NotNegative = 0.0
     """Memory of the card in GB (of 2**30 bytes); 0 takes that of --card."""
     card: str = ""

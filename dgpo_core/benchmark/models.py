@@ -41,6 +41,8 @@ PUBLISHED = {
     "HiDream-ai/HiDream-I1-Full": "hidream",
     "HiDream-ai/HiDream-I1-Dev": "hidream",
     "HiDream-ai/HiDream-I1-Fast": "hidream",
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan",
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": "wan-14b",
 }
 """Models of the hub whose architecture is known here."""
 

@@ -14,5 +14,7 @@ PRESETS = {
     "zimage": "zimage-pickscore",
     "sana": "sana-pickscore",
     "hidream": "hidream-pickscore",
+    "wan": "wan",
+    "wan-14b": "wan",
 }
 """The preset that a random model is timed and counted with where none is given."""

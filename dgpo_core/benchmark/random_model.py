@@ -30,6 +30,7 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dgpo_core.benchmark import random_parts as parts
+from dgpo_core.benchmark.random_films import wan, wan_14b
 from dgpo_core.benchmark.random_language import flux2_klein, hidream, qwenimage, qwenimage_edit, sana, zimage
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.suggest import suggest
@@ -263,5 +264,7 @@ RANDOM_MODELS: dict[str, Callable[..., Any]] = {
     "zimage": zimage,
     "sana": sana,
     "hidream": hidream,
+    "wan": wan,
+    "wan-14b": wan_14b,
 }
 """Name -> builder of a diffusers pipeline from (dtype, device, **overrides of the backbone's config)."""

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, T5Config, T5EncoderModel
 
 from dgpo_core.demo.text import make_tokenizer
+from dgpo_core.policy.loading.tensors import cast
 
 
 def backbone(cls: type, config: dict[str, Any], dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -24,7 +25,7 @@ def backbone(cls: type, config: dict[str, Any], dtype: torch.dtype, device: torc
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return cls(**config).to(dtype)  # SD3 makes its table of positions in float32 whatever the default
+            return cast(cls(**config), dtype)  # SD3 makes its table of positions in float32 whatever the default
     finally:
         torch.set_default_dtype(default)
 

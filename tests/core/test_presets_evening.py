@@ -9,7 +9,7 @@ from dgpo_core.settings.presets import load_preset
 from dgpo_core.settings.resuming import left_open
 from dgpo_core.settings.values import from_dict
 
-EVENING = ("sd15", "sd21", "sdxl", "sd35m", "zimage", "flux")
+EVENING = ("sd15", "sd21", "sdxl", "sd35m", "zimage", "wan", "flux")
 LIKE_ANOTHER = ("sdxl-vpred",)  # costs what sdxl costs
 CARD = CARDS["RTX 4090"]  # 165 TFLOP/s, of which 40 % are reached
 

@@ -81,7 +81,9 @@ SMALL: dict[str, dict[str, Any]] = {
         "axes_dims_rope": (8, 4, 4),
         "llama_layers": (0, 31),
     },
+    "wan": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32},
 }
 """Changes of each backbone's config that leave a forward of milliseconds."""
 SMALL["kontext"] = SMALL["flux"]
+SMALL["wan-14b"] = SMALL["wan"]
 SMALL["qwen-image-edit"] = SMALL["qwenimage"]
