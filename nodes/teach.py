@@ -16,7 +16,7 @@ from dgpo_core.policy import family_of
 from dgpo_core.rewards import check_cheaply, known_rewards, require_reward
 from dgpo_core.settings import shipped
 from dgpo_core.settings.config import EMBEDDED, MOST_ITERATIONS, Config, RewardTerm
-from dgpo_core.settings.recipes import recipe
+from dgpo_core.settings.recipes import kind_in_comfyui, recipe
 
 from .common import fields, host, warn
 from .common.values import PolicyHandle, PolicySpec, Prompts, Sampler, Training
@@ -29,7 +29,6 @@ from .training import told, trained_lora
 WEIGHTS = "ema"
 SAVE_EVERY = 5
 _NEED_OPTIONS = ("remote", "vlm_judge", "taste")  # which server or file; nodes of their own have widgets for that
-_KINDS = {"SD15": "sd15", "SD20": "sd15", "SSD1B": "sdxl", "Segmind_Vega": "sdxl", "Flux": "flux", "SDXL": "sdxl"}
 
 
 class Teach(io.ComfyNode):
@@ -204,8 +203,7 @@ def _kind(model: str, policy: PolicyHandle | None) -> str:
     """What `recipe` goes by."""
     spec = policy.spec if policy else None
     if spec and spec.source == "native":  # its name begins with what ComfyUI calls the kind
-        name = spec.model.path.rpartition("-")[0]
-        return next((kind for start, kind in _KINDS.items() if name.startswith(start)), name)
+        return kind_in_comfyui(spec.model.path.rpartition("-")[0])
     path = host.model_path(spec.model.path if spec else model)
     return path if path in shipped.MODELS else family_of(path)
 

@@ -27,8 +27,17 @@ PRESETS = {
     "wan": "wan",
 }
 """By kind of model: one that ships, or a family."""
+_ALIKE = {"sd20": "sd15", "ssd1b": "sdxl", "segmind_vega": "sdxl", "koala": "sdxl"}
 GROUPS, GROUP_SIZE = 4, 8
 """Of a round: with it a person's answers were measured on the embedded model (dgpo_core/demo/README.md)."""
+
+
+def kind_in_comfyui(name: str) -> str:
+    """The kind of a MODEL by what ComfyUI calls its model (ZImage, WAN21_T2V, Flux2): the family, or one that it is
+    like, whose name it begins with; else the name."""
+    known = {**dict(zip(PRESETS, PRESETS, strict=True)), **_ALIKE}
+    begins = [start for start in known if name.lower().startswith(start)]
+    return known[max(begins, key=len)] if begins else name
 
 
 def recipe(kind: str, people: bool) -> Config:

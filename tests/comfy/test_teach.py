@@ -13,6 +13,8 @@ from comfy_graphs import Graph
 from comfy_results import files, line, lora
 from comfy_server import REPO, ComfyServer, ExecutionFailed
 
+from dgpo_core.settings.presets import load_preset
+
 MOMENT = 0.1  # minutes
 
 
@@ -160,18 +162,21 @@ def test_cancel_while_a_person_is_asked_leaves_a_run_that_goes_on(comfy: ComfySe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["native_sd15", "native_sdxl"])
-def test_a_model_of_the_graph_is_taught(small_comfy: ComfyServer, name: str) -> None:
-    """Small and random ones; the LoRA is of that model."""
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("native_sd15", "sd15"), ("native_sdxl", "sdxl"), ("native_zimage", "zimage"), ("native_wan", "wan"),
+        ("native_flux2_klein", "flux2-klein-pickscore"),
+    ],
+)  # fmt: skip
+def test_a_model_of_the_graph_is_taught(small_comfy: ComfyServer, name: str, preset: str) -> None:
+    """Small and random ones, with the settings of their family; the LoRA is of that model."""
     graph: Graph = json.loads((REPO / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
     kinds = {node["class_type"]: key for key, node in graph.items()}
     policy = graph[kinds["DGPO_NativePolicy"]]
     policy["inputs"] |= {"rank": 4, "alpha": 8.0, "run": "taught"}
-    needed = {link[0] for link in policy["inputs"].values() if isinstance(link, list)}
-    loaders = {f"m{key}": graph[key] for key in needed}
-    for input_, value in policy["inputs"].items():
-        if isinstance(value, list):
-            policy["inputs"][input_] = [f"m{value[0]}", value[1]]
+    loaders: Graph = {}
+    _take_along(policy, graph, loaders)
     told = {"source": "the text below", "text": "a red fox\na blue bird", "judge": "brightness", "size": 64}
     unused = {"model": "checkpoints/gone.safetensors", "run": "CON"}  # a policy takes their place: nobody looks at them
     taught = {**teach("not_used", **told), **loaders, "policy": policy}
@@ -180,4 +185,18 @@ def test_a_model_of_the_graph_is_taught(small_comfy: ComfyServer, name: str) -> 
     entry = small_comfy.run(taught)
     assert re.match(r"\d+ rounds? done\.", said(entry))
     assert "taught" in os.listdir(small_comfy.base / "output" / "dgpo")
-    assert lora(small_comfy, entry, "2")
+    content = lora(small_comfy, entry, "2")
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    made, wanted = json.loads(header["dgpo.config"])["rollout"], load_preset(preset).rollout
+    assert (made["solver"], made["steps"], made["cfg"]) == (wanted.solver, wanted.steps, wanted.cfg)
+
+
+def _take_along(node: dict[str, Any], graph: Graph, found: Graph) -> None:
+    """What a node is linked to, and what that is, goes from the graph to `found`, under names of its own."""
+    for input_, value in node["inputs"].items():
+        if isinstance(value, list):
+            key, output = value
+            node["inputs"][input_] = [f"m{key}", output]
+            if f"m{key}" not in found:
+                found[f"m{key}"] = graph[key]
+                _take_along(graph[key], graph, found)

@@ -12,7 +12,7 @@ from dgpo_core.common.errors import UserError
 from dgpo_core.policy import FAMILIES, family_of
 from dgpo_core.settings.config import EMBEDDED
 from dgpo_core.settings.presets import load_preset
-from dgpo_core.settings.recipes import PRESETS, recipe
+from dgpo_core.settings.recipes import PRESETS, kind_in_comfyui, recipe
 from dgpo_core.settings.shipped import EDITOR
 from dgpo_core.settings.validation import check_ranges, check_timesteps
 
@@ -44,6 +44,19 @@ def test_the_average_follows_in_a_training_of_some_minutes() -> None:
 def test_a_folders_family_is_told_without_its_weights(family: str, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text((tiny.folder(family) / "model_index.json").read_text("utf-8"), "utf-8")
     assert family_of(tmp_path) == family
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("SD15", "sd15"), ("SD20", "sd15"), ("SDXL", "sdxl"), ("Segmind_Vega", "sdxl"), ("SD3", "sd3"),
+        ("Flux", "flux"), ("FluxSchnell", "flux"), ("Flux2", "flux2"), ("ZImage", "zimage"), ("QwenImage", "qwenimage"),
+        ("Chroma", "chroma"), ("HiDream", "hidream"), ("WAN21_T2V", "wan"), ("WAN22_T2V", "wan"),
+        ("Lumina2", "Lumina2"),
+    ],
+)  # fmt: skip
+def test_a_model_of_comfyui_has_its_own_familys_recipe(name: str, kind: str) -> None:
+    assert kind_in_comfyui(name) == kind
 
 
 def test_a_files_family_is_told_by_its_header(tmp_path: Path) -> None:
