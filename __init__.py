@@ -36,7 +36,7 @@ def _require_comfyui() -> None:
         )
 
 
-if "comfy" in sys.modules:  # not where a test runner imports the root as a package
+if "folder_paths" in sys.modules:  # ComfyUI; not where a test runner imports the root, by whatever name its folder has
     _require_comfyui()
     _import_engine()
 
