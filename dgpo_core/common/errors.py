@@ -8,6 +8,11 @@ class UserError(Exception):
     when it is raised during validation.
     """
 
+    def __init__(self, sentence: str = "") -> None:
+        """sentence: half characters in it become escapes, as in `reading.shown`. No log can write them, and ComfyUI's
+        queue stands still where its log cannot write an error."""
+        super().__init__(sentence.encode(errors="backslashreplace").decode())
+
 
 class Exhausted(UserError):
     """There is no more of something, whichever sample asks: leaving one out does not help."""

@@ -25,6 +25,10 @@ class LoraModel(dict[str, Tensor]):
         super().__init__(state)
         self.metadata: dict[str, str] = {key: str(value) for key, value in (metadata or {}).items()}
 
+    def __repr__(self) -> str:
+        """In few words: ComfyUI keeps all inputs of a node that has failed as texts, and sends them to every page."""
+        return f"LoraModel of {len(self)} tensors"
+
 
 def read(path: str | Path) -> LoraModel:
     """The LoRA in a .safetensors file, each module's scale in its `.alpha`; UserError as `lora_file.load`."""

@@ -57,6 +57,10 @@ class Prompts:
     per_iteration: int
     seed: int
 
+    def __str__(self) -> str:
+        """In few words: ComfyUI keeps all inputs of a node that has failed as texts, and sends them to every page."""
+        return f"{len(self.prompts)} prompts, {self.per_iteration} an iteration"
+
     def at(self, iteration: int) -> list[tuple[int, Prompt]]:
         """The prompts of an iteration, counted from 0, with their places in it."""
         return list(enumerate(PromptStream(self.prompts, self.per_iteration, self.seed).at(iteration)))
@@ -67,6 +71,10 @@ class Conditionings:
     """Prompts with a CONDITIONING of ComfyUI's for each: (text for rewards, conditioning), no text twice."""
 
     prompts: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        """In few words, as that of prompts."""
+        return f"{len(self.prompts)} conditionings"
 
     def and_then(self, text: str, conditioning: Any) -> "Conditionings":
         """One more. Raises UserError for an empty text, and for one that is there."""
@@ -109,6 +117,10 @@ class Groups:
     iteration: int
     key: str
     terms: tuple[RewardTerm, ...] = field(default=())
+
+    def __str__(self) -> str:
+        """In few words, as that of prompts."""
+        return f"{len(self.groups)} groups of iteration {self.iteration}"
 
     def after(self, others: "Groups") -> "Groups":
         """These groups behind `others`: one iteration that trains on both. Raises UserError where they do not fit."""

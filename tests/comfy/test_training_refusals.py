@@ -94,6 +94,25 @@ def test_a_connected_run_name_is_checked_when_it_is_known(comfy: ComfyServer) ->
     assert "cannot be a folder name" in error_of(comfy, graph("../x")).message
 
 
+def test_half_a_character_in_an_error_does_not_stop_the_queue(comfy: ComfyServer) -> None:
+    """No log can write one, and ComfyUI's thread that runs the queue ends where its log cannot write an error."""
+    graph = visual("half")
+    graph["text"] = {"class_type": "PrimitiveString", "inputs": {"value": "\ud800"}}
+    graph[POLICY]["inputs"]["targets"] = ["text", 0]
+    assert "on the targets \\ud800." in error_of(comfy, graph).message
+    comfy.run(visual("half"), timeout=60)
+
+
+def test_an_error_keeps_inputs_in_few_words_in_the_history(comfy: ComfyServer) -> None:
+    prompts = "\n".join(f"a lamp, {number}" for number in range(2000))
+    graph = loop("many", 1, Prompts={"source": "the text below", "text": prompts}, LoadPolicy={"targets": "none such"})
+    graph[REWARD]["inputs"]["name"] = "brightness"
+    prompt = comfy.queue(graph)
+    entry = comfy.wait(prompt, allow_failure=True)
+    (error,) = [told for kind, told in entry["status"]["messages"] if kind == "execution_error"]
+    assert error["current_inputs"]["prompts"] == ["2000 prompts, 1 an iteration"]
+
+
 def test_a_preset_that_does_not_exist_is_told(comfy: ComfyServer) -> None:
     """0.3.64 takes any text for a choice, later ones look into the list."""
     with pytest.raises(

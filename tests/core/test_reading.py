@@ -104,3 +104,8 @@ def test_a_text_from_outside_cannot_move_a_terminals_cursor() -> None:
     assert shown("a\x1b[2Jb\nc\u202ed\ud800") == "a\\x1b[2Jb\\nc\\u202ed\\ud800"
     assert shown("é 画 🦊") == "é 画 🦊"
     assert len(shown("x" * 1000)) == 200
+
+
+def test_any_log_can_write_an_error() -> None:
+    error = UserError("There is no layer \ud800é.")
+    assert str(error).encode() == "There is no layer \\ud800é.".encode()
