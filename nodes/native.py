@@ -58,6 +58,8 @@ class _NativePolicy(io.ComfyNode):
             memory=fields.values(MemoryConfig, lora),
             source="native",
         )
+        if not host.keeps_outputs():
+            MODELS.keep(path, spec)
         return PolicyHandle(spec)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import comfy.cli_args
 import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
@@ -65,6 +66,11 @@ def _cuda() -> list[torch.device]:
 def stop_if_cancelled() -> None:
     """Raises ComfyUI's interrupt once the user has pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def keeps_outputs() -> bool:
+    """Whether ComfyUI keeps what a node gives out once the nodes that it goes to have run."""
+    return not comfy.cli_args.args.cache_none
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -144,10 +150,19 @@ def prompt_file_choices() -> list[str]:
 def prompt_file(choice: str) -> Path:
     """The path of a prompt file, which lies in the input folder."""
     folder = Path(folder_paths.get_input_directory()).resolve()
-    path = (folder / choice).resolve()
-    if folder not in path.parents:
-        raise UserError(f"The prompt file {choice} is outside of ComfyUI's input folder: put it there.")
+    path = _below(folder, choice)
+    if path is None:
+        raise UserError(f"The prompt file {shown(choice)} is outside of ComfyUI's input folder: put it there.")
     return path
+
+
+def _below(root: Path, name: str) -> Path | None:
+    """The path of that name below the root; None where it leads elsewhere, or can be no name."""
+    try:
+        path = (root / name).resolve()
+    except ValueError:  # a NUL, or half a character
+        return None
+    return path if root in path.parents else None
 
 
 def wildcard_folder() -> Path:
@@ -163,8 +178,8 @@ def wildcard_files() -> list[tuple[str, int]]:
 def input_folder(name: str) -> Path:
     """A folder below the input folder. Raises UserError for one that is outside, or not there."""
     root = Path(folder_paths.get_input_directory()).resolve()
-    path = (root / name).resolve()
-    if root not in path.parents or not path.is_dir():
+    path = _below(root, name)
+    if path is None or not path.is_dir():
         raise UserError(f"There is no folder {shown(name)} in ComfyUI's input folder: put the pictures there.")
     return path
 

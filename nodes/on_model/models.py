@@ -1,7 +1,8 @@
 """The MODELs that native policies train: found again by what they are, and held by nobody here.
 
 A handle on an edge names its MODEL by a fingerprint of weights, patches, options and conditionings, so that a run goes
-on after a restart where the same files are loaded the same way. ComfyUI's own cache decides how long the MODEL is kept.
+on after a restart where the same files are loaded the same way. ComfyUI's own cache decides how long the MODEL is kept;
+where it has none, handles do (`Models.keep`).
 
 There is one `Models`, `MODELS`: made when ComfyUI imports the nodes, and gone with the process; after a restart the
 nodes run, and say again what is there. ComfyUI's worker thread alone calls its methods. Python calls `_drop` where a
@@ -74,6 +75,13 @@ class Models:
                 return Parts(model, functools.partial(entry.read, source), vae)
         raise UserError("The MODEL, VAE or texts of this policy are no longer in memory: queue the workflow once more.")
 
+    def keep(self, name: str, owner: object) -> None:
+        """Holds what is under the name as long as the owner lives, which must not be in its turn held by that.
+
+        For a ComfyUI that drops every output as soon as its last reader has run (--cache-none).
+        """
+        weakref.finalize(owner, _let_go, self.find(name)).atexit = False
+
     def means_another(self, name: str, base: Any) -> bool:
         """Whether the name by now stands for MODELs on other networks than `base` alone: the same files, loaded
         again."""
@@ -94,6 +102,10 @@ class Models:
         self._entries[name] = after
         if before and not after:
             self._lost.update(run for (run, _), newest in self._named.items() if newest == name)
+
+
+def _let_go(_: Parts) -> None:
+    """Nothing is left to do: that it was held was all."""
 
 
 MODELS = Models()
