@@ -17,6 +17,7 @@ from aiohttp import web
 from dgpo_core.comfy.forms import AS_BELOW, MODELS_OWN, chosen_preset, shipped_model
 from dgpo_core.common.errors import UserError
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.common.reading import shown
 from dgpo_core.common.source import Source
 from dgpo_core.diffusion.solvers import SOLVERS, check_solver
 from dgpo_core.policy import FAMILIES, family_of, image_limits
@@ -36,6 +37,7 @@ Found = dict[str, Fault]
 Handler = Callable[[web.Request], Awaitable[Any]]
 
 _GROUPS = ("scored", "groups", "previous")  # inputs by which groups go from node to node
+_OURS = "DGPO_"
 _TRAINERS = ("DGPO_TrainingLoop", "DGPO_LoRATrainer")
 _LATER = Source("", (0, 0))  # of a prompt whose picture comes over a link
 
@@ -66,11 +68,26 @@ def of_graph(graph: Any) -> Found:
         return found
     for id_, node in graph.items():
         kind = node.get("class_type") if isinstance(node, Mapping) else None
+        if isinstance(kind, str) and kind.startswith(_OURS) and (fault := _of_values(node.get("inputs"))):
+            found[id_] = fault
         if kind in _TRAINERS or kind in ("DGPO_GroupSampler", "DGPO_RewardScorer", "DGPO_BeforeAfter"):
             with suppress(KeyError, TypeError, AttributeError, ValueError):  # what is not as it should be ComfyUI tells
                 for faulty, fault in _of_node(graph, id_, kind):
                     found.setdefault(faulty, fault)
     return found
+
+
+def _of_values(inputs: Any) -> Fault | None:
+    """What no widget gives, but a graph of somebody's own may have: to a node, nothing is what a linked input is."""
+    for name, value in inputs.items() if isinstance(inputs, Mapping) else ():
+        if value is None:
+            return Fault(name, "It has no value: choose or write one.")
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return Fault(name, f"{shown(value)} holds half a character (a lone surrogate): write it anew.")
+    return None
 
 
 def _of_node(graph: Graph, id_: str, kind: str) -> Iterator[tuple[str, Fault]]:

@@ -51,7 +51,7 @@ class PromptList(io.ComfyNode):
         at_fault = "text" if source == TEXT else "source"
 
         def check(source: str) -> None:
-            with_words(read(source, text or ""), min(wildcards or 0, 1), 0)
+            with_words(read(source, text or ""), int(bool(wildcards)), 0)
 
         return fields.first_error(**{at_fault: (check, None if linked else source)})
 

@@ -14,6 +14,7 @@ from comfy_execution.utils import get_executing_context
 
 from dgpo_core.comfy import forms
 from dgpo_core.common.errors import UserError
+from dgpo_core.common.reading import shown
 from dgpo_core.settings.config import AUTO, Config, Range
 from dgpo_core.settings.schema import field_docs, fixed_type
 from dgpo_core.settings.values import read_settings
@@ -84,12 +85,15 @@ def first_error(**checks: tuple[Callable[[Any], Any], Any]) -> bool | str:
     """What `validate_inputs` answers: True, the sentence of the first check that the value beside it fails, or else
     what the graph as a whole says of the node.
 
-    checks: by the input that is at fault. None passes: that is what a connected input is before anything runs.
+    checks: by the input that is at fault, which is a text. None passes: that is what a connected input is before
+    anything runs.
     """
     for name, (check, value) in checks.items():
         if value is None:
             continue
         try:
+            if not isinstance(value, str):  # of a graph that no front end has made
+                raise UserError(f"{shown(value)} is no text: choose or write one.")
             check(value)
         except UserError as error:
             return faults.note(faults.Fault(name, on_screen(str(error))))

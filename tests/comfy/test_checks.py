@@ -45,6 +45,11 @@ FAULTS: list[tuple[str, str, str, dict[str, Any]]] = [
     (POLICY, "model", "There is no model checkpoints/gone", {"LoadPolicy": {"model": "checkpoints/gone.safetensors"}}),
     (PROMPTS, "text", "", {"Prompts": {"source": "the text below", "text": "# nothing"}}),
     (PROMPTS, "source", "gone.txt", {"Prompts": {"source": "gone.txt"}}),
+    (PROMPTS, "source", "is outside of ComfyUI's input folder", {"Prompts": {"source": "a\0b"}}),
+    (POLICY, "model", "It has no value: choose or write one.", {"LoadPolicy": {"model": None}}),
+    (POLICY, "model", "True is no text: choose or write one.", {"LoadPolicy": {"model": True}}),
+    (SETTINGS, "preset", "It has no value", {"TrainingSettings": {"preset": None}}),
+    (SAMPLER, "negative_prompt", "holds half a character", {"SamplerSettings": {"negative_prompt": "a \ud800"}}),
     (
         PROMPTS,
         "text",
