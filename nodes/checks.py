@@ -48,8 +48,9 @@ async def checking(request: web.Request, handler: Handler) -> Any:
     if request.method != "POST" or request.path.removeprefix("/api") != "/prompt":
         return await handler(request)
     found: Found = {}
-    with suppress(ValueError, UnicodeDecodeError):  # ComfyUI says what it thinks of such a body
-        found = of_graph((await request.json()).get("prompt"))
+    with suppress(ValueError, UnicodeDecodeError, RecursionError):  # ComfyUI says what it thinks of such a body
+        body = await request.json()
+        found = of_graph(body.get("prompt") if isinstance(body, dict) else None)
     with faults.request(found) as named:
         answer = await handler(request)
         if not named or not isinstance(answer, web.Response):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from comfy_graphs import DRAW, POLICY, PROMPTS, REWARD, SAMPLER, SCORE, SETTINGS, TRAIN, Graph, loop, visual
 from comfy_results import error_of, files
-from comfy_server import REPO, ComfyServer, PromptRefused
+from comfy_server import REPO, ComfyServer, PromptRefused, RequestFailed
 
 OTHERS = {"Prompts": {"source": "the text below", "text": "a red fox"}}
 T_MIN = '"trained steps" (t_min) is 7 but must be a noise level below 1 or a whole number'
@@ -94,6 +94,9 @@ def test_a_graph_that_cannot_be_read_is_left_to_comfyui(comfy: ComfyServer) -> N
     ):
         with pytest.raises(Exception, match="gave|refused|error"):
             comfy.queue(graph)
+    with pytest.raises(RequestFailed) as refused:  # by ComfyUI, which finds no graph in it
+        comfy.request("POST", "/prompt", b"[]")
+    assert refused.value.status == 400
     circle = visual("circle")
     circle[DRAW]["inputs"]["policy"] = [DRAW, 0]
     with pytest.raises(PromptRefused):
