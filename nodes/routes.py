@@ -12,6 +12,9 @@ from dgpo_core.people.questions import Questions, UnknownQuestion
 
 from .common.presets import preset_values
 
+MOST_BYTES = 2**20
+"""Of an answer to a question; a thousand pairs of images take 15,000."""
+
 
 def add_presets(routes: Any) -> None:
     """GET /dgpo/presets gives `preset_values`."""
@@ -28,7 +31,7 @@ def add_finish(routes: Any, ask: Callable[[str], bool]) -> None:
     @routes.post("/dgpo/finish")
     async def finish(request: web.Request) -> web.Response:
         try:
-            said = parse_json(await request.read(), "The request")
+            said = parse_json(await _body(request), "The request")
         except UserError as error:
             return web.json_response({"error": str(error)}, status=400)
         node = said.get("node") if isinstance(said, dict) else None
@@ -56,10 +59,21 @@ def add_questions(routes: Any, questions: Questions) -> None:
         return await _told(request, questions.next)
 
 
+async def _body(request: web.Request) -> bytes:
+    """What was posted. Raises HTTPRequestEntityTooLarge for what no page of ours posts: while it is parsed, ComfyUI
+    answers nobody else."""
+    body = await request.content.read(MOST_BYTES + 1)
+    while len(body) <= MOST_BYTES and not request.content.at_eof():
+        body += await request.content.read(MOST_BYTES + 1 - len(body))
+    if len(body) > MOST_BYTES:
+        raise web.HTTPRequestEntityTooLarge(MOST_BYTES, len(body))
+    return body
+
+
 async def _told(request: web.Request, tell: Callable[[str, Any], Any]) -> web.Response:
     """Gives what was posted about a question to `tell`, and back what it says, or what is wrong."""
     try:
-        said = tell(request.match_info["token"], parse_json(await request.read(), "The answer"))
+        said = tell(request.match_info["token"], parse_json(await _body(request), "The answer"))
     except UnknownQuestion as error:
         return web.json_response({"error": str(error)}, status=404)
     except UserError as error:

@@ -138,6 +138,10 @@ def test_malformed_answers_are_refused(server: ComfyServer) -> None:
     with pytest.raises(RequestFailed) as unknown:
         server.post("/dgpo/questions/0123", {"groups": []})
     assert unknown.value.status == 404
+    for path in (address, f"{address}/next", "/dgpo/finish"):  # ComfyUI answers nobody else while it is read
+        with pytest.raises(RequestFailed) as huge:
+            server.request("POST", path, b"[" + 2**19 * b"0," + b"0]")
+        assert huge.value.status == 413
     assert len(server.get("/dgpo/questions")["questions"]) == 1
     server.interrupt()
     server.wait(prompt, 30, allow_failure=True)
