@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from dgpo_core.common.prompt_syntax import is_infotext_line
 from dgpo_core.common.reading import kind_at, lines_of, parse_json, read_bytes, shown
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.common.source import Source, below
+
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x1f]")  # those that neither end a line nor move along it
 
 
 @dataclass(frozen=True)
@@ -73,17 +76,19 @@ def digest_of_prompts(prompts: Sequence[Prompt]) -> str:
 
 def refuse_foreign(prompt: Prompt) -> None:
     """Raises UserError for what cannot be a prompt that somebody has written."""
-    where = shown(prompt.where, 1000) or "the prompt"
-    where = where[:1].upper() + where[1:] if where.startswith(("line ", "the ")) else where
-    lines = prompt.text.splitlines()
-    if any(not character.isprintable() and ord(character) < 32 for line in lines for character in line.expandtabs()):
-        raise UserError(f"{where}: holds a control character: save the prompts as UTF-8 text.")
-    foreign = next((line for line in lines if is_infotext_line(line)), None)
+    if _CONTROL.search(prompt.text):
+        raise UserError(f"{_where(prompt)}: holds a control character: save the prompts as UTF-8 text.")
+    foreign = next((line for line in prompt.text.splitlines() if is_infotext_line(line)), None)
     if foreign is not None:
         raise UserError(
-            f"{where}: {shown(foreign, 60)!r} is no prompt but a part of generation data that were copied: keep the"
-            " prompts alone, one per line."
+            f"{_where(prompt)}: {shown(foreign, 60)!r} is no prompt but a part of generation data that were copied:"
+            " keep the prompts alone, one per line."
         )
+
+
+def _where(prompt: Prompt) -> str:
+    where = shown(prompt.where, 1000) or "the prompt"
+    return where[:1].upper() + where[1:] if where.startswith(("line ", "the ")) else where
 
 
 def _text_of(path: Path) -> str:
