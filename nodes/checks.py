@@ -30,7 +30,10 @@ from dgpo_core.settings.validation import check_timesteps
 from .common import faults, fields, host, words
 from .common.faults import Fault
 from .prompts import read
+from .ranker import NO_REWARD
+from .ranker import REWARD as WHEN_LATE
 from .rewards import term
+from .runs.loop import NO_SCORES
 
 Graph = Mapping[str, Mapping[str, Any]]
 Found = dict[str, Fault]
@@ -38,6 +41,7 @@ Handler = Callable[[web.Request], Awaitable[Any]]
 
 _GROUPS = ("scored", "groups", "previous")  # inputs by which groups go from node to node
 _OURS = "DGPO_"
+_LOOKED_AT = ("DGPO_GroupSampler", "DGPO_RewardScorer", "DGPO_HumanRanker", "DGPO_BeforeAfter")  # and the trainers
 _TRAINERS = ("DGPO_TrainingLoop", "DGPO_LoRATrainer")
 _LATER = Source("", (0, 0))  # of a prompt whose picture comes over a link
 
@@ -71,7 +75,7 @@ def of_graph(graph: Any) -> Found:
         kind = node.get("class_type") if isinstance(node, Mapping) else None
         if isinstance(kind, str) and kind.startswith(_OURS) and (fault := _of_values(node.get("inputs"))):
             found[id_] = fault
-        if kind in _TRAINERS or kind in ("DGPO_GroupSampler", "DGPO_RewardScorer", "DGPO_BeforeAfter"):
+        if kind in _TRAINERS or kind in _LOOKED_AT:
             with suppress(KeyError, TypeError, AttributeError, ValueError):  # what is not as it should be ComfyUI tells
                 for faulty, fault in _of_node(graph, id_, kind):
                     found.setdefault(faulty, fault)
@@ -93,6 +97,11 @@ def _of_values(inputs: Any) -> Fault | None:
 
 def _of_node(graph: Graph, id_: str, kind: str) -> Iterator[tuple[str, Fault]]:
     """What does not fit among the nodes that one of them brings together."""
+    inputs = graph[id_]["inputs"]
+    if kind == "DGPO_LoRATrainer" and _at(graph, id_, "scored", "DGPO_GroupSampler"):
+        yield id_, Fault("scored", NO_SCORES)
+    if kind == "DGPO_HumanRanker" and inputs["on_timeout"] == WHEN_LATE and not inputs.get("reward"):
+        yield id_, Fault("reward", NO_REWARD)
     drawing = _drawing(graph, id_) if kind != "DGPO_TrainingLoop" else id_
     sampler = _at(graph, drawing, "sampler" if kind == "DGPO_TrainingLoop" else "settings", "DGPO_SamplerSettings")
     if kind in _TRAINERS:

@@ -26,6 +26,7 @@ from .runs import edits, judges, scoring, sessions
 
 TIME_OUT = "when time runs out"
 SKIP, REWARD, CANCEL = "skip the update", "use a reward", "cancel"
+NO_REWARD = f'Connect a reward, or set "{TIME_OUT}" (on_timeout) to something else than "{REWARD}".'
 WEEK = 7 * 24 * 3600
 
 _apprentices: Bounded[Apprentice] = Bounded(2)
@@ -115,9 +116,9 @@ class HumanRanker(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: str | None = "") -> bool | str:
-        """A preset that cannot be read is refused before anything is drawn."""
-        return fields.first_error(preset=(parse_preset, preset))
+    def validate_inputs(cls, preset: str | None = "", on_timeout: str | None = None) -> bool | str:
+        """A preset that cannot be read, and a reward that is missing, are told before anything is drawn."""
+        return fields.first_error(preset=(parse_preset, preset), on_timeout=(_check_late, on_timeout))
 
     @classmethod
     def execute(
@@ -133,7 +134,7 @@ class HumanRanker(io.ComfyNode):
         answers: int = HumanConfig.answers,
     ) -> io.NodeOutput:
         if on_timeout == REWARD and not reward:
-            raise UserError(f'Connect a reward, or set "{TIME_OUT}" (on_timeout) to something else than "{REWARD}".')
+            raise UserError(NO_REWARD)
         if on_timeout == REWARD:
             edits.require_sources(reward, groups.groups)
             scoring.require_ready(reward, [group.prompt for group in groups.groups])
@@ -144,6 +145,11 @@ class HumanRanker(io.ComfyNode):
         by_reward = answer is None and on_timeout == REWARD
         scored = sessions.score(groups, reward) if by_reward else judges.by_person(groups, answer)
         return io.NodeOutput(scored, _best(scored))
+
+
+def _check_late(choice: str) -> None:
+    if choice not in (SKIP, REWARD, CANCEL):
+        raise UserError(f"There is no {choice} for that: choose one of the list.")
 
 
 def _apprentice(run: str, answers: int) -> Apprentice:

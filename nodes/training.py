@@ -106,6 +106,11 @@ class LoRATrainer(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, weights: str | None = None) -> bool | str:
+        """What does not fit the other nodes is told before anything runs."""
+        return fields.first_error(weights=(_check_weights, weights))
+
+    @classmethod
     def execute(cls, policy: PolicyHandle, scored: Groups, settings: Training, weights: str) -> io.NodeOutput:
         loop.require_scores(scored)
         tick = host.Progress(loop.update_steps(scored, settings), cls.hidden.unique_id)

@@ -31,6 +31,7 @@ from .judges import Judge
 from .states import State
 from .watching import Log, Watching
 
+NO_SCORES = "These groups have no scores: put a Reward Scorer, Scores from Graph or Human Ranker before."
 PREVIEW_EVERY = 2.0  # seconds
 GAIN_ROUNDS = 5  # at either end, at most, whose mean is compared
 
@@ -219,7 +220,7 @@ def _furthest(plan: Plan) -> tuple[PolicyHandle, State]:
 def require_scores(groups: Groups) -> None:
     """Raises UserError for groups that nobody has scored."""
     if not groups.terms:
-        raise UserError("These groups have no scores: put a Reward Scorer, Scores from Graph or Human Ranker before.")
+        raise UserError(NO_SCORES)
 
 
 def update_steps(groups: Groups, settings: Training) -> int:

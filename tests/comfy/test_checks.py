@@ -11,6 +11,7 @@ from comfy_results import error_of, files
 from comfy_server import REPO, ComfyServer, PromptRefused, RequestFailed
 
 OTHERS = {"Prompts": {"source": "the text below", "text": "a red fox"}}
+NO_SCORES = "These groups have no scores: put a Reward Scorer, Scores from Graph or Human Ranker before."
 T_MIN = '"trained steps" (t_min) is 7 but must be a noise level below 1 or a whole number'
 
 
@@ -84,6 +85,19 @@ def test_what_is_measured_besides_needs_test_prompts_and_another_reward(comfy: C
     assert fault(comfy, graph)[:2] == (TRAIN, "watch")
     graph[TRAIN]["inputs"] |= {"watch": [REWARD, 0], "held_out": [PROMPTS, 0]}
     assert "is trained, so it cannot be measured besides" in fault(comfy, graph)[2]
+
+
+def test_a_scorer_and_a_reward_that_are_missing_are_told_before_anything_is_drawn(comfy: ComfyServer) -> None:
+    """As after a bypass of the Reward Scorer, or of the reward that stands in for a person."""
+    unscored = visual("unscored", LoRATrainer={"scored": [DRAW, 0]})
+    del unscored[SCORE]
+    assert fault(comfy, unscored) == (TRAIN, "scored", NO_SCORES)
+    asking = visual("nobody")
+    late = {"mode": "rank", "timeout": 1, "on_timeout": "use a reward"}
+    asking[SCORE] = {"class_type": "DGPO_HumanRanker", "inputs": {"groups": [DRAW, 0], **late}}
+    node, name, text = fault(comfy, asking)
+    assert (node, name) == (SCORE, "reward")
+    assert text.startswith("Connect a reward, or set")
 
 
 def test_a_graph_that_cannot_be_read_is_left_to_comfyui(comfy: ComfyServer) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from comfy_graphs import DRAW, POLICY, REWARD, SAVE, Graph, loop, visual
+from comfy_graphs import DRAW, POLICY, REWARD, SAMPLER, SAVE, Graph, loop, visual
 from comfy_results import error_of, files, line
 from comfy_server import ComfyServer, ExecutionFailed, PromptRefused
 
@@ -121,8 +121,14 @@ def test_a_preset_that_does_not_exist_is_told(comfy: ComfyServer) -> None:
         comfy.run(visual("no_preset", TrainingSettings={"preset": "none such"}))
 
 
-def test_groups_without_scores_are_refused_plainly(comfy: ComfyServer) -> None:
-    error = error_of(comfy, visual("unscored", LoRATrainer={"scored": [DRAW, 0]}))
+def test_groups_that_come_without_scores_by_a_long_way_are_refused_plainly(comfy: ComfyServer) -> None:
+    """Not straight from the Group Sampler, which is told before anything is drawn."""
+    graph = visual("unscored", LoRATrainer={"scored": ["either", 0]})
+    graph["either"] = {"class_type": "DGPO_GroupFromImages", "inputs": {
+        "images": [DRAW, 1], "prompt": "a circle", "policy": [POLICY, 0], "settings": [SAMPLER, 0], "ratings": "",
+        "iteration": 0,
+    }}  # fmt: skip
+    error = error_of(comfy, graph)
     assert error.node_type == "DGPO_LoRATrainer"
     assert error.message.startswith("These groups have no scores: put a Reward Scorer")
 
