@@ -175,7 +175,7 @@ class Store:
 
     def _prune(self, newest: Path) -> None:
         others = [path for path in self.folder.glob("state_*.safetensors") if path != newest]
-        left = [p for p in self.folder.glob(f".state_*{TEMPORARY}.*") if time.time() - _used(p) > WRITING_S]
+        left = [p for p in self.folder.glob(f".*{TEMPORARY}.*") if time.time() - _used(p) > WRITING_S]
         for path in [*sorted(others, key=_used)[: 1 - KEEP], *left]:
             with contextlib.suppress(OSError):  # another process may read it
                 path.unlink()

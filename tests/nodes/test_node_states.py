@@ -78,15 +78,14 @@ def test_the_run_goes_by_its_states_one_after_the_other(store: Any) -> None:
 
 def test_what_a_killed_process_left_half_written_goes_with_the_next_state(store: Any) -> None:
     store.folder.mkdir(parents=True)
-    left, fresh = (
-        store.folder / ".state_a0-01234567.tmp.safetensors",
-        store.folder / ".state_b0-01234567.tmp.safetensors",
-    )
-    for path, age in ((left, 2 * states.WRITING_S), (fresh, 0)):
+    names = (".state_a0-01234567.tmp.safetensors", ".run-01234567.tmp.json", ".state_b0-01234567.tmp.safetensors")
+    state, line, fresh = (store.folder / name for name in names)
+    for path, age in ((state, 2 * states.WRITING_S), (line, 2 * states.WRITING_S), (fresh, 0)):
         path.touch()
         os.utime(path, (path.stat().st_mtime - age,) * 2)
     step(store, "a1")
-    assert not left.exists()
+    assert not state.exists()
+    assert not line.exists()
     assert fresh.exists()  # another process may be writing it
 
 
