@@ -22,6 +22,7 @@ from dgpo_core.common.group import Group
 from dgpo_core.common.pictures import MOST_EACH
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import shown
+from dgpo_core.common.terminal import say
 from dgpo_core.evaluation.by_tag import tags_of
 from dgpo_core.evaluation.held_out import HeldOut, evaluation_set
 from dgpo_core.evaluation.report import Column, Table, markdown, picture
@@ -328,7 +329,7 @@ def _measured(
     shown = range(0, count, max(1, count // SHOWN_PROMPTS))[:SHOWN_PROMPTS]
     for place, (adapter, policy, size) in enumerate(_loaded(adapters, config, world.device)):
         policy.check_sources(prompts, size)
-        held_out = HeldOut.of(config, policy, prompts, judges, size, world)
+        held_out = HeldOut.of(config, policy, prompts, judges, size, world, tell=say)
         drawn: list[tuple[str, AdapterName | None]] = [(BASE, None), (adapter.label, "current")]
         for label, name in drawn[place > 0 :]:
             mine: list[tuple[int, Group]] = []
@@ -337,7 +338,7 @@ def _measured(
                 if i in shown:
                     kept.append((i, _in_short(group)))
 
-            evaluation = held_out.score(name, images, config.evaluation.at_once, see=see)
+            evaluation = held_out.score(name, images, see=see)
             seen = sorted(world.gather(mine), key=lambda place_and_group: place_and_group[0])
             yield label, evaluation, [group for _, group in seen]
 

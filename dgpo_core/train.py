@@ -138,7 +138,7 @@ def open_session(config: Config, world: World, check: Callable[[], None], tell: 
     if gallery:
         rated = RatedGroups(gallery.groups, config.data.groups_per_iteration, trainer.stream.seed)
         iterate = partial(trainer.iterate_rated, rated)
-    evaluator = Evaluator(measured, Watch.of(config, judges), config.evaluation.at_once, tell)
+    evaluator = Evaluator(measured, Watch.of(config, judges))
     return Session(config, world, policy, trainer, evaluator, check, iterate, Begun.with_(gallery, judges))
 
 

@@ -123,7 +123,7 @@ def run(way: str, seed: int, options: FewStepsConfig) -> Iterator[Seen]:
         def see(_: int, group: Group) -> None:
             sharp.append(sharpness(group.images))
 
-        found = held_out.score(adapter, options.images, config.evaluation.at_once, see=see)
+        found = held_out.score(adapter, options.images, see=see)
         means = [found.total({name: 1.0}).mean().item() for name in judges]
         success, edges, diversity = means
         return Seen(way, seed, trainer.iteration, success, edges, torch.cat(sharp).mean().item(), diversity)

@@ -107,7 +107,6 @@ class Contest:
         made: Entrant = entrant or METHODS[method]
         self.method = made(self.policy, assemble.training_prompts(config), rewards, config, size)
         self.weights = dict.fromkeys(judges, 1.0)
-        self.batch = config.evaluation.at_once
 
     def iterate(self) -> Cost:
         """One iteration; what it cost."""
@@ -117,7 +116,7 @@ class Contest:
 
     def success(self) -> float:
         """Of the averaged weights as they are; 190 of 200 are 0.95, not a little less."""
-        return round(self.held_out.measure("ema", self.images, self.weights, self.batch).mean, 6)
+        return round(self.held_out.measure("ema", self.images, self.weights).mean, 6)
 
     def run(self, iterations: int, due: Callable[[int, int], bool], stop: Callable[[Point], bool]) -> Iterator[Race]:
         """The race with one more point at a time: at the start, then wherever `due` says so of the iterations and of

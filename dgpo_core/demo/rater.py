@@ -230,7 +230,7 @@ def _run(options: RaterConfig, mode: Mode, seed: int, folder: Path) -> Outcome:
     measured, weights = HeldOut.of(config, policy, held_out, judges, size, world), evaluation_weights(config)
 
     def success(adapter: Literal["current"] | None) -> float:
-        mean = measured.measure(adapter, options.images, weights, config.evaluation.at_once).mean
+        mean = measured.measure(adapter, options.images, weights).mean
         return round(mean, 6)  # 180 of 200 are 0.9, not a little less
 
     each = pairs_wanted(options.size, options.pairs) if mode == "pairs" else 1

@@ -1,6 +1,6 @@
 """The evaluations of a training: held-out prompts and the same seeds each time, in-domain and watched side by side."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,6 @@ from dgpo_core.evaluation.scores import (
     trained_weights,
     watched,
 )
-from dgpo_core.method.memory import within_memory
 from dgpo_core.policy import AdapterName
 from dgpo_core.settings.config import Config
 
@@ -126,14 +125,12 @@ def read_evaluations(folder: Path, until: int, names: Collection[str]) -> tuple[
 class Evaluator:
     """Measures a policy again and again, and remembers what it found.
 
-    batch: images per forward, fewer since memory ran out, which `tell` is told. history: the evaluations so far, oldest
-    first. since: the first iteration whose evaluations are of these held-out prompts; 0 unless they were changed.
+    history: the evaluations so far, oldest first. since: the first iteration whose evaluations are of these held-out
+    prompts; 0 unless they were changed.
     """
 
     held_out: HeldOut
     watch: Watch
-    batch: int = 0
-    tell: Callable[[str], None] = print
     history: list[Evaluation] = field(default_factory=list)
     since: int = 0
 
@@ -161,7 +158,7 @@ class Evaluator:
         if info.get("held_out", self.prompts) != self.prompts:
             self.since = until + 1
             if self.held_out.world.leads:
-                self.tell(
+                self.held_out.tell(
                     "Warning: the held-out prompts are not those that the run began with: nothing is compared with what"
                     " was measured before."
                 )
@@ -172,11 +169,7 @@ class Evaluator:
     def at(self, iteration: int, adapter: AdapterName | None, images: int) -> Evaluation:
         """Draw and score `images` images of held-out prompts; not yet part of the history."""
 
-        def work(batch: int) -> Evaluation:
-            return self.held_out.score(adapter, images, batch, iteration=iteration)
-
-        evaluation, self.batch = within_memory(work, self.batch, images, self.tell)
-        return evaluation
+        return self.held_out.score(adapter, images, iteration=iteration)
 
     def texts(self, images: int, prompts: Sequence[Prompt]) -> list[str]:
         """The prompts that this process draws in evaluations of up to `images` images and in `samples`."""
@@ -191,11 +184,7 @@ class Evaluator:
         few = _few(prompts)
         rows = evaluation_set(few, SAMPLES_EACH * len(few))
         weights = self.watch.measured if self.held_out.prompts else self.watch.trained
-
-        def work(batch: int) -> list[Group]:
-            return self.held_out.drawing.draw(adapter, rows, batch, self.held_out.check)
-
-        groups, self.batch = within_memory(work, self.batch, SAMPLES_EACH * len(few), self.tell)
+        groups = self.held_out.draw(adapter, rows)
         judges = {name: self.held_out.judges[name] for name in weights}
         scored = replace(self.held_out, judges=judges).judged(groups)
         good = [group for group in scored if isinstance(group, Group)]

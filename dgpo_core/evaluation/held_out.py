@@ -11,6 +11,7 @@ from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.seeds import derive_seed
 from dgpo_core.diffusion.solvers import Solver
 from dgpo_core.evaluation.scores import Evaluation, Measurement
+from dgpo_core.method.memory import within_memory
 from dgpo_core.method.rollout import Check, nothing, rollout
 from dgpo_core.policy.base import AdapterName, Policy
 from dgpo_core.rewards import Reward, Scoring, guard, score_groups
@@ -73,18 +74,20 @@ class Drawing:
             )
 
 
-@dataclass(frozen=True)
+@dataclass
 class HeldOut:
     """Held-out prompts with all that an evaluation of them needs; the processes share its work.
 
-    judges: the rewards that score, by name. unload: whether they leave the accelerator afterwards. skip: leave out the
-    groups that cannot be scored, and `tell` why, as a training does that is told to.
+    judges: the rewards that score, by name. batch: images per forward, 0 for all at once, fewer since memory ran out.
+    unload: whether the judges leave the accelerator afterwards. skip: leave out the groups that cannot be scored, as a
+    training does that is told to. tell: what is told why groups are left out, and where memory runs out.
     """
 
     drawing: Drawing
     prompts: Sequence[Prompt]
     judges: Mapping[str, Reward]
     world: World
+    batch: int = 0
     unload: bool = False
     check: Check = nothing
     skip: bool = False
@@ -103,7 +106,9 @@ class HeldOut:
     ) -> "HeldOut":
         """As the settings say; see `Drawing.of`."""
         drawing, skip = Drawing.of(policy, config, size), config.on_bad_score == "skip"
-        return HeldOut(drawing, prompts, judges, world, config.memory.move, check, skip, tell)
+        return HeldOut(
+            drawing, prompts, judges, world, config.evaluation.at_once, config.memory.move, check, skip, tell
+        )
 
     def texts(self, images: int) -> list[str]:
         """The prompts that this process draws in an evaluation of `images` images."""
@@ -111,11 +116,20 @@ class HeldOut:
             return []
         return [prompt.text for prompt, _ in self.world.share(evaluation_set(self.prompts, images))]
 
+    def draw(self, adapter: AdapterName | None, rows: Sequence[Row]) -> list[Group]:
+        """A group for each row, by an adapter or by the base (None), in batches that fit."""
+
+        def work(batch: int) -> list[Group]:
+            return self.drawing.draw(adapter, rows, batch, self.check)
+
+        images = sum(len(seeds) for _, seeds in rows)
+        groups, self.batch = within_memory(work, self.batch, images, self.tell)
+        return groups
+
     def score(
         self,
         adapter: AdapterName | None,
         images: int,
-        batch: int = 0,
         *,
         iteration: int = 0,
         see: Callable[[int, Group], None] = lambda place, group: None,
@@ -129,7 +143,8 @@ class HeldOut:
         mine = self.world.share(list(enumerate(evaluation_set(self.prompts, images))))
         scores, failures = [], []
         for part in _parts(mine, self.drawing.size):
-            groups = self.drawing.draw(adapter, [row for _, row in part], batch, self.check)
+            # memory that runs out is met here: what is judged is drawn, and no judge is asked twice
+            groups = self.draw(adapter, [row for _, row in part])
             for (i, _), group in zip(part, self.judged(groups), strict=True):
                 if isinstance(group, UserError):
                     failures.append(str(group))
@@ -153,11 +168,9 @@ class HeldOut:
         with Scoring(self.judges, self.drawing.policy.device, size, one_by_one=True) as scoring:
             return scoring.results(groups)
 
-    def measure(
-        self, adapter: AdapterName | None, images: int, weights: Mapping[str, float], batch: int = 0
-    ) -> Measurement:
+    def measure(self, adapter: AdapterName | None, images: int, weights: Mapping[str, float]) -> Measurement:
         """The mean of `images` images by a weighted sum of the judges' scores."""
-        return Measurement.of(self.score(adapter, images, batch).total(weights))
+        return Measurement.of(self.score(adapter, images).total(weights))
 
 
 def _parts(rows: Sequence[tuple[int, Row]], size: tuple[int, int]) -> Iterator[list[tuple[int, Row]]]:

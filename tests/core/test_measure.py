@@ -1,14 +1,17 @@
 """How a gain is measured: the same images for every adapter, from seeds that no training has seen."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from bright import Bright, Red
 from engine import SIZE, make_trainer, moved, quick
+from torch import Tensor
 
 from dgpo_core.common.distributed import World
 from dgpo_core.common.prompts import Prompt
+from dgpo_core.evaluation import held_out
 from dgpo_core.evaluation.held_out import Drawing, HeldOut, evaluation_set
 from dgpo_core.evaluation.scores import Measurement, evaluation_weights, total
 from dgpo_core.policy.pipeline import DiffusersPolicy
@@ -99,6 +102,37 @@ def test_the_share_of_many_processes_gives_the_same_number(policy: DiffusersPoli
     whole, parts = of(World("cpu")), [of(Of(rank)) for rank in (0, 1)]
     assert [part.n for part in parts] == [4, 2]
     assert sum(part.mean * part.n for part in parts) / 6 == pytest.approx(whole.mean, abs=1e-6)
+
+
+def test_where_memory_runs_out_no_judge_is_asked_twice_and_it_is_told_once(
+    policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Paid(Bright):
+        def score(self, images: Tensor, *about: Any) -> Tensor:
+            asked.append(len(images))
+            return super().score(images, *about)
+
+    real, left = policy.decode, [1]
+
+    def decode(latents: Tensor) -> Tensor:
+        """Another program has taken the memory after the first picture was judged."""
+        if len(latents) > 1 and not left:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        left.clear()
+        return real(latents)
+
+    monkeypatch.setattr(policy, "decode", decode)
+    monkeypatch.setattr(held_out, "PART", 1)  # every prompt is a part of its own
+    told: list[str] = []
+    measured = HeldOut.of(quick(), policy, HELD_OUT, {"bright": Paid()}, SIZE, World("cpu"), tell=told.append)
+    found = measured.score(None, 6)
+    assert asked == [2, 2, 2]
+    assert told == ["Out of memory with 2 samples at once: going on with 1."]
+    measured.score(None, 6)
+    assert len(told) == 1
+    assert len(found) == 6
 
 
 def test_the_gain_is_measured_by_the_reward_that_is_named_else_by_the_trained_sum() -> None:

@@ -148,7 +148,7 @@ def test_an_evaluation_leaves_out_what_cannot_be_scored_where_the_training_does(
     assert told == ["Warning: 1 prompts are left out of an evaluation. Reward 'picky' failed on sample 0 ('blue') with"
                     " ValueError: no blue, please."]  # fmt: skip
     watch = Watch({"picky": 1.0}, {"picky": 1.0}, ["picky"])
-    assert Evaluator(held_out, watch, 4, told.append).samples(0, None, PROMPTS).startswith(b"\x89PNG")
+    assert Evaluator(held_out, watch).samples(0, None, PROMPTS).startswith(b"\x89PNG")
     with pytest.raises(UserError, match="Nothing of an evaluation could be scored. Reward 'never' failed"):
         replace(held_out, judges={"never": Never()}).score(None, 4)
     with pytest.raises(UserError, match="no blue, please"):

@@ -189,7 +189,7 @@ def rising() -> dict[str, Any]:
     found = trainer(policy, config)
     rewards = [found.iterate().metrics["reward"] for _ in range(RISING)]
     told = {
-        name or "base": measured.measure(name, IMAGES, evaluation_weights(config), config.evaluation.batch).as_json()
+        name or "base": measured.measure(name, IMAGES, evaluation_weights(config)).as_json()
         for name in (None, "current")
     }
     policy.to("cpu")
