@@ -17,14 +17,14 @@ from dgpo_core.settings.gates import Gate
 class Iteration:
     """What one iteration did: its groups (this process's), its numbers for the log, seconds by phase, warnings.
 
-    informative: of each group, whether its rewards differ.
+    taught: by the places of all processes' groups, whether their rewards differ.
     """
 
     groups: list[Group]
     metrics: Mapping[str, float]
     seconds: Mapping[str, float]
     warnings: Sequence[str] = ()
-    informative: Sequence[bool] = ()
+    taught: Mapping[int, bool] = field(default_factory=dict)
 
     def without(self, skipped: Sequence[str]) -> "Iteration":
         """The same, with a count and a warning of groups that were left out, one problem for each."""

@@ -142,14 +142,20 @@ class Step:
             of_each = [uncond.select([i]) for i in range(len(uncond))] if len(uncond) > 1 else [None] * len(groups)
             tasks = self._tasks(places, groups, A, list(zip(conds, of_each, strict=True)), informative)
             everywhere = sum(self.world.gather([len(groups)]))
-            tally, norm = self._update(tasks, uncond, total=everywhere * self.settings.training.timesteps)
+            tally = self._accumulate(tasks, uncond, total=everywhere * self.settings.training.timesteps)
+            moves = self.world.any(bool(tasks))
+            norm = self._sum_gradients(tally) if moves else 0.0
+            # the last message of a step: a process that dies leaves the others before the step, or behind all of it
+            metrics, taught = self._metrics(places, groups, r, informative, tally, norm)
+            self.check()
+            if moves:
+                self.optimizer.step()
         self.advance()
-        metrics = self._metrics(groups, r, informative, tally, norm)
         if self.settings.training.kl_target:
             metrics["kl_weight"] = self.kl_weight
             self.kl_weight = next_weight(self.settings.training, self.kl_weight, metrics.get("kl"))
         warnings = [NOTHING_TO_LEARN] if metrics["informative"] == 0 else []
-        return Iteration(list(groups), metrics, watch.seconds, warnings, informative)
+        return Iteration(list(groups), metrics, watch.seconds, warnings, taught)
 
     def _recompute(self) -> str:
         """For a sample whose activations do not fit."""
@@ -203,8 +209,8 @@ class Step:
                 tasks.append(Task(groups[i], A_g, conds[i][0], level, seed_of_noise, conds[i][1]))
         return tasks
 
-    def _update(self, tasks: Sequence[Task], uncond: Cond, total: int) -> tuple[Tally, float]:
-        """Accumulate the gradient over all tasks and processes, then one clipped optimiser step."""
+    def _accumulate(self, tasks: Sequence[Task], uncond: Cond, total: int) -> Tally:
+        """Gives the adapter the gradient of this process's tasks."""
         t = replace(self.settings.training, kl_weight=self.kl_weight)
         # an old policy of the same weights still predicts otherwise where the current one has dropout: it has none
         same = self.old_is_current and not self.settings.dropout
@@ -218,21 +224,23 @@ class Step:
 
         samples = sum(len(task.group) for task in tasks)
         tally, self.micro_batch = within_memory(accumulate, self.micro_batch, samples, self.tell, self._recompute)
+        return tally
+
+    def _sum_gradients(self, tally: Tally) -> float:
+        """Adds up the gradients of all processes and clips them; returns their norm. Raises UserError where they are no
+        numbers."""
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters.values()]
-        if not self.world.any(bool(tasks)):
-            return tally, 0.0
         self.world.add_(gradients)
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), t.max_grad_norm or math.inf))
+        most = self.settings.training.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), most))
         if not math.isfinite(norm + tally.loss):
             raise UserError(
                 f"The loss or its gradient is not a finite number in iteration {self.iteration + 1}: lower training.lr,"
                 " training.beta or training.kl_weight; the state before this iteration is kept."
             )
-        self.check()
-        self.optimizer.step()
-        return tally, norm
+        return norm
 
     def advance(self) -> None:
         """Count the step and let the two moving averages follow."""
@@ -263,21 +271,28 @@ class Step:
         return self.policy.condition(prompts, self.settings.rollout.negative_prompt, self.size)
 
     def _metrics(
-        self, groups: Sequence[Group], r: Sequence[Tensor], informative: Sequence[bool], tally: Tally, norm: float
-    ) -> dict[str, float]:
-        """The numbers of the iteration over all processes."""
-        every = self.world.gather([(group.scores, r[i], informative[i]) for i, group in enumerate(groups)])
+        self,
+        places: Sequence[int],
+        groups: Sequence[Group],
+        r: Sequence[Tensor],
+        informative: Sequence[bool],
+        tally: Tally,
+        norm: float,
+    ) -> tuple[dict[str, float], dict[int, bool]]:
+        """The numbers of the iteration over all processes, and which groups taught something, see `Iteration`."""
+        scores = [group.scores for group in groups]
+        every = self.world.gather(list(zip(scores, r, places, informative, strict=True)))
         tallies = self.world.gather([tally])
-        rewards = [row for _, row, _ in every]
+        rewards, taught = [row for _, row, _, _ in every], {place: flag for _, _, place, flag in every}
         metrics = {
             "reward": torch.cat(rewards).mean().item(),
             "reward_std": torch.stack([row.std(correction=0) for row in rewards]).mean().item(),
-            "informative": sum(flag for _, _, flag in every) / len(every),
+            "informative": sum(flag for _, _, _, flag in every) / len(every),
         }
-        raw = [scores for scores, _, _ in every]
+        raw = [scores for scores, _, _, _ in every]
         for term in self.settings.reward:
             metrics |= reward_metrics(raw, term)
-        return {**metrics, **sum(tallies, Tally()).means(), "grad_norm": norm}
+        return {**metrics, **sum(tallies, Tally()).means(), "grad_norm": norm}, taught
 
     # --- state -------------------------------------------------------------------------------------------------------
 

@@ -80,12 +80,11 @@ class Trainer:
             with watch.phase("reward"):
                 scored, skipped = self._usable(mine, scoring.results(groups))
         if skipped and not self.world.any(bool(scored)):
-            self.turns.take(drawn, {}, self.world)
+            self.turns.take(drawn, {})
             return self._without_any(skipped, watch)
         self.empty_in_a_row = 0
-        places = [place for place, _ in scored]
-        done = self.step.learn([group for _, group in scored], places, watch)
-        self.turns.take(drawn, dict(zip(places, done.informative, strict=True)), self.world)
+        done = self.step.learn([group for _, group in scored], [place for place, _ in scored], watch)
+        self.turns.take(drawn, done.taught)
         return done.without(skipped) if skipped else done
 
     def _without_any(self, skipped: Sequence[str], watch: Stopwatch) -> Iteration:

@@ -47,8 +47,8 @@ class Turns(ABC):
     def ahead(self, iterations: range, world: World) -> Iterator[Prompt]:
         """Every prompt that these iterations may give this process, in order, some more than once."""
 
-    def take(self, drawn: Any, taught: Mapping[int, bool], world: World) -> None:  # noqa: B027 - it may learn nothing
-        """The iteration is done. taught: by the places of this process's prompts, whether their groups taught
+    def take(self, drawn: Any, taught: Mapping[int, bool]) -> None:  # noqa: B027 - it may learn nothing
+        """The iteration is done. taught: by the places of the prompts of all processes, whether their groups taught
         anything."""
 
     def state(self) -> dict[str, Any]:
@@ -97,9 +97,9 @@ class PassingOver(Turns):
                 numbers.append(number)
         return DrawnOf(tuple(self.stream.prompts[number] for number in numbers), tuple(numbers), taken, resting)
 
-    def take(self, drawn: "DrawnOf", taught: Mapping[int, bool], world: World) -> None:
+    def take(self, drawn: "DrawnOf", taught: Mapping[int, bool]) -> None:
         self.taken, self.resting = drawn.taken, dict(drawn.resting)
-        for place, flag in world.gather(list(taught.items())):
+        for place, flag in taught.items():
             _rest(self.resting, drawn.numbers[place], 0 if flag else self.pass_over)
 
     def ahead(self, iterations: range, world: World) -> Iterator[Prompt]:

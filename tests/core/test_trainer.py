@@ -155,6 +155,32 @@ def test_the_timestep_clip_holds_in_training(policy: DiffusersPolicy, monkeypatc
         make_trainer(policy, quick(rollout={"steps": 5}, training={"t_min": 0.99}))
 
 
+def test_nothing_is_asked_of_other_processes_between_the_optimisers_step_and_the_end(
+    policy: DiffusersPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that dies would part the step from its numbers: a checkpoint without its line in metrics.jsonl."""
+    world, seen = World("cpu"), []
+    trainer = make_trainer(policy, quick(data={"pass_over": 2}), world=world)
+
+    def spied(name: str) -> None:
+        real = getattr(world, name)
+
+        def message(value: Any) -> Any:
+            seen.append((name, weights(policy, "current"), trainer.iteration))
+            return real(value)
+
+        monkeypatch.setattr(world, name, message)
+
+    for name in ("gather", "any", "add_"):
+        spied(name)
+    before = weights(policy, "current")
+    done = trainer.iterate()
+    assert {name for name, _, _ in seen} == {"gather", "any", "add_"}
+    assert all(torch.equal(then, before) and step == 0 for _, then, step in seen)
+    assert not torch.equal(weights(policy, "current"), before)
+    assert done.taught == {0: True, 1: True}
+
+
 # --- groups that say nothing -----------------------------------------------------------------------------------------
 
 

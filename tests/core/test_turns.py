@@ -31,7 +31,7 @@ def played(turns: PassingOver, iterations: int, dull: str = "") -> list[str]:
     for _ in range(iterations):
         drawn = turns.next(0)  # it counts its own
         names = [prompt.text for prompt in drawn.prompts]
-        turns.take(drawn, {place: name not in dull for place, name in enumerate(names)}, World("cpu"))
+        turns.take(drawn, {place: name not in dull for place, name in enumerate(names)})
         came += names
     return came
 
