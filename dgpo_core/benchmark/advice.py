@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dgpo_core.benchmark.count import Phase
+from dgpo_core.evaluation.evaluator import SAMPLE_PROMPTS, SAMPLES_EACH
 from dgpo_core.settings.config import Config
 
 GIB = 2**30
@@ -15,6 +16,9 @@ RESERVE = 0.5 * GIB + GAPS
 """Bytes of a whole card that no tensor can have: the driver's context and torch's kernels, too. Assumed."""
 SHORT = {True: 1.05, False: 1.12}
 """By so much an H100 took more than was counted, with checkpointing and without."""
+
+SAMPLES = SAMPLE_PROMPTS * SAMPLES_EACH
+"""Pictures in samples/, which are drawn as an evaluation's are."""
 
 Counted = Mapping[str, Phase]
 Count = Callable[[Config], Counted]
@@ -40,6 +44,13 @@ def peak(counted: Counted) -> tuple[str, int]:
     """The phase that takes the most, and its bytes."""
     name = max(counted, key=lambda phase: counted[phase].bytes)
     return name, counted[name].bytes
+
+
+def evaluated_at_once(config: Config) -> int:
+    """The most images that an evaluation of the run, the last one among them, or samples/ draw at once."""
+    e = config.evaluation
+    most = max(e.images, e.final_images, SAMPLES)
+    return min(e.at_once or most, most)
 
 
 def make_fit(config: Config, counted: Counted, room: float, count: Count) -> tuple[Config, Counted, list[Change]]:
@@ -75,7 +86,7 @@ def _smaller(config: Config, phase: str) -> Iterator[tuple[str, int | bool]]:
     batches = {
         "draw": ("rollout.batch", config.rollout.at_once or whole),
         "decode": ("rollout.batch", config.rollout.at_once or whole),
-        "evaluation": ("evaluation.batch", config.evaluation.at_once or config.evaluation.images),
+        "evaluation": ("evaluation.batch", evaluated_at_once(config)),
     }
     if phase in batches:
         setting, batch = batches[phase]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from dgpo_core.benchmark.advice import GAPS, GIB, SHORT, Counted
+from dgpo_core.benchmark.advice import GAPS, GIB, SHORT, Counted, evaluated_at_once
 from dgpo_core.benchmark.cards import CARDS, Card, busy, find_card, waiting
 from dgpo_core.benchmark.count import Phase
 from dgpo_core.benchmark.iteration import count_without_weights
@@ -157,12 +157,12 @@ def _way(config: Config, room: float, count: Probe, card: Card) -> _Way:
         fits = min(_rows(draw, room / SHORT[True]), _decoded(decode, room / SHORT[True], together))
         drawn = _even(samples, min(fits, ROOMY * _enough(draw, card), MOST))
     looked = (drawn or samples) if config.evaluation.batch == AUTO else config.evaluation.at_once
-    images = config.evaluation.images or config.evaluation.final_images
+    looking = evaluated_at_once(replace(config, evaluation=replace(config.evaluation, batch=looked)))
     needs = max(
         counted["encode"].bytes * SHORT[True],
         _bytes(update, at_once) * short,
-        *(_bytes(draw, batch) * SHORT[True] for batch in (drawn or samples, min(looked or images, images or 1))),
-        _bytes(decode, min(max(drawn or samples, looked or images), together)) * SHORT[True],
+        *(_bytes(draw, batch) * SHORT[True] for batch in (drawn or samples, looking)),
+        _bytes(decode, min(max(drawn or samples, looking), together)) * SHORT[True],
     )
     config = replace(
         config,

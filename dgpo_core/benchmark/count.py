@@ -69,13 +69,15 @@ class Cost:
 
 @dataclass
 class Phase:
-    """What one phase took. peak: the most bytes that were live in it, by kind; forwards, backwards: of images."""
+    """What one phase took. peak: the most bytes that were live in it, by kind; forwards, backwards: of images; images:
+    of an evaluation, those that were drawn."""
 
     peak: dict[str, int] = field(default_factory=dict)
     kernels: Counter[Kernel] = field(default_factory=Counter)
     forwards: int = 0
     backwards: int = 0
     calls: int = 0
+    images: int = 0
 
     @property
     def bytes(self) -> int:

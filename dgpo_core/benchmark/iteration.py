@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dgpo_core.benchmark.advice import evaluated_at_once
 from dgpo_core.benchmark.count import Ledger, Phase
 from dgpo_core.benchmark.repeats import Repeats
 from dgpo_core.benchmark.weightless import META, Answers, attention_of, cuda_workspace, numbers_kept, standing_in
@@ -88,9 +89,9 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
         with ledger.phase("update"):  # all that is not one of the others
             trainer.iterate()
         _own_what_stays(trainer, ledger)
-        with _all_as("evaluation", ledger):
-            images = config.evaluation.images or config.evaluation.final_images
-            rows = [(prompts[0], list(range(min(config.evaluation.at_once or images, images))))]
+        with _all_as("evaluation", ledger) as phase:
+            phase.images = evaluated_at_once(config)
+            rows = [(prompts[0], list(range(phase.images)))]
             Drawing.of(policy, config, size).draw(config.evaluation.weights, rows)
     return {name: ledger.phases.get(name, Phase()) for name in PHASES}
 
@@ -203,10 +204,10 @@ def _by_phase(policy: DiffusersPolicy, ledger: Ledger) -> Iterator[None]:
 
 
 @contextmanager
-def _all_as(name: str, ledger: Ledger) -> Iterator[None]:
+def _all_as(name: str, ledger: Ledger) -> Iterator[Phase]:
     """Inside the block there is one phase."""
     with ledger.phase(name) as phase, standing_in(ledger, {"phase": lambda _: _same(phase)}):
-        yield
+        yield phase
 
 
 @contextmanager

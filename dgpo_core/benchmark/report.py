@@ -70,22 +70,27 @@ class Report:
         return peak(self.fitted)[1] <= self.room
 
     def seconds(self, counted: Counted) -> dict[str, float]:
-        """Seconds of one iteration by phase, and of one evaluation."""
+        """Seconds of one iteration by phase, and of one evaluation during the training."""
         if self.card is None:
             return {}
         found = {name: seconds(counted[name].kernels, self.card) for name in ITERATION}
-        images = self.config.evaluation.images
-        batch = min(self.config.evaluation.at_once or images, images) or 1
-        found["evaluation"] = seconds(counted["evaluation"].kernels, self.card) * images / batch
+        found["evaluation"] = self.config.evaluation.images * self._evaluated(counted["evaluation"], self.card)
         return found
 
+    @staticmethod
+    def _evaluated(phase: Phase, card: Card) -> float:
+        """Seconds of one image of an evaluation, drawn as many at once as were counted."""
+        return seconds(phase.kernels, card) / phase.images
+
     def hours(self, counted: Counted) -> float:
-        """Hours of a run, with its evaluations and the measurement before and after."""
+        """Hours of a run, with its evaluations and the measurement before and after; 0 without a card."""
+        if self.card is None:
+            return 0.0
         took, e = self.seconds(counted), self.config.evaluation
-        times = self.config.iterations // e.every if e.every else 0
+        times = (self.config.iterations - 1) // e.every if e.every else 0  # after the last one the final ones are
         images = times * e.images + 2 * e.final_images  # the base before, the adapter after
         whole = self.config.iterations * sum(took[name] for name in ITERATION)
-        return (whole + took["evaluation"] * images / (e.images or 1)) / 3600
+        return (whole + images * self._evaluated(counted["evaluation"], self.card)) / 3600
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for --json."""

@@ -69,6 +69,36 @@ def test_what_is_said_to_fit_fits_when_it_is_asked_again(tmp_path: Path, capsys:
     assert fit([*model, *batches, *changed, *vram], tmp_path)["fits"]
 
 
+CARD = ["--card", "RTX 4090", *FEW, "--iterations", "100"]
+
+
+def test_a_run_without_evaluations_can_be_counted_and_one_that_is_measured_at_its_ends_takes_longer(
+    tmp_path: Path,
+) -> None:
+    none = fit([*CARD, "--evaluation.images", "0", "--evaluation.final_images", "0"], tmp_path)
+    ends = fit([*CARD, "--evaluation.images", "0", "--evaluation.final_images", "512"], tmp_path)
+    assert none["seconds"]["evaluation"] == ends["seconds"]["evaluation"] == 0
+    looks = fit([*CARD, "--evaluation.every", "0", "--evaluation.images", "512"], tmp_path)["seconds"]["evaluation"]
+    assert (ends["hours"] - none["hours"]) * 3600 == pytest.approx(2 * looks)
+
+
+def test_the_largest_evaluation_is_the_one_that_must_fit(tmp_path: Path) -> None:
+    few, many = (
+        fit([*FEW, "--evaluation.batch", "0", "--evaluation.images", "4", "--evaluation.final_images", n], tmp_path)
+        for n in ("4", "400")
+    )
+    assert many["peak"]["bytes"] > 4 * few["peak"]["bytes"]
+
+
+def test_what_is_counted_before_a_change_takes_its_own_seconds(tmp_path: Path) -> None:
+    """An evaluation in smaller batches than were counted was taken for as many times as long."""
+    large = [*CARD, "--evaluation.batch", "64", "--model.quantize", "none", "--memory.offload"]
+    free = fit(large, tmp_path)
+    tight = fit([*large, "--vram", str((0.8 * free["peak"]["bytes"] + RESERVE) / GIB)], tmp_path)
+    assert "evaluation.batch" in [change["setting"] for change in tight["changes"]]
+    assert tight["seconds"] == pytest.approx(free["seconds"])
+
+
 def _option(setting: str, value: object) -> list[str]:
     return [f"--{setting}"] if value is True else [f"--{setting}", str(value)]
 
