@@ -43,11 +43,26 @@ def require_writable(path: str | Path) -> None:
     path = Path(path)
     if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         raise UserError(f"Cannot write {path}: it is a folder.")
+    try:
+        _try_to_write(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"Cannot write {path}: {reason(error)}.") from error
+
+
+def require_place_for(folder: Path) -> None:
+    """Raises UserError where a folder could not be made, or nothing written into it; makes nothing."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    try:
+        _try_to_write(there / "new")
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {folder}: {reason(error)}.") from error
+
+
+def _try_to_write(path: Path) -> None:
+    """Makes and removes a file of another name in the same folder."""
     probe = _beside(path)
     try:
         probe.touch()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UserError(f"Cannot write {path}: {reason(error)}.") from error
     finally:
         with contextlib.suppress(OSError, ValueError):
             probe.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from dgpo_core.common.errors import UserError
-from dgpo_core.common.files import TEMPORARY, reason, write_atomic
+from dgpo_core.common.files import TEMPORARY, reason, require_place_for, write_atomic
 from dgpo_core.common.reading import parse_json, read_bytes, require_ordinary
 from dgpo_core.runs.checkpoint import best_checkpoint, checkpoints
 from dgpo_core.runs.tracking import Tracking, require
@@ -63,11 +63,12 @@ class Run:
 
     @staticmethod
     def check(config: Config) -> None:
-        """Raises the UserError that `open` would, before a model is loaded; writes nothing."""
+        """Raises the UserError that `open` would, before a model is loaded; leaves nothing behind."""
         folder = Path(config.output, config.name)
         require(config.track)
         if not config.resume:
             _refuse_occupied(folder)
+            require_place_for(folder)
         elif not os.path.isdir(folder):
             raise UserError(f"There is no run to resume in {folder}: check --name and --output, or leave out --resume.")
         elif os.path.exists(folder / "config.yaml"):

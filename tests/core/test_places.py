@@ -65,6 +65,23 @@ def test_where_a_file_cannot_be_written_is_known_and_what_is_there_stays(tmp_pat
     assert [path.read_text() for path in tmp_path.iterdir()] == ["kept"]
 
 
+def test_a_training_loads_nothing_for_an_output_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "open_session", work)
+    with pytest.raises(Worked):
+        train.main(["--model.device", "cpu"])
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert train.main(["--model.device", "cpu"]) == 2
+    folder = Path("runs", "quickstart")
+    assert capsys.readouterr().err == f"error: Cannot make the folder {folder}: read-only file system.\n"
+
+
 LONG = "a" * 300
 
 
