@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dgpo_core.benchmark.auto import decided
 from dgpo_core.common import patience
 from dgpo_core.common.distributed import World, together
-from dgpo_core.common.errors import Interrupted, UserError
+from dgpo_core.common.errors import Diverged, Interrupted, UserError
 from dgpo_core.common.files import write_atomic
 from dgpo_core.common.pictures import png, reward_curve
 from dgpo_core.common.prompt_syntax import syntax_warning
@@ -192,8 +192,11 @@ def _iterate(session: Session, run: Run | None) -> None:
     except (Interrupted, UserError) as ending:
         session.world.leave(ending)  # nobody waits for the checkpoint
         if run:
-            _checkpoint(session, run)
-            say(f"Stopped after iteration {trainer.iteration} of {config.iterations}; --resume goes on from there.")
+            kept = not isinstance(ending, Diverged)
+            if kept:
+                _checkpoint(session, run)
+            after = "--resume goes on from there" if kept else "its weights are not kept"
+            say(f"Stopped after iteration {trainer.iteration} of {config.iterations}; {after}.")
         raise
 
 

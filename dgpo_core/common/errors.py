@@ -18,6 +18,10 @@ class Exhausted(UserError):
     """There is no more of something, whichever sample asks: leaving one out does not help."""
 
 
+class Diverged(UserError):
+    """The weights draw no pictures any more: whoever went on from them would fail at once, again and again."""
+
+
 class Elsewhere(UserError):
     """What another process of the run has told, or is about to tell: this one ends without a word."""
 

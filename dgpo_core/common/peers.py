@@ -14,20 +14,20 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from dgpo_core.common.errors import Elsewhere, Interrupted, UserError, out_of_memory
+from dgpo_core.common.errors import Diverged, Elsewhere, Interrupted, UserError, out_of_memory
 
 FOR_EVER = datetime.timedelta(days=3650)
 """How long one process waits for another: the connection tells of one that died, and a slow one is waited for."""
 LENGTH = 4096  # bytes of the message, padded
 SOON = 10.0  # seconds in which the reason for a broken connection arrives
 
-DONE, STOPPED, FAILED, FOLLOWED, GONE = "done", "stopped", "failed", "followed", "gone"
+DONE, STOPPED, FAILED, DIVERGED, FOLLOWED, GONE = "done", "stopped", "failed", "diverged", "followed", "gone"
 
 
 @dataclass(frozen=True)
 class News:
-    """How process `rank` left: `DONE`, `STOPPED` by the user, `FAILED` and why, `FOLLOWED` one that did, or `GONE`
-    without a word."""
+    """How process `rank` left: `DONE`, `STOPPED` by the user, `FAILED` and why, `DIVERGED` likewise, `FOLLOWED`
+    one that did, or `GONE` without a word."""
 
     rank: int
     how: str
@@ -37,8 +37,9 @@ class News:
         """What it means for this process, of `size`."""
         if self.how == STOPPED:
             return Interrupted()
-        if self.how == FAILED:
-            return UserError(f"In process {self.rank} of {size}: {self.why}")
+        if self.how in (FAILED, DIVERGED):
+            kind = Diverged if self.how == DIVERGED else UserError
+            return kind(f"In process {self.rank} of {size}: {self.why}")
         return UserError(f"Process {self.rank} of {size} is gone: it was killed, or the machine had no memory left.")
 
 
@@ -52,7 +53,7 @@ def how_it_left(error: BaseException | None) -> tuple[str, str]:
         return STOPPED, ""
     cause = out_of_memory(error) or error
     why = str(cause) if isinstance(cause, UserError) else f"{type(error).__name__}: {error}"
-    return FAILED, why
+    return DIVERGED if isinstance(error, Diverged) else FAILED, why
 
 
 class Peers:

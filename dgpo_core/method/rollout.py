@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dgpo_core.common.errors import UserError
+from dgpo_core.common.errors import Diverged, UserError
 from dgpo_core.common.group import Group
 from dgpo_core.common.prompts import Prompt
 from dgpo_core.common.reading import shown
@@ -65,7 +65,7 @@ def _require_numbers(group: Group) -> None:
     """Raises UserError for pictures that hold no numbers, for which a reward would be blamed."""
     prompt = shown(repr(group.prompt.text), 60)
     if not group.latents.isfinite().all():
-        raise UserError(
+        raise Diverged(
             f"What was drawn for {prompt} is no picture (its latents are NaN or infinite): the weights have grown too"
             " large; lower training.lr or the LoRA's strength and go on from an earlier state, or take model.dtype"
             " float32 where the untrained model draws so."

@@ -121,3 +121,11 @@ def test_a_bug_in_one_process_is_shown_there_and_told_by_the_first(sd3_folder: P
     assert "error: In process 1 of 2: ZeroDivisionError: a bug" in told
     assert "Traceback" not in told
     assert "ZeroDivisionError: a bug" in trace
+
+
+def test_weights_that_draw_nothing_on_another_process_are_kept_by_none(sd3_folder: Path, tmp_path: Path) -> None:
+    what = 'from dgpo_core.common.errors import Diverged; raise Diverged("no picture.")'
+    codes, told = together(tmp_path, failing(tmp_path, sd3_folder, 1, what), 2)
+    assert codes == [2, 2]
+    assert told == ["error: In process 1 of 2: no picture."]
+    assert checkpoints(tmp_path) == []

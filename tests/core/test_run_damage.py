@@ -5,14 +5,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from engine import write_quick
 
+from dgpo_core.common.group import Group
 from dgpo_core.evaluation.alarm import Alarm
 from dgpo_core.evaluation.evaluator import Watch
 from dgpo_core.evaluation.scores import Evaluation
+from dgpo_core.method.step import Step
 from dgpo_core.policy.lora import file as lora_file
 from dgpo_core.rewards.taste.features import BuiltIn
 from dgpo_core.rewards.taste.model import Agreement, Taste
@@ -53,6 +56,31 @@ def resume() -> int:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_draw_nothing_are_kept_by_no_checkpoint(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run would go on from them, fail at once, and keep them once more in the place of a checkpoint before."""
+    real, before = Step.draw, sorted(path.name for path in (run / "checkpoints").iterdir())
+
+    def draw(step: Step, *about: Any) -> list[Group]:
+        if step.iteration == 3:
+            for parameter in step.policy.adapter_state("current").values():
+                parameter.detach().fill_(float("nan"))
+        return real(step, *about)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "draw", draw)
+        assert main(["--config", "quick.yaml", "--resume", "--iterations", "5", "--checkpoint.every", "9"]) == 2
+    told = capsys.readouterr()
+    assert "Stopped after iteration 3 of 5; its weights are not kept." in told.out
+    assert "is no picture" in told.err
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
+    assert main(["--config", "quick.yaml", "--resume", "--iterations", "5"]) == 0
 
 
 # --- metrics.jsonl ---------------------------------------------------------------------------------------------------
