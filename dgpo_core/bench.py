@@ -224,7 +224,7 @@ class Bench:
     def iterations(self, G: int, P: int) -> dict[str, Any]:
         """Time iterations of P groups of G samples, each next to its bare forwards and backwards."""
         trainer = self.trainer(G, P)
-        bare = Bare(trainer, self.sync)
+        bare = Bare(trainer)
         trainer.iterate()  # the first one warms up, and has no old policy to compare with
         bare.run(1.0)
         whole, least, done = [], [], []
@@ -269,7 +269,7 @@ def taking_a_core() -> Iterator[None]:
 class Bare:
     """The forwards and backwards of one iteration, on random input, and nothing else."""
 
-    def __init__(self, trainer: Trainer, sync: Callable[[], None]) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         config, self.policy = trainer.config, trainer.policy
         # a benchmark loads diffusers' models alone, whose solvers know how often they call
         self.solver = cast(SchedulerSolver, trainer.step.solver)

@@ -62,7 +62,7 @@ def read(argv: Sequence[str] | None = None) -> FitConfig:
     if first.card:
         find_card(first.card)
     base = load_preset(first.preset or PRESETS.get(first.random, "quickstart"), Config())
-    if not base.data.prompts:  # how many tokens a prompt has does not depend on its words
+    if not base.data.prompts:  # the embedded ones stand in for prompts that are not written yet
         base = replace(base, data=replace(base.data, prompts=EMBEDDED))
     given = read_arguments(FitConfig, argv, PROG, description, FitConfig(settings=base))
     check_ranges(given)

@@ -52,13 +52,15 @@ def with_pictures(prompts: Sequence[Prompt], policy: Policy, size: tuple[int, in
     return [prompt if prompt.sources else replace(prompt, sources=black) for prompt in prompts]
 
 
-def pictures_brought(policy: Policy, config: Config) -> int:
-    """How many pictures the prompts of the settings bring, of those that the policy can take. Raises UserError for
-    prompts that cannot be read."""
-    most = policy.sources[1]
-    if not most or not (config.data.prompts or config.data.text or config.groups):
-        return 0
-    return min(most, max(len(prompt.sources) for prompt in training_prompts(config, rated_groups(config))))
+def largest_prompts(policy: Policy, config: Config, size: tuple[int, int]) -> list[Prompt]:
+    """One for each group, as long as the longest that the settings name (some models take a text as it is, others fill
+    it up), with as many pictures as any of theirs brings. Raises UserError for prompts that cannot be read."""
+    known = [Prompt("no")]
+    if config.data.prompts or config.data.text or config.groups:
+        known = training_prompts(config, rated_groups(config))
+    longest = max((prompt.text for prompt in known), key=len)
+    texts = [Prompt(f"{longest} {i}") for i in range(config.data.groups_per_iteration)]
+    return with_pictures(texts, policy, size, min(policy.sources[1], max(len(prompt.sources) for prompt in known)))
 
 
 def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, int], ledger: Ledger) -> dict[str, Phase]:
@@ -67,8 +69,7 @@ def count_iteration(policy: DiffusersPolicy, config: Config, size: tuple[int, in
     size: height and width in pixels. ledger: of the policy's device.
     """
     config = replace(config, reward=(ANY,), training=replace(config.training, lr=1e-12))
-    texts = [Prompt(f"no {i}") for i in range(config.data.groups_per_iteration)]
-    prompts = with_pictures(texts, policy, size, pictures_brought(policy, config))
+    prompts = largest_prompts(policy, config, size)
     with _by_phase(policy, ledger), ledger:
         if policy.offload:  # they have been loaded there; a policy without storage is made on the device in whole
             policy.text_encoders_to("cpu")

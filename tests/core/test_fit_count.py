@@ -118,6 +118,18 @@ def test_pictures_that_prompts_bring_are_counted(family: str, tmp_path: Path) ->
     assert found["draw"].flops > 1.3 * alone["draw"].flops
 
 
+def test_the_longest_prompt_is_counted_by_models_that_take_a_text_as_it_is() -> None:
+    family = "qwenimage"
+    config = from_dict({"data": {"text": "red\n" + "red blue " * 20 + "\nblue"}}, SETTINGS)
+    real, found = really(family, torch.float32, KEPT, config), counted(family, torch.float32, KEPT, config)
+    short = counted(family, torch.float32, KEPT, from_dict({"data": {"text": "red"}}, SETTINGS))
+    for name in PHASES:
+        assert found[name].bytes == pytest.approx(real[name].bytes, rel=0.1), name
+        assert found[name].flops == real[name].flops, name
+    assert found["update"].flops > 1.1 * short["update"].flops
+    assert found["update"].peak["activations"] > short["update"].peak["activations"]
+
+
 @pytest.mark.parametrize("solver", ["ddim", "plms", "dpmpp_2m", "unipc"])
 def test_every_solver_of_noise_models_can_be_counted(solver: str) -> None:
     config = engine.quick(rollout={"solver": solver, "steps": 4}, evaluation={"steps": 4})

@@ -17,7 +17,7 @@ CARD = CARDS["RTX 4090"]  # 165 TFLOP/s, of which 40 % are reached
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVENING)
 def test_an_evening_is_at_most_a_minute_an_iteration_and_two_hours(name: str) -> None:
-    config = from_dict({"data": {"prompts": EMBEDDED}}, load_preset(name))  # the words of prompts cost nothing
+    config = from_dict({"data": {"prompts": EMBEDDED}}, load_preset(name))  # a preset names none
     report = Report.of(config, "", CARD, 0)
     took = report.seconds(report.fitted)
     assert report.fits
