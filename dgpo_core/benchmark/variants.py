@@ -235,6 +235,7 @@ VARIANTS: Mapping[str, Variant] = {
     "no_reference": _training("no reference, no KL", kl_weight=0.0, reference="old", ema_fast_max=0.0),
     "moving_reference": _training("moving reference", reference="old", beta=2000.0),
     "global_std": _training("deviation of all", advantage_std="global"),
+    "clip_5e-3": _training("gradient norm 0.005", max_grad_norm=5e-3),
     "two_halves": _training("two steps, half the groups each", TwoHalves),
     "two_epochs": _training("two steps on all", TwoEpochs),
     "two_epochs_clip": _training("two steps on all, clip 0.01", TwoEpochs, clip=0.01),
