@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 
 from dgpo_core.benchmark import random_parts as parts
 from dgpo_core.policy.loading.tensors import cast
@@ -15,15 +15,6 @@ _WAN = {  # huggingface.co/Wan-AI/Wan2.1-T2V-1.3B-Diffusers, transformer/config.
     "num_layers": 30,
     "num_attention_heads": 12,
     "ffn_dim": 8960,
-}
-_UMT5_XXL = {  # text_encoder/config.json
-    "vocab_size": 256384,
-    "d_model": 4096,
-    "d_ff": 10240,
-    "d_kv": 64,
-    "num_heads": 64,
-    "num_layers": 24,
-    "feed_forward_proj": "gated-gelu",
 }
 
 
@@ -44,15 +35,6 @@ def _wan(dtype: torch.dtype, device: torch.device | str, config: dict[str, Any])
         transformer=parts.backbone(WanTransformer3DModel, config, dtype, device),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
-        text_encoder=_umt5(dtype, device),
+        text_encoder=parts.t5(dtype, device, UMT5EncoderModel, words=256384),
         tokenizer=parts.tokenizer(512),
     )
-
-
-def _umt5(dtype: torch.dtype, device: torch.device | str) -> UMT5EncoderModel:
-    """The encoder of UMT5-XXL; with storage, of its width with one layer of one head."""
-    small = {"d_model": 4096, "d_ff": 64, "d_kv": 64, "num_heads": 1, "num_layers": 1}
-    place = parts.place_of(device)
-    config = _UMT5_XXL if place.type == "meta" else {"vocab_size": len(parts.tokenizer(512)), **small}
-    with place:
-        return UMT5EncoderModel(UMT5Config(**config)).to(dtype)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import CLIPTextConfig, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, T5EncoderModel
 
 from dgpo_core.demo.text import make_tokenizer
 from dgpo_core.policy.loading.tensors import cast
@@ -73,8 +73,7 @@ _CLIP = {  # of SDXL base 1.0 (and of SD2.1: 1024), text_encoder*/config.json: l
     1024: (23, 16, 4096, "gelu"),
     1280: (32, 20, 5120, "gelu"),
 }
-_T5_XXL = {  # text_encoder_2/config.json of FLUX.1-dev
-    "vocab_size": 32128,
+_T5_XXL = {  # text_encoder_2/config.json of FLUX.1-dev; text_encoder/config.json of Wan 2.1, but for its words
     "d_model": 4096,
     "d_ff": 10240,
     "d_kv": 64,
@@ -106,10 +105,11 @@ def clip(cls: type, width: int, dtype: torch.dtype, device: torch.device | str, 
         return cls(config).to(dtype)
 
 
-def t5(dtype: torch.dtype, device: torch.device | str) -> T5EncoderModel:
-    """The encoder of T5-XXL; with storage, of its width with one layer of one head."""
+def t5(dtype: torch.dtype, device: torch.device | str, cls: Any = T5EncoderModel, words: int = 32128) -> Any:
+    """The encoder of T5-XXL, or of another class and vocabulary; with storage, of its width with one layer of one
+    head."""
     small = {"d_model": 4096, "d_ff": 64, "d_kv": 64, "num_heads": 1, "num_layers": 1}
     place = place_of(device)
-    config = _T5_XXL if place.type == "meta" else {"vocab_size": len(tokenizer(512)), **small}
+    config = {"vocab_size": words, **_T5_XXL} if place.type == "meta" else {"vocab_size": len(tokenizer(512)), **small}
     with place:
-        return T5EncoderModel(T5Config(**config)).to(dtype)
+        return cls(cls.config_class(**config)).to(dtype)

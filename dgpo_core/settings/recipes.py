@@ -35,9 +35,9 @@ GROUPS, GROUP_SIZE = 4, 8
 def kind_in_comfyui(name: str) -> str:
     """The kind of a MODEL by what ComfyUI calls its model (ZImage, WAN21_T2V, Flux2): the family, or one that it is
     like, whose name it begins with; else the name."""
-    known = {**dict(zip(PRESETS, PRESETS, strict=True)), **_ALIKE}
-    begins = [start for start in known if name.lower().startswith(start)]
-    return known[max(begins, key=len)] if begins else name
+    begins = [start for start in (*PRESETS, *_ALIKE) if name.lower().startswith(start)]
+    kind = max(begins, key=len, default=name)
+    return _ALIKE.get(kind, kind)
 
 
 def recipe(kind: str, people: bool) -> Config:

@@ -7,40 +7,24 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from tiny_parts import tokenizer
+from tiny_parts import film_vae, tokenizer
 from transformers import UMT5Config, UMT5EncoderModel
 
 
 def wan(folder: Path, **scheduler: Any) -> WanPipeline:
     """Wan 2.1; CLIP's tokenizer stands in for UMT5's."""
-    own_vae = AutoencoderKLWan(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.5, 2.0, 1.0, 0.5],
-        scale_factor_spatial=2,
-    )
-    return _pipeline(folder, own_vae, scheduler)
+    return _pipeline(folder, film_vae(AutoencoderKLWan, scale_factor_spatial=2), scheduler)
 
 
 def wan22(folder: Path, **scheduler: Any) -> WanPipeline:
     """Wan 2.2 TI2V-5B, whose VAE takes 2 x 2 pixels for one, and whose network is told the time of each patch."""
-    own_vae = AutoencoderKLWan(
-        base_dim=8,
+    own_vae = film_vae(
+        AutoencoderKLWan,
         decoder_base_dim=16,
-        z_dim=4,
-        dim_mult=[1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False],
         is_residual=True,
         in_channels=12,
         out_channels=12,
         patch_size=2,
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.5, 2.0, 1.0, 0.5],
         scale_factor_spatial=4,
     )
     return _pipeline(folder, own_vae, scheduler, expand_timesteps=True)

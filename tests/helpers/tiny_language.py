@@ -24,7 +24,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from tiny_parts import clip, t5, talking, tokenizer, vae
+from tiny_parts import clip, film_vae, t5, talking, tokenizer, vae
 from transformers import (
     CLIPTextModelWithProjection,
     Gemma2Config,
@@ -100,20 +100,11 @@ def qwenimage(folder: Path, **scheduler: Any) -> QwenImagePipeline:
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
     }  # fmt: skip
     sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
-    own_vae = AutoencoderKLQwenImage(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.5, 2.0, 1.0, 0.5],
-    )
     dynamic = {"shift": 1.0, "use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 256}
     return QwenImagePipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(**{**dynamic, "shift_terminal": 0.02, "max_shift": 0.9, **scheduler}),
-        vae=own_vae,
+        vae=film_vae(AutoencoderKLQwenImage),
         text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=sight)),
         tokenizer=tok,
     )

@@ -49,6 +49,22 @@ def t5(words: int) -> T5EncoderModel:
     return T5EncoderModel(config)
 
 
+def film_vae(cls: type, **changes: Any) -> Any:
+    """A VAE of films of 4 channels, which halves once."""
+    return cls(
+        **{
+            "base_dim": 8,
+            "z_dim": 4,
+            "dim_mult": [1, 1],
+            "num_res_blocks": 1,
+            "temperal_downsample": [False],
+            "latents_mean": [0.1, -0.2, 0.3, 0.0],
+            "latents_std": [1.5, 2.0, 1.0, 0.5],
+            **changes,
+        }
+    )
+
+
 def vae(channels: int, shift: float | None = None) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
